@@ -1,0 +1,107 @@
+"""Seconds of named phases, with no opinion on what is measured.
+
+A step's timeline is covered without a gap: what lies inside a phase is that phase's, what lies between phases is
+`residual`. Marks are taken, never resolved, while the measured code runs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Protocol
+
+import torch
+
+Mark = Any
+
+
+class Clock(Protocol):
+    def mark(self) -> Mark: ...
+    def seconds(self, start: Mark, end: Mark) -> float: ...
+    def settle(self) -> None:
+        """Until every mark taken so far can be resolved."""
+
+
+class CpuClock:
+    def mark(self) -> int:
+        return time.perf_counter_ns()
+
+    def seconds(self, start: int, end: int) -> float:
+        return (end - start) * 1e-9
+
+    def settle(self) -> None:
+        pass
+
+
+class CudaClock:
+    """Events on the current stream: no synchronisation between phases, so that overlap stays what it is."""
+
+    def mark(self) -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
+
+    def seconds(self, start: torch.cuda.Event, end: torch.cuda.Event) -> float:
+        return float(start.elapsed_time(end)) * 1e-3
+
+    def settle(self) -> None:
+        torch.cuda.synchronize()
+
+
+def clock_for(device: torch.device) -> Clock:
+    return CudaClock() if device.type == "cuda" else CpuClock()
+
+
+class _Span:
+    def __init__(self, stopwatch: Stopwatch, name: str) -> None:
+        self.stopwatch, self.name = stopwatch, name
+
+    def __enter__(self) -> None:
+        self.start = self.stopwatch.clock.mark()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stopwatch.spans.append((self.name, self.start, self.stopwatch.clock.mark()))
+
+
+class Stopwatch:
+    """Pass it as `phase`; wrap each step in `step()`; read `laps()` after the loop."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.spans: list[tuple[str, Mark, Mark]] = []
+        self.steps: list[tuple[Mark, Mark, list[tuple[str, Mark, Mark]]]] = []
+
+    def __call__(self, name: str) -> _Span:
+        return _Span(self, name)
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        self.spans = []
+        start = self.clock.mark()
+        yield
+        self.steps.append((start, self.clock.mark(), self.spans))
+
+    def laps(self) -> list[dict[str, float]]:
+        """Seconds of every phase that ran, step by step; `step` is its whole and `residual` what no phase held.
+
+        A phase that did not run is absent.
+        """
+        self.clock.settle()
+        laps = []
+        for start, end, spans in self.steps:
+            lap: defaultdict[str, float] = defaultdict(float)
+            at = start
+            for name, opened, closed in spans:
+                lap["residual"] += self.clock.seconds(at, opened)
+                lap[name] += self.clock.seconds(opened, closed)
+                at = closed
+            lap["residual"] += self.clock.seconds(at, end)
+            lap["step"] = self.clock.seconds(start, end)
+            laps.append(dict(lap))
+        self.steps = []
+        return laps

@@ -1,0 +1,89 @@
+"""What training does and what serving does, side by side.
+
+    training    forward  loss  backward  optimizer      every position at once, all of it kept for backward
+    inference   forward                                 every position of the prompt at once (prefill), then
+                forward                                 one position at a time on what the cache kept (decode)
+
+Both lives call the same `model`. Whoever wants to know what a phase costs passes `phase`; nothing here knows how.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from isoforward.model import GPT, KVCache
+
+Phase = Callable[[str], AbstractContextManager[object]]
+
+_nothing = nullcontext()
+
+
+def unmeasured(name: str) -> AbstractContextManager[object]:
+    return _nothing
+
+
+def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """logits (B, T, V), targets (B, T) to the mean cross-entropy in nats, (); in fp32 whatever the logits are."""
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+
+def train_step(
+    model: nn.Module,
+    optimizer: Optimizer,
+    tokens: Tensor,
+    targets: Tensor,
+    *,
+    accumulate: int = 1,
+    clip: float | None = None,
+    backward: Callable[[Tensor], object] = Tensor.backward,
+    phase: Phase = unmeasured,
+) -> tuple[Tensor, Tensor]:
+    """One optimizer step on tokens, targets (B, T), cut into `accumulate` micro-batches.
+
+    Gives the loss and the norm of the gradient before clipping, both (). A gradient that is not finite raises
+    RuntimeError before the weights are touched.
+    """
+    total = torch.zeros((), device=tokens.device)
+    for x, y in zip(tokens.chunk(accumulate), targets.chunk(accumulate), strict=True):
+        with phase("forward"):
+            logits = model(x)  # (B, T, V)
+        with phase("loss"):
+            loss = next_token_loss(logits, y) / accumulate  # ()
+            del logits
+        with phase("backward"):
+            backward(loss)
+        total += loss.detach()
+    with phase("optimizer"):
+        norm = nn.utils.clip_grad_norm_(
+            model.parameters(), float("inf") if clip is None else clip, error_if_nonfinite=True
+        )
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return total, norm
+
+
+@torch.inference_mode()
+def prefill(model: GPT, tokens: Tensor, cache: KVCache, *, phase: Phase = unmeasured) -> Tensor:
+    """The prompt (B, T) in one forward; logits of its last position, (B, V): serving needs no other."""
+    with phase("prefill"):
+        return model.head(model.trunk(tokens, cache)[:, -1])
+
+
+@torch.inference_mode()
+def decode(model: GPT, token: Tensor, cache: KVCache, *, phase: Phase = unmeasured) -> Tensor:
+    """One more token (B, 1) in one forward over the cached past; logits of the next, (B, V)."""
+    with phase("decode"):
+        return model.head(model.trunk(token, cache)[:, -1])
+
+
+@torch.inference_mode()
+def decode_uncached(model: GPT, tokens: Tensor, *, phase: Phase = unmeasured) -> Tensor:
+    """The same logits (B, V) with nothing kept: the whole text so far (B, T) goes through the forward again."""
+    with phase("decode"):
+        return model.head(model.trunk(tokens)[:, -1])
