@@ -30,3 +30,11 @@ class StorageFailed(Refusal):
     """Something could not be written; what was there before still is."""
 
     exit_code = 5
+
+
+class Stopped(Refusal):
+    """A signal ended the run; what it had done is kept."""
+
+    def __init__(self, signal_number: int, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number

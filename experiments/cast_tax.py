@@ -1,0 +1,97 @@
+"""What do weight casts cost in both lives: autocast, masters cast on the fly, weights cast beforehand?
+
+Activations are bf16 in all three. Autocast keeps a cache of cast weights, which inference_mode takes away from it.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+
+import torch
+
+from isoforward import steps, units
+from isoforward.compare import only
+from isoforward.config import ExperimentConfig
+from isoforward.entry import run
+from isoforward.errors import BadInput
+from isoforward.estimates import ratio
+from isoforward.experiment import ask
+from isoforward.measure import Case, Laps, batch_of, master_of, record, row, spent, timed
+from isoforward.model import GPT, KVCache
+from isoforward.results import Results, Row
+
+WAYS = ("autocast", "cast on the fly", "cast beforehand")
+PHASES = (("training", "forward", "step"), ("inference", "forward", "step"), ("inference", "decode", "token"))
+DECODED = 16
+
+
+def model_for(case: Case, way: str) -> GPT:
+    model = master_of(case)
+    if way == "autocast":
+        model.dtype = torch.float32
+    if way == "cast beforehand":
+        model = model.to(torch.bfloat16)
+    return model
+
+
+def candidate(case: Case, way: str) -> Callable[[], dict[str, float]]:
+    model = model_for(case, way)
+    tokens, targets = batch_of(case)
+    casting = torch.autocast(case.device, dtype=torch.bfloat16, enabled=way == "autocast")
+    # attention gives autocast's keys and values in bf16, whatever the model's dtype
+    cache = KVCache(case.model, batch=1, capacity=case.prompt + 1, dtype=torch.bfloat16, device=case.device)
+    cache.slots.zero_()
+
+    def train() -> None:
+        with casting:
+            steps.next_token_loss(model.train()(tokens), targets)
+
+    @torch.inference_mode()
+    def serve() -> None:
+        with casting:
+            model.eval()(tokens)
+
+    def decode() -> None:
+        with casting:
+            for _ in range(DECODED):
+                cache.length = case.prompt
+                steps.decode(model, tokens[:1, :1], cache)
+
+    return lambda: {
+        "training forward": spent(case, train),
+        "inference forward": spent(case, serve),
+        "inference decode": spent(case, decode) / DECODED,
+    }
+
+
+def measure(packed: dict) -> str:
+    case = Case.unpack(packed["case"])
+
+    def tell(laps: Laps, cold: Laps) -> Iterator[Row]:
+        for way in WAYS:
+            for life, phase, per in PHASES:
+                samples = [lap[f"{life} {phase}"] for lap in laps[way]]
+                executions = DECODED if phase == "decode" else 1
+                conditions = case.training(weights=way, executions=executions)
+                yield row(case, life=life, phase=phase, per=per, **timed(samples), conditions=conditions)
+
+    return record(packed, {way: candidate(case, way) for way in WAYS}, tell)
+
+
+def answer(results: Results) -> str:
+    told = []
+    for life, phase, _ in PHASES:
+        base = only(results, life=life, phase=phase, weights="cast beforehand")
+        taxed = [only(results, life=life, phase=phase, weights=way) for way in WAYS[:2]]
+        autocast, flying = (units.times(ratio(one.samples, base.samples).value) for one in taxed)
+        told.append(f"{life} {phase}: autocast {autocast}, on the fly {flying}")
+    return f"Against weights cast beforehand: {'; '.join(told)}."
+
+
+def main(config: ExperimentConfig) -> None:
+    if config.precision != "bf16":
+        raise BadInput(f"precision={config.precision}: only precision=bf16 has casts to ask about")
+    ask(config, "cast_tax", "cast_tax:measure", answer)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, "cast_tax", ExperimentConfig))

@@ -1,0 +1,100 @@
+"""Where does the memory of a training step go, over batch, length, checkpointing, precision and optimizer, and what is
+left of it when the same weights are served?
+
+Every case is a process of its own; a case that fails is a row with its reason, and the others go on.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from isoforward import units
+from isoforward.both_lives import account_rows, decoding
+from isoforward.compare import only, select
+from isoforward.config import ExperimentConfig, OptimConfig
+from isoforward.entry import claim, run
+from isoforward.errors import BadInput
+from isoforward.experiment import case_of, command_line, tell
+from isoforward.hardware import environment
+from isoforward.isolate import Failed
+from isoforward.ledger import InferenceCase, TrainingCase, account
+from isoforward.measure import Case, row
+from isoforward.results import Results, Row, write
+
+
+def sweep(case: Case) -> Iterator[tuple[str, Case]]:
+    """The case itself, then each setting changed alone."""
+    yield "as it is", case
+    if case.batch > 1:
+        yield "half the batch", dataclasses.replace(case, batch=case.batch // 2)
+    if case.length > 1:
+        yield "half the length", dataclasses.replace(case, length=case.length // 2)
+    yield "selective", dataclasses.replace(case, checkpointing="selective")
+    yield "full", dataclasses.replace(case, checkpointing="full")
+    yield "bf16", dataclasses.replace(case, precision="bf16")
+    for name in ("sgd", "muon"):
+        yield name, dataclasses.replace(case, optim=OptimConfig(name=name))
+
+
+def measured(case: Case, change: str) -> Iterator[Row]:
+    size = {"model": case.model, "dtype": case.precision, "device": case.device}
+    training = TrainingCase(
+        **size, batch=case.batch, length=case.length, optim=case.optim, checkpointing=case.checkpointing
+    )
+    generation = InferenceCase(**size, batch=1, prompt=case.prompt, new_tokens=case.new_tokens)
+    lives = {"training": (training, case.training()), "inference": (generation, decoding(case))}
+    if change not in ("as it is", "bf16"):
+        del lives["inference"]  # the same weights, served the same way
+    for life, (what, conditions) in lives.items():
+        found = account(what, threads=case.threads)
+        conditions = {**conditions, "change": change}
+        if isinstance(found, Failed):
+            about = {"life": life, "phase": "run", "quantity": "memory", "unit": "byte", "per": "run"}
+            yield row(case, **about, value=None, provenance="unavailable", reason=found.reason, conditions=conditions)
+        else:
+            yield from account_rows(case, life, found, conditions)
+
+
+def answer(results: Results) -> str:
+    def held(life: str, category: str) -> float:
+        return only(results, life=life, change="as it is", category=category).value
+
+    peaks = {r.conditions["change"]: r.value for r in select(results, life="training", category="measured peak")}
+    whole = peaks.pop("as it is")
+    told = ", ".join(f"{change} {units.times(peak / whole)}" for change, peak in peaks.items())
+    activations = sum(
+        r.value
+        for r in select(results, life="training", change="as it is")
+        if "activ" in str(r.conditions.get("category"))
+    )
+    return (
+        f"A training step holds {units.size(whole)}, {activations / whole:.0%} of it activations kept for backward; "
+        f"serving the same weights holds {units.size(held('inference', 'measured peak'))}. Its peak changes to: {told}."
+    )
+
+
+def main(config: ExperimentConfig) -> None:
+    case = case_of(config, "memory")
+    console = Console()
+    failed = []
+    with claim(config) as run_dir:
+        where = environment(command_line(), torch.device(case.device))
+        results = Path(run_dir) / "results.jsonl"
+        write(results, [where])
+        with console.status("measuring memory") as status:
+            for change, each in sweep(case):
+                status.update(f"measuring memory: {change}")
+                rows = [dataclasses.replace(r, environment=where.id) for r in measured(each, change)]
+                failed += [change for r in rows if r.value is None]
+                write(results, rows)
+        tell(run_dir, console, answer)
+    if failed:
+        raise BadInput(f"not measured: {', '.join(failed)}; the reasons are in {results}")
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, "memory", ExperimentConfig))

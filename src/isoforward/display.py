@@ -1,0 +1,88 @@
+"""What a person watches: training as it goes. On a terminal a live panel; in a log, a line per validation."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from isoforward.results import PHASES
+
+COLOURS = {"forward": "cyan", "loss": "green", "backward": "magenta", "optimizer": "yellow"}
+
+
+class Watch(Callback):  # type: ignore[misc]
+    """Progress, loss, validation loss, tokens/s and the share of each phase."""
+
+    def __init__(self, console: Console, *, tokens_per_step: int, bytes_per_token: float | None, live: bool) -> None:
+        self.console = console
+        self.tokens_per_step = tokens_per_step
+        self.bytes_per_token = bytes_per_token
+        self.validation: float | None = None
+        self.loss = math.nan
+        self.marks: list[tuple[int, float]] = []
+        self.live: Live | None = None
+        self.wanted = live and console.is_terminal
+        self.progress = Progress(
+            TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
+        )
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self.task = self.progress.add_task("train", total=trainer.max_steps, completed=trainer.global_step)
+        self.started = time.monotonic()
+        self.first = trainer.global_step
+        if self.wanted:
+            self.live = Live(self.progress, console=self.console, refresh_per_second=4, transient=True)
+            self.live.start()
+
+    def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
+        if self.live is None:
+            return
+        self.progress.update(self.task, completed=trainer.global_step)
+        self.loss = module.losses[-1].item() if trainer.global_step % 5 == 0 or index == 0 else self.loss
+        self.live.update(Group(self.progress, self.numbers(trainer.global_step), shares(module.recent)))
+
+    def on_validation_end(self, trainer: Trainer, module: Any) -> None:
+        if trainer.sanity_checking:
+            return
+        self.validation = float(trainer.callback_metrics["validation_loss"])
+        self.loss = module.losses[-1].item() if module.losses else math.nan
+        line = self.numbers(trainer.global_step)
+        (self.live.console if self.live else self.console).print(line)
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self.close()
+
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self.live is not None:
+            self.live.stop()
+            self.live = None
+
+    def numbers(self, step: int) -> Text:
+        rate = (step - self.first) * self.tokens_per_step / max(time.monotonic() - self.started, 1e-9)
+        line = f"step {step:5d}  loss {self.loss:.3f}"
+        if self.validation is not None:
+            line += f"  validation {self.validation:.3f} nats/token"
+            if self.bytes_per_token is not None:
+                line += f", {self.validation / math.log(2) / self.bytes_per_token:.3f} bits/byte"
+        return Text(f"{line}  {rate:,.0f} tokens/s")
+
+
+def shares(laps: Any) -> Text:
+    """The share of each phase in the recent steps, as words and as a bar of 40 characters."""
+    total = sum(lap["step"] for lap in laps) or 1.0
+    text, bar = Text(), Text()
+    for phase in PHASES:
+        if part := sum(lap.get(phase, 0.0) for lap in laps) / total:
+            text.append(f"{phase} {part:.0%}  ", style=COLOURS.get(phase, ""))
+            bar.append("█" * round(40 * part), style=COLOURS.get(phase, ""))
+    return Text.assemble(text, "\n", bar)

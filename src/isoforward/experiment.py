@@ -1,0 +1,112 @@
+"""What every experiment shares: its subject, its directory, and how its rows are told."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from isoforward.compare import compare
+from isoforward.config import ExperimentConfig, ModelConfig
+from isoforward.entry import claim
+from isoforward.errors import BadInput
+from isoforward.hardware import auto_precision
+from isoforward.inference import find_export
+from isoforward.measure import Case, apart
+from isoforward.results import Results, read
+from isoforward.tables import show, show_rows
+from isoforward.weights import find
+
+FRESH_VOCABULARY = 1024  # of fresh weights that no tokenizer belongs to: what data=shakespeare learns
+
+
+def command_line() -> str:
+    return shlex.join(["python", *sys.argv])
+
+
+def precision_of(asked: str, device: torch.device) -> tuple[str, str]:
+    """The precision and why."""
+    return (asked, "as asked") if asked != "auto" else auto_precision(device)
+
+
+def case_of(config: ExperimentConfig, experiment: str) -> Case:
+    """The weights of `checkpoint`, or fresh ones of `model`."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    export = None
+    model = config.model
+    if config.checkpoint is not None:
+        path = find_export(config.checkpoint)
+        if path.is_file():
+            raise BadInput(f"checkpoint={path} is a training checkpoint; experiments take an export or a run directory")
+        export, model = str(path), find(path, verify=False).config
+    elif model.source == "hf":
+        export, model = str(model.path), find(Path(str(model.path)), verify=False).config
+    elif model.vocab is None:
+        model = dataclasses.replace(model, vocab=FRESH_VOCABULARY)
+    return Case(
+        experiment=experiment,
+        model=model,
+        export=export,
+        batch=config.data.batch,
+        length=fitting(config, model),
+        compile=config.compile,
+        precision=precision_of(config.precision, device)[0],
+        device=str(device),
+        threads=torch.get_num_threads(),
+        seed=config.seed,
+        optim=config.optim,
+        measure=config.measure,
+    )
+
+
+def fitting(config: ExperimentConfig, model: ModelConfig) -> int:
+    if config.data.length > model.context:
+        raise BadInput(
+            f"data.length={config.data.length} is longer than the model's context of {model.context}; "
+            f"write data.length={model.context}"
+        )
+    return config.data.length
+
+
+def ask(config: ExperimentConfig, question: str, target: str, answer: Callable[[Results], str], **more: Any) -> None:
+    """Measures `target` ("module:function") on the config's subject, in a fresh process; tells rows and answer."""
+    case = case_of(config, question)
+    console = Console()
+    with claim(config) as run_dir:
+        with console.status(f"measuring {question}"):
+            apart(case, target, run_dir / "results.jsonl", command_line(), **more)
+        tell(run_dir, console, answer)
+
+
+def tell(run_dir: Path, console: Console, answer: Callable[[Results], str]) -> None:
+    """The rows as a table, the answer as a sentence, and the report, all from results.jsonl alone."""
+    from isoforward.report import write_report
+
+    results = read(run_dir / "results.jsonl")
+    show_rows(console, results)
+    console.print(f"\n{answer(results)}\n", markup=False, highlight=False, style="bold")
+    where(console, run_dir, write_report(results, run_dir / "report.html"))
+
+
+def conclude(run_dir: Path, console: Console, *, sample: str | None = None) -> None:
+    """Both lives side by side, one sentence, and the report, all from results.jsonl alone."""
+    from isoforward.report import write_report
+
+    results = read(run_dir / "results.jsonl")
+    if results.rows:
+        show(console, compare(results))
+    if sample:
+        console.print(f"{sample}\n", markup=False, highlight=False)
+    if results.rows:
+        where(console, run_dir, write_report(results, run_dir / "report.html", sample=sample))
+
+
+def where(console: Console, run_dir: Path, report: Path) -> None:
+    console.print(f"rows    {run_dir / 'results.jsonl'}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"report  {report}", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,118 @@
+"""What `python generate.py` does: text to stdout as it comes, figures to stderr."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from isoforward.config import GenerateConfig
+from isoforward.errors import BadInput
+from isoforward.inference import InferenceModule, Pass, Sampling, load
+
+
+def generate(config: GenerateConfig) -> None:
+    sampling = Sampling(temperature=config.temperature, top_k=config.top_k, top_p=config.top_p, seed=config.seed)
+    prompts = read_prompts(config)
+    module = load(config.checkpoint, precision=config.precision)
+    if isinstance(prompts, list):
+        batch(module, prompts, config)
+    else:
+        one(module, prompts, config, sampling)
+
+
+def read_prompts(config: GenerateConfig) -> str | list[str]:
+    if config.prompts_file is None:
+        return config.prompt if config.prompt is not None else ""
+    path = Path(config.prompts_file)
+    try:
+        prompts = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise BadInput(f"prompts_file={path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise BadInput(f"prompts_file={path} is not UTF-8 at byte {error.start}") from error
+    if not prompts:
+        raise BadInput(f"prompts_file={path} is empty; write a prompt a line")
+    return prompts
+
+
+def one(module: InferenceModule, prompt: str, config: GenerateConfig, sampling: Sampling) -> None:
+    passes: list[Pass] = []
+    if config.explain:
+        say(EXPLANATION)
+    elif config.stream:
+        write(prompt)
+    whole = ""
+    for text, step in module.stream(
+        prompt, max_new_tokens=config.max_new_tokens, sampling=sampling, stop=config.stop, cache=config.cache
+    ):
+        if not passes or passes[-1] is not step:
+            passes.append(step)
+            if config.explain:
+                say(explained(module, len(passes), step))
+        if config.stream and not config.explain:
+            write(text)
+        whole += text
+    if config.explain or not config.stream:
+        write(prompt + whole)
+    write("\n")
+    say(figures(passes, config.cache))
+    if passes and len(passes) < config.max_new_tokens and passes[-1].context == module.model.config.context:
+        say(f"the context of {module.model.config.context} tokens is full")
+
+
+def batch(module: InferenceModule, prompts: list[str], config: GenerateConfig) -> None:
+    import time
+
+    start = time.perf_counter()
+    texts = module.generate(
+        prompts,
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        top_k=config.top_k,
+        top_p=config.top_p,
+        stop=config.stop,
+        seed=config.seed,
+        cache=config.cache,
+    )
+    time_s = time.perf_counter() - start
+    for prompt, text in zip(prompts, texts, strict=True):
+        write(f"{prompt}{text}\n\n")
+    say(f"{len(prompts)} prompts as one batch in {time_s:.2f} s")
+
+
+EXPLANATION = "Each line is one forward pass: what it could see, its five likeliest next tokens, the one chosen."
+
+
+def explained(module: InferenceModule, number: int, step: Pass) -> str:
+    probability = step.logits[0].float().softmax(-1)
+    likeliest = probability.topk(min(5, len(probability)))
+    name = module.tokenizer.decode
+    thoughts = "  ".join(
+        f"{name([int(i)])!r} {p:.0%}" for p, i in zip(likeliest.values, likeliest.indices, strict=True)
+    )
+    chosen = name([step.tokens[0]])
+    kind = "prefill" if number == 1 else "decode "
+    return f"{number:4d} {kind} sees {step.context:4d} {step.time_s * 1e3:7.2f} ms  {thoughts}  -> {chosen!r}"
+
+
+def figures(passes: list[Pass], cache: bool) -> str:
+    """TTFT: start of the prompt's forward to its token chosen. TPOT: the mean of all later passes."""
+    if not passes:
+        return "no token was asked for"
+    later = passes[1:]
+    line = f"TTFT {passes[0].time_s * 1e3:.1f} ms for {passes[0].context} prompt tokens"
+    if later:
+        time_s = sum(step.time_s for step in later)
+        line += (
+            f" · TPOT {time_s / len(later) * 1e3:.2f} ms · {len(later) / time_s:.0f} tokens/s over {len(later)} decoded"
+        )
+    return line + ("" if cache else " · without KV cache")
+
+
+def write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

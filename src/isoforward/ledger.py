@@ -1,0 +1,423 @@
+"""Where the memory goes: every byte alive at the moment of the peak, by what it is kept for.
+
+A dispatch mode sees each tensor's storage come and a finaliser sees it go. What a storage was for is often known only
+later (a product of the backward becomes a gradient), so the blocks alive at a peak are remembered and named at the end.
+
+    parameters, buffers, gradients, optimizer state, batch
+    activations.KIND   made in the forward by that kind of layer and still there when the backward begins
+    recomputed         made by a forward that the backward runs again
+    cast weights       copies of parameters in the activations' dtype
+    logits and loss    made by the head and the loss, and their gradients
+    temporaries        gone within its phase, the gradients of activations among them
+    retained           outlives the step, and is none of the above: a leak
+
+Inference has weights, buffers, KV cache, batch, transients, retained. Memory that a kernel takes for itself is seen by
+no dispatch mode: it is part of `unexplained`, the measured peak less the sum, taken in a process of its own.
+"""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from isoforward import steps
+from isoforward.config import ModelConfig, OptimConfig
+from isoforward.counting import Scope, dispatched, layers_of
+from isoforward.isolate import Failed, run_isolated
+from isoforward.model import GPT, KVCache
+from isoforward.optim import build
+from isoforward.weights import freeze
+
+CUDA_UNIT = 512  # bytes: the caching allocator rounds up to it
+
+TINY = 16
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+HONEST_MALLOC = {  # blocks of 64 KiB and more are mapped one by one, and unmapped when freed
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "MALLOC_TRIM_THRESHOLD_": "0",
+    "MALLOC_ARENA_MAX": "1",
+}
+
+Step = Callable[..., object]
+Life = tuple[Callable[[steps.Phase], object], Callable[[], "Ledger"]]  # runs under a phase; gives its ledger
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ledger:
+    """`phases`: the bytes by category at the moment of each phase's peak. `retained`: by the phase that made them."""
+
+    phases: dict[str, dict[str, int]]
+    retained: dict[str, int]
+
+    @property
+    def peaks(self) -> dict[str, int]:
+        return {phase: sum(categories.values()) for phase, categories in self.phases.items()}
+
+    @property
+    def peak_phase(self) -> str:
+        return max(self.peaks, key=self.peaks.__getitem__)
+
+    @property
+    def peak_bytes(self) -> int:
+        return self.peaks[self.peak_phase]
+
+    @property
+    def categories(self) -> dict[str, int]:
+        return self.phases[self.peak_phase]
+
+
+@dataclass(eq=False, kw_only=True)
+class Block:
+    """One storage. `name` is its category once that is certain."""
+
+    size: int
+    phase: str
+    kind: str
+    alive: weakref.ref[torch.UntypedStorage]
+    recomputed: bool = False
+    survived: bool = False
+    name: str | None = None
+
+    def category(self) -> str:
+        if self.name is not None:
+            return self.name
+        if self.phase in ("prefill", "decode"):
+            return "transients"
+        if self.kind == "loss" or (self.kind == "head" and self.phase == "forward"):
+            return "logits and loss"
+        if self.survived and self.phase == "forward":
+            return f"activations.{self.kind}"
+        return "recomputed" if self.recomputed else "temporaries"
+
+
+class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Follows every storage on `device` while it is entered; pass it to steps as `phase`."""
+
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.scope = Scope(layers_of(model))
+        self.device = device
+        self.live: dict[int, Block] = {}
+        self.total = 0
+        self.peaks: dict[str, tuple[int, list[Block]]] = {}
+        self.after: Callable[[str], None] = lambda phase: None
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        if phase == "backward":
+            for block in self.live.values():
+                block.survived = True
+        with self.scope(phase):
+            self.note_peak()
+            yield
+        self.after(phase)
+
+    def note_peak(self) -> None:
+        if self.total > self.peaks.get(self.scope.phase, (-1, []))[0]:
+            self.peaks[self.scope.phase] = self.total, list(self.live.values())
+
+    def hold(self, tensor: Tensor, kind: str = "embedding") -> Block | None:
+        """The block under a tensor, known or new; None where the tensor lies on another device."""
+        if tensor.device != self.device:
+            return None
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in self.live:
+            size = storage.nbytes()
+            if self.device.type == "cuda":
+                size = CUDA_UNIT * -(-size // CUDA_UNIT)
+            self.live[key] = Block(
+                size=size,
+                phase=self.scope.phase,
+                kind=kind,
+                alive=weakref.ref(storage, lambda _: self.release(key)),
+                recomputed=self.scope.phase == "backward" and bool(self.scope.within),
+            )
+            self.total += size
+        return self.live[key]
+
+    def release(self, key: int) -> None:
+        self.total -= self.live.pop(key).size
+
+    def name(self, name: str, tensors: Iterable[object]) -> None:
+        for tensor in tensors:
+            block = self.hold(tensor) if isinstance(tensor, Tensor) else None
+            if block is not None:
+                block.name = name
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kind = self.scope.kind()
+        result = dispatched(self, operator, args, kwargs or {})
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                block = self.hold(leaf, kind)
+        if operator is torch.ops.aten._to_copy.default and self.holds_parameter(args[0]) and block is not None:
+            block.name = "cast weights"
+        self.note_peak()
+        return result
+
+    def holds_parameter(self, tensor: Tensor) -> bool:
+        known = self.live.get(tensor.untyped_storage()._cdata)
+        return known is not None and known.name in ("parameters", "weights")
+
+    def close(self) -> Ledger:
+        gc.collect()
+        retained: Counter[str] = Counter()
+        for block in self.live.values():
+            if block.name is None:
+                block.name = "retained"
+                retained[block.phase] += block.size
+        phases = {}
+        for phase, (_, blocks) in self.peaks.items():
+            categories: Counter[str] = Counter()
+            for block in blocks:
+                categories[block.category()] += block.size
+            phases[phase] = dict(categories)
+        phases.pop("outside", None)
+        return Ledger(phases=phases, retained=dict(retained))
+
+
+def optimizer_state(optimizer: Optimizer) -> Iterator[object]:
+    for state in optimizer.state.values():
+        yield from state.values()
+
+
+def training_ledger(
+    model: nn.Module, optimizer: Optimizer, tokens: Tensor, targets: Tensor, *, step: Step = steps.train_step
+) -> Ledger:
+    """Of one real optimizer step, which changes the weights. Adam's state appears at the end of its first step."""
+    watch = Watch(model, tokens.device)
+
+    def after(phase: str) -> None:
+        if phase == "backward":
+            watch.name("gradients", (parameter.grad for parameter in model.parameters()))
+        if phase == "optimizer":
+            watch.name("optimizer state", optimizer_state(optimizer))
+
+    watch.name("parameters", model.parameters())
+    watch.name("buffers", model.buffers())
+    watch.name("batch", (tokens, targets))
+    watch.after = after
+    after("backward")
+    after("optimizer")
+    gc.collect()
+    with watch.scope.following(), watch:
+        step(model, optimizer, tokens, targets, phase=watch)
+    return watch.close()
+
+
+def inference_ledger(model: GPT, tokens: Tensor, cache: KVCache | None = None, *, new_tokens: int = 2) -> Ledger:
+    """Of `new_tokens` likeliest tokens after the prompts (B, T): one by prefill, the others by decode.
+
+    With no cache each of them is had by the whole forward.
+    """
+    watch = Watch(model, tokens.device)
+    watch.name("weights", model.parameters())
+    watch.name("buffers", model.buffers())
+    watch.name("batch", (tokens,))
+    if cache is not None:
+        watch.name("KV cache", (cache.slots,))
+    gc.collect()
+    with watch.scope.following(), watch:
+        generate(model, tokens, cache, new_tokens=new_tokens, phase=watch)
+    return watch.close()
+
+
+def generate(
+    model: GPT, tokens: Tensor, cache: KVCache | None, *, new_tokens: int, phase: steps.Phase = steps.unmeasured
+) -> None:
+    if not new_tokens:  # the whole forward, for its logits at every position
+        with torch.inference_mode(), phase("forward"):
+            model(tokens)
+        return
+    if cache is None:
+        for _ in range(new_tokens):
+            logits = steps.decode_uncached(model, tokens, phase=phase)
+            tokens = torch.cat((tokens, logits.argmax(-1, keepdim=True)), dim=1)
+        return
+    logits = steps.prefill(model, tokens, cache, phase=phase)
+    for _ in range(new_tokens - 1):
+        logits = steps.decode(model, logits.argmax(-1, keepdim=True), cache, phase=phase)
+
+
+class ProcessMemory:
+    """Of this process, as Linux sees it; `peak` since `reset`."""
+
+    def now(self) -> int:
+        return self.field("VmRSS")
+
+    def peak(self) -> int:
+        return self.field("VmHWM")
+
+    def field(self, name: str) -> int:
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(status.split(f"{name}:")[1].split()[0])
+
+    def reset(self) -> None:
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+class CudaMemory:
+    """Of torch's allocator, which all tensors and cuBLAS' workspace come from."""
+
+    def now(self) -> int:
+        return torch.cuda.memory_allocated()
+
+    def peak(self) -> int:
+        return torch.cuda.max_memory_allocated()
+
+    def reset(self) -> None:
+        torch.cuda.reset_peak_memory_stats()
+
+
+class PeakOf:
+    """Pass it as `phase`: each phase's peak above `baseline`."""
+
+    def __init__(self, memory: ProcessMemory | CudaMemory, baseline: int) -> None:
+        self.memory, self.baseline = memory, baseline
+        self.phases: dict[str, int] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        self.memory.reset()
+        yield
+        self.phases[phase] = max(self.phases.get(phase, 0), self.memory.peak() - self.baseline)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Account:
+    """A ledger beside the peaks that the process itself saw, above what it held before there was a model."""
+
+    ledger: Ledger
+    kernels_bytes: int  # what libraries still hold when every tensor is gone, such as MKL's packing buffers
+    measured: dict[str, int]  # by phase
+    threads: int
+
+    @property
+    def measured_bytes(self) -> int:
+        return max(self.measured.values())
+
+    @property
+    def unexplained_bytes(self) -> int:
+        return self.measured_bytes - self.kernels_bytes - self.ledger.peak_bytes
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """Categories that add up to `measured_bytes`."""
+        return {**self.ledger.categories, "kernel buffers": self.kernels_bytes, "unexplained": self.unexplained_bytes}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingCase:
+    model: ModelConfig
+    batch: int
+    length: int
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    accumulate: int = 1
+    checkpointing: str = "none"
+    dtype: str = "fp32"
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceCase:
+    model: ModelConfig
+    batch: int
+    prompt: int
+    new_tokens: int
+    cache: bool = True
+    dtype: str = "fp32"
+    device: str = "cpu"
+
+
+def account(
+    case: TrainingCase | InferenceCase, *, threads: int | None = None, timeout_s: float | None = None
+) -> Account | Failed:
+    """In a process of its own, where malloc gives back what is freed: else the peak would be that of the past."""
+    audit = "audit_training" if isinstance(case, TrainingCase) else "audit_inference"
+    target = f"isoforward.ledger:{audit}"
+    found = run_isolated(target, asdict(case), threads=threads, env=HONEST_MALLOC, timeout_s=timeout_s)
+    return found if isinstance(found, Failed) else Account(**{**found, "ledger": Ledger(**found["ledger"])})
+
+
+def audit_training(case: dict[str, Any]) -> dict[str, Any]:
+    def live(model: ModelConfig, batch: int, length: int) -> Life:
+        gpt = GPT(model, dtype=DTYPES[case["dtype"]], checkpointing=case["checkpointing"]).to(case["device"])
+        settings = OptimConfig(**case["optim"])
+        optimizer = build(gpt, settings)
+        tokens = torch.randint(model.vocabulary, (batch, length), device=case["device"])
+        step = partial(steps.train_step, accumulate=case["accumulate"], clip=settings.clip)
+        return (
+            lambda phase: step(gpt, optimizer, tokens, tokens, phase=phase),
+            lambda: training_ledger(gpt, optimizer, tokens, tokens, step=step),
+        )
+
+    model = ModelConfig(**case["model"])
+    tiny = partial(live, tiny_like(model), case["accumulate"], TINY)
+    return audit(tiny, partial(live, model, case["batch"], case["length"]), case["device"])
+
+
+def audit_inference(case: dict[str, Any]) -> dict[str, Any]:
+    def live(model: ModelConfig, batch: int, prompt: int, new_tokens: int) -> Life:
+        gpt = freeze(GPT(model, dtype=DTYPES[case["dtype"]]).to(case["device"]))
+        tokens = torch.randint(model.vocabulary, (batch, prompt), device=case["device"])
+
+        def cache() -> KVCache | None:
+            if not case["cache"] or not new_tokens:
+                return None
+            capacity = prompt + new_tokens - 1
+            cache = KVCache(model, batch=batch, capacity=capacity, dtype=gpt.dtype, device=case["device"])
+            cache.slots.zero_()  # what is allocated but not touched is not in the process' memory
+            return cache
+
+        return (
+            lambda phase: generate(gpt, tokens, cache(), new_tokens=new_tokens, phase=phase),
+            lambda: inference_ledger(gpt, tokens, cache(), new_tokens=new_tokens),
+        )
+
+    model = ModelConfig(**case["model"])
+    tiny = partial(live, tiny_like(model), 1, TINY // 2, TINY // 2)
+    return audit(tiny, partial(live, model, case["batch"], case["prompt"], case["new_tokens"]), case["device"])
+
+
+def tiny_like(model: ModelConfig) -> ModelConfig:
+    return replace(model, layers=1, heads=2, kv_heads=1, width=TINY, ffn=None, context=TINY, vocab=TINY)
+
+
+def audit(tiny: Callable[[], Life], whole: Callable[[], Life], device: str) -> dict[str, Any]:
+    """Tiny first, which loads libraries; then whole and dropped, for what kernels keep; then whole, for the peaks."""
+    memory = CudaMemory() if device == "cuda" else ProcessMemory()
+    rehearse(tiny)
+    before = memory.now()
+    rehearse(whole)
+    kernels = memory.now() - before
+    run, ledger = whole()
+    run(steps.unmeasured)  # Adam's state appears
+    peaks = PeakOf(memory, before)
+    run(peaks)
+    return {
+        "ledger": asdict(ledger()),
+        "kernels_bytes": kernels,
+        "measured": peaks.phases,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def rehearse(live: Callable[[], Life]) -> None:
+    run, _ = live()
+    run(steps.unmeasured)
+    del run, _
+    gc.collect()

@@ -1,0 +1,110 @@
+"""Training's life under Lightning: manual optimization, so that the step that runs is `steps.train_step` itself.
+
+Under automatic optimization Lightning wraps forward and backward in `optimizer_step`, and its own profilers then
+report all three as one.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from isoforward.config import OptimConfig, TrainerConfig
+from isoforward.errors import NonFinite
+from isoforward.meter import Stopwatch, clock_for
+from isoforward.model import GPT
+from isoforward.optim import build, learning_rate, set_learning_rate
+from isoforward.steps import next_token_loss, train_step
+
+RECENT = 20  # steps that the live display averages over
+
+
+class LitGPT(LightningModule):  # type: ignore[misc]
+    def __init__(self, model: GPT, optim: OptimConfig, trainer: TrainerConfig) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.model = model
+        self.optim = optim
+        self.plan = trainer
+        self.stopwatch = Stopwatch(clock_for(torch.device("cpu")))
+        self.laps: list[dict[str, float]] = []  # seconds by phase, a training step each
+        self.losses: list[Tensor] = []  # of those steps
+        self.recent: deque[dict[str, float]] = deque(maxlen=RECENT)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.model(tokens)  # type: ignore[no-any-return]
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return build(self.model, self.optim)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """What the weights are, so that they can be served from the checkpoint alone."""
+        precision = "bf16" if self.model.dtype == torch.bfloat16 else "fp32"
+        checkpoint["isoforward"] = {"model": asdict(self.model.config), "precision": precision}
+
+    def on_fit_start(self) -> None:
+        self.stopwatch = Stopwatch(clock_for(self.device))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+        optimizer: Any = self.optimizers()
+        step = self.global_step
+        set_learning_rate(optimizer.optimizer, learning_rate(step, self.optim, self.plan.max_steps))
+        with self.stopwatch.step():
+            try:
+                loss, norm = train_step(
+                    self.model,
+                    optimizer,
+                    *batch,
+                    accumulate=self.plan.accumulate,
+                    clip=self.optim.clip,
+                    backward=self.manual_backward,
+                    phase=self.stopwatch,
+                )
+            except RuntimeError as error:
+                if "non-finite" not in str(error):
+                    raise
+                raise NonFinite(
+                    f"the gradient at step {step} is not finite; the weights were left as they were. "
+                    f"Try a smaller optim.lr (now {self.optim.lr:g})"
+                ) from error
+        self.norm = norm
+        self.losses.append(loss)
+        return loss
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        fresh = self.stopwatch.laps() if self.device.type == "cpu" or self.global_step % RECENT == 0 else []
+        self.laps += fresh
+        self.recent.extend(fresh)
+
+    def on_train_end(self) -> None:
+        self.laps += self.stopwatch.laps()
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
+        tokens, targets = batch
+        self.log("validation_loss", next_token_loss(self.model(tokens), targets), batch_size=len(tokens))
+
+
+class Timed:
+    """A loader whose every wait is a phase of its own."""
+
+    def __init__(self, batches: Iterable[Any]) -> None:
+        self.batches = batches
+        self.waits_s: list[float] = []
+
+    def __iter__(self) -> Iterator[Any]:
+        clock = clock_for(torch.device("cpu"))
+        batches = iter(self.batches)
+        while True:
+            start = clock.mark()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            self.waits_s.append(clock.seconds(start, clock.mark()))
+            yield batch

@@ -1,0 +1,51 @@
+"""Quantities as people read them. Everywhere else they are seconds, bytes and counts."""
+
+from __future__ import annotations
+
+import math
+
+TIME = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
+SIZE = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B"))
+COUNT = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
+
+
+def digits(value: float) -> str:
+    """Three significant ones."""
+    if value == 0:
+        return "0"
+    places = max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{places}f}"
+
+
+def scaled(value: float, steps: tuple[tuple[float, str], ...], suffix: str = "") -> str:
+    size, name = next((step for step in steps if abs(value) >= step[0] * 0.9995), steps[-1])
+    return f"{digits(value / size)} {name}{suffix}".rstrip()
+
+
+def seconds(value: float) -> str:
+    if abs(value) >= 120:
+        return f"{value / 3600:.1f} h" if abs(value) >= 7200 else f"{value / 60:.1f} min"
+    return scaled(value, TIME)
+
+
+def size(value: float) -> str:
+    return scaled(value, SIZE)
+
+
+def count(value: float, suffix: str = "") -> str:
+    return scaled(value, COUNT, suffix)
+
+
+def times(value: float) -> str:
+    return f"{digits(value)}x"
+
+
+def quantity(value: float | None, unit: str) -> str:
+    """By the unit of a row."""
+    if value is None:
+        return "unavailable"
+    if unit == "s":
+        return seconds(value)
+    if unit == "byte":
+        return size(value)
+    return count(value, {"flop": "FLOP", "byte/s": "B/s", "flop/s": "FLOP/s", "joule": "J"}.get(unit, unit))

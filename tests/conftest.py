@@ -1,0 +1,36 @@
+import pytest
+import torch
+
+from isoforward.config import ModelConfig
+from isoforward.model import GPT
+
+SHAPES = {
+    "gpt2": {"family": "gpt2"},
+    "gpt2 without biases": {"family": "gpt2", "bias": False, "tied": False},
+    "llama": {"family": "llama"},
+    "llama, grouped heads": {"family": "llama", "kv_heads": 2, "tied": False},
+}
+
+
+def tiny(**more: object) -> ModelConfig:
+    sizes = {"layers": 2, "heads": 4, "width": 32, "context": 32, "vocab": 61}
+    return ModelConfig(**{**sizes, **more})
+
+
+def lively(model: GPT) -> GPT:
+    """Weights large enough for every layer, bias and position to matter to the logits."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.06)
+    return model
+
+
+@pytest.fixture(params=SHAPES.values(), ids=SHAPES.keys())
+def config(request: pytest.FixtureRequest) -> ModelConfig:
+    return tiny(**request.param)
+
+
+@pytest.fixture
+def tokens() -> torch.Tensor:
+    return torch.randint(61, (3, 20), generator=torch.Generator().manual_seed(1))

@@ -1,0 +1,163 @@
+"""Every YAML composes; every mistake is one clear message, the code 2, and nothing written."""
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from isoforward.config import ExperimentConfig, GenerateConfig, ModelConfig, TrainConfig
+from isoforward.entry import GROUPS, conf_directory, quoted, register, run, typed
+
+CONF = conf_directory()
+NEEDS = {"hf": ["model.path=x"], "transformers": ["model.path=x"], "text": ["data.path=x"], "hub": ["data.name=x"]}
+
+
+def composed(name: str, schema: type, *overrides: str) -> object:
+    register(name, schema)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return typed(compose(name, overrides=["run_dir=x", *overrides] if schema is not GenerateConfig else []), schema)
+
+
+OPTIONS = [
+    (group.name, option.stem)
+    for group in sorted(CONF.iterdir())
+    if group.is_dir()
+    for option in sorted(group.glob("*.yaml"))
+]
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_of_every_group_composes(group, option):
+    more = NEEDS.get(option, [])
+    if group == "model" and option not in ("tiny", "small"):
+        more = [*more, "data.length=128"]
+    assert composed("train", TrainConfig, f"{group}={option}", *more)
+
+
+def test_every_group_has_a_schema():
+    assert {group for group, _ in OPTIONS} == set(GROUPS)
+
+
+def test_every_experiment_has_its_config_and_every_config_its_experiment():
+    questions = {path.stem for path in (CONF.parent / "experiments").glob("*.py")}
+    configs = {path.stem for path in CONF.glob("*.yaml")} - {"common", "train", "generate"}
+    assert questions == configs
+
+
+def test_generate_composes():
+    assert composed("generate", GenerateConfig) == GenerateConfig()
+
+
+def test_an_option_fills_what_the_schema_declares():
+    config = composed("train", TrainConfig, "model=llama3_8b")
+    assert config.model == ModelConfig(
+        family="llama",
+        layers=32,
+        heads=32,
+        kv_heads=8,
+        width=4096,
+        ffn=14336,
+        context=8192,
+        vocab=128256,
+        tied=False,
+        rope_theta=500000.0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("optim.lrr=3", "optim.lrr: no such key; did you mean optim.lr?"),
+        ("lr=3", "lr: no such key; did you mean optim.lr?"),
+        ("+typo=1", "typo: no such key"),
+        ("+model.wdith=64", "model.wdith: no such key; did you mean model.width?"),
+        ("model=tinny", "model=tinny is not known: did you mean tiny?"),
+        ("model.layers=x", "model.layers: Value 'x' of type 'str' could not be converted to Integer"),
+        ("model.layers=-1", "model.layers=-1 must be a finite number of at least 1"),
+        ("model.layers=0", "model.layers=0"),
+        ("model.heads=5", "model.heads=5 does not divide model.width=128"),
+        ("model.family=gpt3", "model.family=gpt3 is not known: did you mean gpt2?"),
+        ("optim.lr=nan", "optim.lr=nan must be a finite number"),
+        ("data.length=1000", "data.length=1000 is longer than model.context=256"),
+        ("data=text", "data=text needs data.path="),
+        ("precision=fp8", "precision=fp8 is not known"),
+        ("trainer.accumulate=3", "data.batch=16 cannot be cut into"),
+        ("seed=-1", "seed=-1 must lie between"),
+        ("nonsense", "Error parsing override 'nonsense'"),
+        ("model.layers=[1", "quote values that hold"),
+    ],
+)
+def test_a_mistake_is_told_in_one_message_and_nothing_is_written(override, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run(lambda config: pytest.fail("it ran"), "train", TrainConfig, [override]) == 2
+    told = capsys.readouterr()
+    assert told.err.startswith("error: ")
+    assert said in told.err
+    assert "Traceback" not in told.err
+    assert len(told.err.splitlines()) <= 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def keys(schema: type, prefix: str = "") -> list[tuple[str, str]]:
+    found = []
+    for field in fields(schema):
+        if field.name in GROUPS:
+            found += keys(GROUPS[field.name], f"{field.name}.")
+        else:
+            found.append((prefix + field.name, str(field.type)))
+    return found
+
+
+@pytest.mark.parametrize("key", [key for key, _ in keys(TrainConfig)])
+def test_every_key_misspelt_is_refused_with_a_hint(key, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    misspelt = f"{key}x"
+    assert run(lambda config: pytest.fail("it ran"), "train", TrainConfig, [f"{misspelt}=1"]) == 2
+    assert f"{misspelt}: no such key; did you mean {key}?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", [key for key, kind in keys(TrainConfig) if kind.startswith(("int", "float", "bool"))])
+@pytest.mark.parametrize("wrong", ["text", "[1]", "{a: 1}"])
+def test_every_number_given_as_something_else_is_refused(key, wrong, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run(lambda config: pytest.fail("it ran"), "train", TrainConfig, [f"{key}={wrong}"]) == 2
+    assert key in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("argument", "becomes"),
+    [
+        ("prompt=ROMEO:", 'prompt="ROMEO:"'),
+        ("prompt=O, Romeo = {here}", 'prompt="O, Romeo = {here}"'),
+        ('prompt=say "hi"', 'prompt="say \\"hi\\""'),
+        ("prompt=null", "prompt=null"),
+        ("prompt='as it is'", "prompt='as it is'"),
+        ("seed=1", "seed=1"),
+    ],
+)
+def test_free_text_is_not_taken_for_grammar(argument, becomes):
+    assert quoted(argument) == becomes
+
+
+@pytest.mark.parametrize("text", ["a\\", 'a\\"b', "tail\\\\", "O, for a muse of fire: {x} [y] = $z", "it's", "${seed}"])
+def test_a_prompt_arrives_as_it_was_typed(text):
+    seen = []
+    assert run(lambda config: seen.append(config.prompt), "generate", GenerateConfig, [f"prompt={text}"]) == 0
+    assert seen == [text]
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted(CONF.glob("*.yaml")) if path.stem != "common"])
+def test_every_command_has_help_of_its_own(name, capsys):
+    schema = {"train": TrainConfig, "generate": GenerateConfig}.get(name, ExperimentConfig)
+    with pytest.raises(SystemExit) as end:
+        run(lambda config: pytest.fail("it ran"), name, schema, ["--help"])
+    assert end.value.code in (0, None)
+    shown = capsys.readouterr().out
+    assert "python " in shown
+    assert "Powered by Hydra" not in shown
+
+
+def test_the_package_finds_its_configs_beside_it():
+    assert Path(conf_directory(), "train.yaml").is_file()

@@ -1,0 +1,89 @@
+"""Who may know whom. The walls are read from the source and, where it matters to users, seen in a fresh process."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import isoforward
+
+SOURCE = Path(isoforward.__file__).parent
+HEAVY = {"lightning", "hydra", "omegaconf", "datasets", "wandb", "transformers", "altair", "pandas"}
+MODULES = sorted(path.stem for path in SOURCE.glob("*.py") if path.stem != "__init__")
+
+
+def imported(module: str, *, top: bool = False) -> set[str]:
+    """Modules named in imports: ours as `isoforward.x`, others by their first name."""
+    tree = ast.parse((SOURCE / f"{module}.py").read_text(encoding="utf-8"))
+    found = set()
+    for node in tree.body if top else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module == "isoforward":
+            found |= {f"isoforward.{alias.name}" for alias in node.names if alias.name in MODULES}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return {name if name.startswith("isoforward.") else name.partition(".")[0] for name in found}
+
+
+def reached(module: str) -> set[str]:
+    """Ours that are imported together with `module`."""
+    found: set[str] = set()
+    waiting = [module]
+    while waiting:
+        for name in imported(waiting.pop(), top=True):
+            ours = name.removeprefix("isoforward.")
+            if name.startswith("isoforward.") and ours not in found:
+                found.add(ours)
+                waiting.append(ours)
+    return found
+
+
+def test_no_module_reaches_itself():
+    assert [module for module in MODULES if module in reached(module)] == []
+
+
+@pytest.mark.parametrize("module", ["config", "errors", "cost", "economics", "storage", "units"])
+def test_what_stands_at_the_top_is_stdlib_alone(module):
+    outside = {name for name in imported(module) if not name.startswith("isoforward.")}
+    assert outside <= set(sys.stdlib_module_names) | {"__future__"}
+
+
+@pytest.mark.parametrize("module", ["model", "steps"])
+def test_the_forward_and_its_steps_know_nothing_but_torch(module):
+    outside = {name for name in imported(module) if not name.startswith("isoforward.")}
+    assert outside <= set(sys.stdlib_module_names) | {"torch", "__future__"}
+    assert reached(module) <= {"config", "errors", "model"}
+
+
+@pytest.mark.parametrize("measured", ["model", "steps", "inference", "optim", "data", "tokenizer", "weights"])
+def test_what_is_measured_never_imports_what_measures_it(measured):
+    assert not reached(measured) & {"meter", "measure", "ledger", "counting", "estimates", "compare"}
+
+
+def test_wandb_is_imported_in_one_place():
+    assert [module for module in MODULES if "wandb" in imported(module)] == ["tracking"]
+
+
+def loaded_by(statement: str) -> set[str]:
+    shown = f"{statement}; import sys; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    answer = subprocess.run([sys.executable, "-c", shown], capture_output=True, text=True, check=True)
+    return set(answer.stdout.split())
+
+
+@pytest.mark.parametrize("module", ["inference", "results", "compare", "tables"])
+def test_serving_and_reading_load_no_training_library(module):
+    assert loaded_by(f"import isoforward.{module}") & HEAVY == set()
+
+
+def test_the_command_line_of_generate_loads_no_training_library():
+    assert loaded_by("import isoforward.generate, isoforward.entry") & (HEAVY - {"hydra", "omegaconf"}) == set()
+
+
+def test_importing_changes_nothing_global():
+    before = "import torch; a = (torch.get_default_dtype(), torch.get_num_threads(), torch.initial_seed())"
+    after = "import isoforward.inference; print(a == (torch.get_default_dtype(), torch.get_num_threads(), torch.initial_seed()))"
+    answer = subprocess.run([sys.executable, "-c", f"{before}; {after}"], capture_output=True, text=True, check=True)
+    assert answer.stdout == "True\n"

@@ -1,0 +1,16 @@
+"""python train.py [overrides]: train, export, compare, report."""
+
+import sys
+
+from isoforward.config import TrainConfig
+from isoforward.entry import run
+
+
+def main(config: TrainConfig) -> None:
+    from isoforward.train import train  # a misspelt key is told before Lightning is loaded
+
+    train(config)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, "train", TrainConfig))
