@@ -53,7 +53,7 @@ def rungs(case: Case, model: GPT, tokens: Tensor, targets: Tensor) -> dict[str, 
 def climb(packed: dict) -> str:
     case = Case.unpack(packed["case"])
     candidates = {
-        name: lambda work=work: {name: spent(case, work)}
+        name: lambda name=name, work=work: {name: spent(case, work)}
         for name, work in rungs(case, master_of(case), *batch_of(case)).items()
     }
     counted = counting.count_training(case.model, batch=case.batch, length=case.length, optim=case.optim)
@@ -78,7 +78,7 @@ def climb(packed: dict) -> str:
 
 
 def peak(packed: dict) -> int:
-    """Of one rung alone, above what the process held before there was a model; warmed up, so that Adam has its state."""
+    """Of one rung alone, above what the process held before there was a model; warmed up, so Adam has its state."""
     case = Case.unpack(packed["case"])
     memory = ProcessMemory()
     before = memory.now()

@@ -91,7 +91,7 @@ def main(config: ExperimentConfig) -> None:
                 rows = [dataclasses.replace(r, environment=where.id) for r in measured(each, change)]
                 failed += [change for r in rows if r.value is None]
                 write(results, rows)
-        tell(run_dir, console, answer)
+        tell(config, run_dir, console, answer)
     if failed:
         raise BadInput(f"not measured: {', '.join(failed)}; the reasons are in {results}")
 

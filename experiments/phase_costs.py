@@ -20,7 +20,7 @@ def main(config: ExperimentConfig) -> None:
     with claim(config) as run_dir:
         with console.status("measuring both lives"):
             measure_both_lives(case, run_dir / "results.jsonl", command_line())
-        conclude(run_dir, console)
+        conclude(config, run_dir, console, job_type="experiment")
 
 
 if __name__ == "__main__":

@@ -384,11 +384,13 @@ def test_muons_products_are_those_that_torch_counts_in_its_own_muon(config: Mode
 
 
 def test_hardware_adds_a_product_for_flash_and_the_recomputed_blocks_less_their_last_product() -> None:
-    """By hand, C=32, F=128, L=3, B=1, T=8."""
+    """By hand, C=32, F=128, L=3, B=1, T=8; selective checkpointing keeps what flash attention gives."""
     model = cost.backward_flops(SMALL["gpt2"], batch=1, length=8)
     flash = cost.backward_flops(SMALL["gpt2"], batch=1, length=8, convention="hardware")
     again = cost.backward_flops(SMALL["gpt2"], batch=1, length=8, convention="hardware", checkpointing="full")
+    selective = cost.backward_flops(SMALL["gpt2"], batch=1, length=8, convention="hardware", checkpointing="selective")
     one_product = 3 * 2 * 8 * 8 * 32
+    assert selective.total == flash.total
     assert flash.total - model.total == one_product
     assert again.total - flash.total == 3 * 8 * 2 * (4 * 32**2 + 128 * 32) + 2 * one_product
 

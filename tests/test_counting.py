@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ LLAMA3_70B = ModelConfig(
 )
 
 
-def small(**chosen: object) -> ModelConfig:
+def small(**chosen: Any) -> ModelConfig:
     return ModelConfig(**{"layers": 2, "heads": 4, "width": 48, "context": 32, "vocab": V, **chosen})
 
 
@@ -231,7 +232,7 @@ def test_the_analytic_model_gives_the_same_counts(
 ) -> None:
     heads, kv_heads = heads_and_kv
     c = small(family=family, layers=layers, heads=heads, kv_heads=kv_heads, width=heads * head_width, tied=tied)
-    size = {"batch": batch, "length": length, "convention": convention}
+    size: dict[str, Any] = {"batch": batch, "length": length, "convention": convention}
     counted = count_training(c, checkpointing=checkpointing, **size)
     assert counted["forward"] == cost.forward_flops(c, **size).total
     assert counted["backward"] == cost.backward_flops(c, checkpointing=checkpointing, **size).total

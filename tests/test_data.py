@@ -148,6 +148,9 @@ def test_what_is_no_difference_in_text_is_none_in_the_hash(tmp_path: Path) -> No
     plain = LINES.encode()
     same = [plain, b"\xef\xbb\xbf" + plain, plain.replace(b"\n", b"\r\n"), plain.replace(b"\n", b"\r")]
     assert len({prepared(tmp_path, content, f"{n}.txt").hash for n, content in enumerate(same)}) == 1
+    tables = [rows(100), rows(100).replace("of", "\\r\\nof"), rows(100).replace("of", "\\nof")]
+    hashes = [prepared(tmp_path, content, f"{n}.jsonl").hash for n, content in enumerate(tables)]
+    assert hashes[0] != hashes[1] == hashes[2]
     assert prepared(tmp_path, plain + b"!", "other.txt").hash != prepared(tmp_path, plain).hash
 
 
@@ -157,10 +160,11 @@ def test_what_is_no_difference_in_text_is_none_in_the_hash(tmp_path: Path) -> No
     [
         (LINES.encode()[:777] + b"\xff" + LINES.encode(), "not UTF-8 at byte 777"),
         (b"ab\n" * 700_000 + "é".encode("latin-1") + b"cd", "not UTF-8 at byte 2100000"),
+        (b"a" * (2**20 - 1) + "é".encode() + b"bc\xff", f"not UTF-8 at byte {2**20 + 3}"),
         (LINES.encode() + "é".encode()[:1], f"not UTF-8 at byte {len(LINES.encode())}"),
         (LINES.encode() + b"\0" + LINES.encode(), f"NUL at byte {len(LINES.encode())}"),
     ],
-    ids=["invalid", "far in", "broken off", "nul"],
+    ids=["invalid", "far in", "after a character split over blocks", "broken off", "nul"],
 )
 def test_what_is_no_text_is_refused_with_file_and_byte(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, message: str, large: bool

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import subprocess
@@ -162,36 +163,52 @@ def test_interleaving_runs_every_case_once_a_round_in_an_order_drawn_anew() -> N
     rounds = [tuple(seen[i : i + 3]) for i in range(0, 120, 3)]
     assert all(sorted(one) == ["a", "b", "c"] for one in rounds)
     assert len(set(rounds)) == 6
+    assert sum(one.index("a") < one.index("b") for one in rounds) == 20
+    assert sum(one.index("a") < one.index("c") for one in rounds) == 20
     assert [seen[turn - 1] for turn in samples["b"]] == ["b"] * 40
     assert [(turn - 1) // 3 for turn in samples["b"]] == list(range(40))
 
 
 def noise(seed: int) -> Iterator[float]:
-    """Seconds as a bad machine gives them: a drift, correlation from sample to sample, bursts with a heavy tail."""
+    """Seconds as a bad machine gives them: drifting, correlated from sample to sample, in bursts with a heavy tail, and
+    the second of a round, which finds its caches warm, the shorter one."""
     draw = random.Random(seed)
-    lasting, age = 0.0, 0
-    while True:
+    lasting = 0.0
+    for age in itertools.count():
         lasting = 0.8 * lasting + draw.gauss(0, 0.03)
         burst = draw.paretovariate(1.2) - 1 if draw.random() < 0.1 else 0.0
-        age += 1
-        yield 0.01 * math.exp(lasting) * (1 + burst) * (1 + 0.002 * age)
+        yield 0.01 * math.exp(lasting) * (1 + burst) * (1 + 0.002 * age) * (0.98 if age % 2 else 1.0)
 
 
-def compared(seed: int, slower: float = 1.0) -> str:
-    machine = noise(10**6 + seed)
+def compared(run: int, *, seed: int, slower: float = 1.0) -> str:
+    machine = noise(10**6 + run)
     samples = interleaved({"a": lambda: next(machine) * slower, "b": lambda: next(machine)}, 20, seed=seed)
     return judge(ratio(samples["a"], samples["b"]), tolerance=0.0).outcome
 
 
-def test_equals_are_told_apart_no_more_often_than_stated_on_drifting_correlated_heavy_tailed_noise() -> None:
-    runs = 1500
-    told_apart = sum(compared(seed) != "no difference" for seed in range(runs))
-    # The exact rate at 20 pairs is 1 - 0.9586; three standard deviations either side.
-    assert told_apart / runs == pytest.approx(0.0414, abs=3 * math.sqrt(0.0414 * 0.9586 / runs))
+@pytest.mark.parametrize("seed", [None, 1234, 7], ids=["orders drawn anew", "one order", "another"])
+def test_equals_are_told_apart_no_more_often_than_stated(seed: int | None) -> None:
+    runs = 1000
+    told_apart = sum(compared(run, seed=run if seed is None else seed) != "no difference" for run in range(runs))
+    # The stated rate at 20 pairs is 1 - 0.9586; three standard deviations above it.
+    assert told_apart / runs < 0.0414 + 3 * math.sqrt(0.0414 * 0.9586 / runs)
+    assert told_apart > 0
+
+
+def test_noise_that_alternates_from_round_to_round_is_not_taken_for_a_difference() -> None:
+    """The first of one round pays, then the second of the next: orders that alternated as well would follow it."""
+
+    def told_apart(run: int) -> bool:
+        draw, pays = random.Random(10**6 + run), itertools.cycle([2.0, 1.0, 1.0, 2.0])
+        machine: Callable[[], float] = lambda: next(pays) * draw.uniform(1.0, 1.1)  # noqa: E731
+        samples = interleaved({"a": machine, "b": machine}, 20, seed=run)
+        return judge(ratio(samples["a"], samples["b"])).outcome != "no difference"
+
+    assert sum(map(told_apart, range(1000))) < 60
 
 
 def test_a_difference_that_is_there_is_found_in_the_same_noise() -> None:
-    found = [compared(seed, slower=1.1) for seed in range(100)]
+    found = [compared(run, seed=run, slower=1.1) for run in range(100)]
     assert found.count("slower") > 90
     assert "faster" not in found
 
@@ -322,7 +339,7 @@ def test_work_of_our_own_is_in_our_time_and_in_that_of_the_processors() -> None:
     while time.process_time() < until_s:
         sum(range(1000))
     after = look()
-    assert after.own_cpu_s - before.own_cpu_s == pytest.approx(0.3, abs=0.05)
+    assert 0.25 < after.own_cpu_s - before.own_cpu_s < 1
     if before.all_cpu_s is not None and after.all_cpu_s is not None:
         elapsed_s = after.time_s - before.time_s
-        assert 0.2 < after.all_cpu_s - before.all_cpu_s < len(processors()) * elapsed_s + 0.1
+        assert 0.1 < after.all_cpu_s - before.all_cpu_s < 2 * len(processors()) * elapsed_s

@@ -86,6 +86,15 @@ def test_streamed_ids_of_a_byte_level_model_decode_alike_even_where_they_are_no_
     assert "".join(streamed(GPT2, ids)) == GPT2.decode(ids)
 
 
+@given(st.lists(st.integers(259, LLAMA.vocabulary - 1)))
+@settings(deadline=None)
+def test_streamed_words_of_any_other_model_decode_alike_whatever_their_order(ids: list[int]) -> None:
+    space = LLAMA.backend.token_to_id("▁")
+    assert space is not None
+    for order in (ids, [space, *ids], [space, space, *ids]):
+        assert "".join(streamed(LLAMA, order)) == LLAMA.decode(order)
+
+
 @given(st.lists(st.integers(0, LLAMA.vocabulary - 1)))
 @settings(deadline=None, max_examples=300)
 def test_a_stream_of_broken_bytes_neither_fails_nor_loses_whole_words(ids: list[int]) -> None:

@@ -77,19 +77,21 @@ def merged(updates: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def no_key(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def no_key(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Gives the home directory."""
+    home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         for name in [*os.environ]:
             if name.startswith("WANDB_"):
                 patch.delenv(name)
         for name in ("WANDB_ARTIFACT_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
             patch.setenv(name, "")  # so that they are taken back
-        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
-        yield
+        patch.setenv("HOME", str(home))
+        yield home
 
 
 @pytest.fixture(scope="module")
-def lives(tmp_path_factory: pytest.TempPathFactory, no_key: None) -> dict[str, Path]:
+def lives(tmp_path_factory: pytest.TempPathFactory, no_key: Path) -> dict[str, Path]:
     """A training run and an inference run of one export, both offline."""
     root = tmp_path_factory.mktemp("runs")
     export = root / "export"
@@ -190,6 +192,11 @@ def test_the_export_is_logged_by_training_and_used_by_inference(read_back: dict[
     assert json.loads(logged["metadata"])["fingerprint"] == "f" * 64
 
 
+def test_artifacts_are_staged_in_the_run_directory(lives: dict[str, Path], no_key: Path) -> None:
+    assert [*lives["train"].glob("wandb/staging/artifacts/staging/*")]
+    assert not [*no_key.rglob("*")]
+
+
 def test_summary_says_what_hand_counting_says() -> None:
     figures = summary(PLANTED)
     assert figures["training/time_ratio"] == pytest.approx(4.0 / 0.8)
@@ -205,7 +212,7 @@ def test_results_without_two_lives_give_no_ratios() -> None:
     assert summary(one_life) == {"trusted": False}
 
 
-def test_a_tracker_that_fails_says_so_once_and_still_finishes(tmp_path: Path, no_key: None) -> None:
+def test_a_tracker_that_fails_says_so_once_and_still_finishes(tmp_path: Path, no_key: Path) -> None:
     said: list[str] = []
     tracker = open_tracker(
         TrackingConfig(),
@@ -231,7 +238,8 @@ from pathlib import Path
 from isoforward.config import TrackingConfig
 from isoforward.tracking import open_tracker
 config = TrackingConfig(mode={mode!r})
-tracker = open_tracker(config, run_dir=Path({run_dir!r}), job_type={job_type!r}, name="n", group="g", resolved_config={{}})
+about = {{"run_dir": Path({run_dir!r}), "job_type": {job_type!r}, "name": "n", "group": "g"}}
+tracker = open_tracker(config, **about, resolved_config={{}})
 tracker.live(1, {{"loss": 1.0}})
 {then}
 tracker.finish()
@@ -281,11 +289,10 @@ def test_a_host_that_swallows_packets_leaves_an_offline_run_and_no_secret(tmp_pa
     assert held and not [name for name, value in SECRETS.items() if value.encode() in held]
 
 
-@pytest.mark.parametrize("mode, lines", [("auto", 0), ("wandb", 1)])
-def test_no_key_and_a_closed_stdin_is_offline_without_a_prompt(tmp_path: Path, mode: str, lines: int) -> None:
-    told = in_a_process(tmp_path / "run", mode=mode)
+def test_no_key_and_a_closed_stdin_is_offline_without_a_prompt(tmp_path: Path) -> None:
+    told = in_a_process(tmp_path / "run", mode="wandb")
     assert told.returncode == 0, told.stderr
-    assert len(told.stderr.splitlines()) == lines
+    assert len(told.stderr.splitlines()) == 1 and "no key" in told.stderr
     assert told.stdout.startswith(f"trained wandb sync {tmp_path}/run/wandb/offline-run-")
     assert {path.name for path in tmp_path.iterdir()} == {"run"}  # nothing beside the run's own directory
 
@@ -446,17 +453,19 @@ def test_a_network_lost_in_mid_run_changes_nothing_but_where_to_look(tmp_path: P
     assert re.search(r'"loss": ?0.5', kept), kept
 
 
-@pytest.mark.parametrize("what, operation", [("workspace", "UpsertView2"), ("report", "upsertView")])
-def test_a_dashboard_is_saved_with_its_panels(tmp_path: Path, stand_in: StandIn, what: str, operation: str) -> None:
+def test_dashboards_are_saved_with_their_panels(tmp_path: Path, stand_in: StandIn) -> None:
     pytest.importorskip("wandb_workspaces")
-    command = [sys.executable, "-m", "isoforward.tracking", what, "--entity", "acme", "--project", "gpt"]
+    save = "[tracking.main([what, '--entity', 'acme', '--project', 'gpt']) for what in ('workspace', 'report')]"
+    command = [sys.executable, "-c", f"from isoforward import tracking; print({save})"]
     env = {"PYTHONPATH": str(SRC), "HOME": str(tmp_path), "PATH": os.environ["PATH"]} | at(stand_in)
     told = subprocess.run(command, env=env, capture_output=True, text=True, timeout=30)
-    assert told.returncode == 0, told.stderr
-    assert told.stdout.startswith(f"{stand_in.url}/acme/gpt")
-    (saved,) = stand_in.variables(operation)
-    assert (saved["entityName"], saved["projectName"]) == ("acme", "gpt")
-    assert "charts/two_lives_table" in saved["spec"]
+    workspace, report, codes = told.stdout.splitlines()
+    assert codes == "[0, 0]", told.stderr
+    assert workspace.startswith(f"{stand_in.url}/acme/gpt?") and f"{stand_in.url}/acme/gpt/reports/" in report
+    for operation in ("UpsertView2", "upsertView"):
+        (saved,) = stand_in.variables(operation)
+        assert (saved["entityName"], saved["projectName"]) == ("acme", "gpt")
+        assert "charts/two_lives_table" in saved["spec"]
 
 
 def without_ids(specification: Any) -> Any:
@@ -471,14 +480,14 @@ def without_ids(specification: Any) -> Any:
 
 
 @pytest.mark.parametrize("what", ["workspace", "report"])
-def test_dashboards_are_the_kept_ones(what: str, no_key: None) -> None:
+def test_dashboards_are_the_kept_ones(what: str, no_key: Path) -> None:
     pytest.importorskip("wandb_workspaces")
     made = getattr(tracking, what)("acme", "gpt")._to_model().model_dump(mode="json", by_alias=True, exclude_none=True)
     kept = json.loads((EXPECTED / f"{what}.json").read_text())
     assert without_ids(json.loads(json.dumps(made))) == kept
 
 
-def test_dashboards_show_what_runs_log(no_key: None) -> None:
+def test_dashboards_show_what_runs_log(no_key: Path) -> None:
     pytest.importorskip("wandb_workspaces")
     specification = json.dumps(tracking.workspace("acme", "gpt")._spec)
     for chart in CHARTS:
@@ -499,7 +508,7 @@ def test_a_missing_package_is_named_with_the_way_out(
 
 
 def test_dashboards_without_a_key_are_refused_without_a_prompt(
-    no_key: None, capsys: pytest.CaptureFixture[str]
+    no_key: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("wandb_workspaces")
     assert tracking.main(["workspace", "--entity", "acme", "--project", "gpt"]) == BadInput.exit_code

@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import io
 import json
@@ -496,6 +497,24 @@ def die_at_step(fatal: int) -> None:
     weights.save_file = mortal(weights.save_file)
 
 
+def test_where_the_last_rename_fails_the_earlier_export_is_put_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = export(trained(), tmp_path / "export", tokenizer=None)
+    rename = Path.replace
+
+    def refuse(self: Path, target: Path) -> Path:
+        if self.name == ".export.partial":
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(StorageFailed, match="Input/output error"):
+        export(trained(seed=2), place, tokenizer=None)
+    assert torch.equal(logits(load(place)), logits(trained()))
+    assert [path.name for path in tmp_path.iterdir()] == ["export"]
+
+
 def test_a_directory_that_is_no_export_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").write_text("")
@@ -537,7 +556,9 @@ def test_an_index_cannot_lead_elsewhere(shard: object, exported: Path) -> None:
         load(exported)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '"x"', "[" * 100_000, "\x00", '{"weight_map": []}', " " * 5_000_000])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", '"x"', "[" * 100_000, "\x00", '{"weight_map": []}', '{"weight_map": {}}' + " " * 5_000_000]
+)
 def test_text_that_is_not_what_it_should_be_is_refused(text: str, exported: Path) -> None:
     sharded(exported)
     for name in ("model.safetensors.index.json", "manifest.json"):
@@ -628,7 +649,9 @@ def test_a_gguf_of_another_kind_of_llama_is_refused_by_name(settings: dict[str, 
 def test_a_gguf_whose_counts_are_lies_is_refused_at_once(tmp_path: Path) -> None:
     file = tmp_path / "model.gguf"
     array = struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1) + b"k" + struct.pack("<IIQ", 9, 0, 2**62)
-    for lie in (b"", b"GGUF", b"GGUF" + struct.pack("<IQQ", 3, 2**62, 2**62), b"GGUF" + array):
+    many = b"".join(struct.pack("<Q8sIB", 8, f"{n:08}".encode(), 0, 1) for n in range(70_000))
+    lies = (b"", struct.pack("<IQQ", 3, 2**62, 2**62), array, struct.pack("<IQQ", 3, 0, 70_000) + many)
+    for lie in (b"", *(b"GGUF" + lie for lie in lies)):
         file.write_bytes(lie)
         with pytest.raises(Integrity, match="not a GGUF file"):
             weights.from_gguf(file)

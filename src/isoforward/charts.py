@@ -35,6 +35,7 @@ LIGHT = {"paper": "#ffffff", "ink": "#1b1f24", "muted": "#59636e", "line": "#d5d
 DARK = {"paper": "#14171b", "ink": "#e9ecef", "muted": "#9da7b1", "line": "#353c44", "other": "#6f7882"}
 PAPER, INK, MUTED, LINE, OTHER = (f"var(--{name})" for name in LIGHT)  # the page's, by day or by night
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+DASHES = [[1, 0], [7, 4], [2, 3], [11, 3, 2, 3], [14, 5], [4, 2]]
 LANE = 58  # of a bar with its heading
 DECADES = [10.0**k for k in range(-15, 25)]
 
@@ -192,7 +193,11 @@ def curves(marks: Sequence[Record], *, x_title: str, unit: str, per: str) -> dic
     listed = alt.Legend(columns=3, symbolType="stroke", symbolStrokeWidth=3, labelLimit=300)
     many = len(last) > 4
     colour = alt.Color("phase:N", scale=phase_scale(phases), legend=listed if many and len(phases) > 1 else None)
-    dash = alt.StrokeDash("variant:N", sort=None, legend=listed if many and len(variants) > 1 else None)
+    dash = alt.StrokeDash(
+        "variant:N",
+        scale=alt.Scale(domain=variants, range=DASHES),
+        legend=listed if many and len(variants) > 1 else None,
+    )
     chart = alt.Chart(data(marks)).encode(x=x, color=colour, detail="series:N")
     told = [
         alt.Tooltip("series:N", title="what"),

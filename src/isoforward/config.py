@@ -221,7 +221,7 @@ class TrackingConfig:
     mode: str = "auto"  # auto: W&B online where a key is set, else offline
     project: str = "isoforward"
     entity: str | None = None
-    group: str | None = None  # None: the fingerprint of the weights, which ties both lives of one model
+    group: str | None = None  # None: the run directory, which ties both lives of one model
     tags: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:

@@ -31,6 +31,8 @@ from isoforward.results import CONVENTIONS
 
 aten = torch.ops.aten
 
+OF_PHASE = {"loss": "loss", "optimizer": "optimizer"}
+
 
 def layers_of(model: nn.Module) -> dict[nn.Module, str]:
     """Modules by kind of layer; what lies within one is of its kind, and what lies outside all of them is embedding."""
@@ -88,14 +90,12 @@ class Scope:
 
     def kind(self) -> str:
         node = torch._C._current_autograd_node()
-        if node is not None and not self.within:
-            return self.node_kinds.get(node._sequence_nr(), "embedding")
-        kind = (
-            self.within[-1] if self.within else {"loss": "loss", "optimizer": "optimizer"}.get(self.phase, "embedding")
-        )
         if node is None:
-            self.node_kinds.setdefault(torch._C._autograd._get_sequence_nr() - 1, kind)
-        return kind
+            kind = self.within[-1] if self.within else OF_PHASE.get(self.phase, "embedding")
+            self.node_kinds.setdefault(torch._C._autograd._get_sequence_nr() - 1, kind)  # this operator's node
+            return kind
+        # in the backward, where a layer is within only to be recomputed
+        return self.within[-1] if self.within else self.node_kinds.get(node._sequence_nr(), "embedding")
 
 
 def product(a: Tensor, b: Tensor) -> int:
@@ -111,8 +111,7 @@ def attention(q: Tensor, k: Tensor, *, triangle: bool) -> int:
 
 
 def dispatched(mode: TorchDispatchMode, operator: Any, args: Any, kwargs: Any) -> Any:
-    """Runs an operator under a mode; one that is made of others shows them to the mode, which alone would not see them
-    in inference mode."""
+    """An operator that is made of others shows them to the mode, which in inference mode would see it alone."""
     with mode:
         result = operator.decompose(*args, **kwargs)
     return operator(*args, **kwargs) if result is NotImplemented else result

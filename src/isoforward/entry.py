@@ -27,6 +27,16 @@ from isoforward.errors import BadInput, Refusal, StorageFailed
 
 Config = TypeVar("Config")
 FREE_TEXT = ("prompt", "stop", "sample_prompt")
+PATHS = (
+    "checkpoint",
+    "prompts_file",
+    "run_dir",
+    "hardware",
+    "data.path",
+    "data.tokenizer",
+    "model.path",
+    "trainer.resume",
+)
 GROUPS = {
     "model": schemas.ModelConfig,
     "data": schemas.DataConfig,
@@ -132,9 +142,15 @@ def explain(error: Exception, schema: type) -> BadInput:
 
 
 def quoted(argument: str) -> str:
-    """A prompt is text, not Hydra grammar: `prompt=O, Romeo` means what it says."""
+    """A prompt is text and a path is a path, not Hydra grammar: `prompt=O, Romeo` means what it says."""
     key, equals, value = argument.partition("=")
-    if not equals or key not in FREE_TEXT or value == "null" or (len(value) > 1 and value[0] == value[-1] in "'\""):
+    if (
+        not equals
+        or key not in FREE_TEXT + PATHS
+        or (key in PATHS and "${" in value)
+        or value == "null"
+        or (len(value) > 1 and value[0] == value[-1] in "'\"")
+    ):
         return argument
     escaped = re.sub(r"(\\*)(\"|$)", lambda m: m[1] * 2 + ('\\"' if m[2] else ""), value)
     escaped = escaped.replace("${", "\\${")  # nor is it an interpolation

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from isoforward.compare import compare
-from isoforward.config import ExperimentConfig, ModelConfig
+from isoforward.config import ExperimentConfig, ModelConfig, Run
 from isoforward.entry import claim
 from isoforward.errors import BadInput
 from isoforward.hardware import auto_precision
@@ -21,8 +21,10 @@ from isoforward.inference import find_export
 from isoforward.measure import Case, apart
 from isoforward.results import Results, read
 from isoforward.tables import show, show_rows
-from isoforward.weights import find
+from isoforward.tracking import Tracker, open_tracker
+from isoforward.weights import find, read_manifest
 
+Answer = Callable[[Results], str]
 FRESH_VOCABULARY = 1024  # of fresh weights that no tokenizer belongs to: what data=shakespeare learns
 
 
@@ -74,39 +76,68 @@ def fitting(config: ExperimentConfig, model: ModelConfig) -> int:
     return config.data.length
 
 
-def ask(config: ExperimentConfig, question: str, target: str, answer: Callable[[Results], str], **more: Any) -> None:
+def ask(config: ExperimentConfig, question: str, target: str, answer: Answer, **more: Any) -> None:
     """Measures `target` ("module:function") on the config's subject, in a fresh process; tells rows and answer."""
     case = case_of(config, question)
     console = Console()
     with claim(config) as run_dir:
         with console.status(f"measuring {question}"):
             apart(case, target, run_dir / "results.jsonl", command_line(), **more)
-        tell(run_dir, console, answer)
+        tell(config, run_dir, console, answer)
 
 
-def tell(run_dir: Path, console: Console, answer: Callable[[Results], str]) -> None:
+def tell(config: Run, run_dir: Path, console: Console, answer: Answer) -> None:
     """The rows as a table, the answer as a sentence, and the report, all from results.jsonl alone."""
-    from isoforward.report import write_report
-
     results = read(run_dir / "results.jsonl")
     show_rows(console, results)
     console.print(f"\n{answer(results)}\n", markup=False, highlight=False, style="bold")
-    where(console, run_dir, write_report(results, run_dir / "report.html"))
+    publish(config, run_dir, console, results, job_type="experiment")
 
 
-def conclude(run_dir: Path, console: Console, *, sample: str | None = None) -> None:
+def conclude(config: Run, run_dir: Path, console: Console, *, job_type: str, sample: str | None = None) -> None:
     """Both lives side by side, one sentence, and the report, all from results.jsonl alone."""
-    from isoforward.report import write_report
-
     results = read(run_dir / "results.jsonl")
-    if results.rows:
-        show(console, compare(results))
+    show(console, compare(results))
     if sample:
         console.print(f"{sample}\n", markup=False, highlight=False)
-    if results.rows:
-        where(console, run_dir, write_report(results, run_dir / "report.html", sample=sample))
+    publish(config, run_dir, console, results, job_type=job_type, sample=sample)
 
 
-def where(console: Console, run_dir: Path, report: Path) -> None:
-    console.print(f"rows    {run_dir / 'results.jsonl'}", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"report  {report}", markup=False, highlight=False, soft_wrap=True)
+def publish(
+    config: Run, run_dir: Path, console: Console, results: Results, *, job_type: str, sample: str | None = None
+) -> None:
+    """The report and the W&B run, and where everything is."""
+    from isoforward.report import write_report
+
+    report = write_report(results, run_dir / "report.html", sample=sample)
+    say(console, f"rows     {run_dir / 'results.jsonl'}")
+    say(console, f"report   {report}")
+    with tracker_of(config, run_dir, console, job_type) as tracker:
+        if job_type == "inference":
+            tracker.export(run_dir / "export", fingerprint_of(run_dir / "export"))
+        tracker.rows(results)
+        tracker.report(report)
+    if tracker.url_or_sync:
+        say(console, f"W&B      {tracker.url_or_sync}")
+
+
+def tracker_of(config: Run, run_dir: Path, console: Console, job_type: str) -> Tracker:
+    return open_tracker(
+        config.tracking,
+        run_dir=run_dir,
+        job_type=job_type,
+        name=f"{run_dir.name} {job_type}",
+        group=run_dir.name,
+        resolved_config=dataclasses.asdict(config),
+        say=lambda line: say(console, line),
+    )
+
+
+def fingerprint_of(exported: Path) -> str:
+    manifest = read_manifest(exported)
+    assert manifest is not None
+    return str(manifest["fingerprint"])
+
+
+def say(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)

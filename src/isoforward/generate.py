@@ -39,8 +39,6 @@ def one(module: InferenceModule, prompt: str, config: GenerateConfig, sampling: 
     passes: list[Pass] = []
     if config.explain:
         say(EXPLANATION)
-    elif config.stream:
-        write(prompt)
     whole = ""
     for text, step in module.stream(
         prompt, max_new_tokens=config.max_new_tokens, sampling=sampling, stop=config.stop, cache=config.cache
@@ -49,10 +47,12 @@ def one(module: InferenceModule, prompt: str, config: GenerateConfig, sampling: 
             passes.append(step)
             if config.explain:
                 say(explained(module, len(passes), step))
+            elif config.stream and len(passes) == 1:
+                write(prompt)
         if config.stream and not config.explain:
             write(text)
         whole += text
-    if config.explain or not config.stream:
+    if config.explain or not config.stream or not passes:
         write(prompt + whole)
     write("\n")
     say(figures(passes, config.cache))
@@ -88,7 +88,7 @@ def explained(module: InferenceModule, number: int, step: Pass) -> str:
     likeliest = probability.topk(min(5, len(probability)))
     name = module.tokenizer.decode
     thoughts = "  ".join(
-        f"{name([int(i)])!r} {p:.0%}" for p, i in zip(likeliest.values, likeliest.indices, strict=True)
+        f"{name([int(i)])!r} {p:.1%}" for p, i in zip(likeliest.values, likeliest.indices, strict=True)
     )
     chosen = name([step.tokens[0]])
     kind = "prefill" if number == 1 else "decode "

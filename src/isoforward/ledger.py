@@ -87,14 +87,15 @@ class Block:
     phase: str
     kind: str
     alive: weakref.ref[torch.UntypedStorage]
-    recomputed: bool = False
+    inference: bool
+    recomputed: bool
     survived: bool = False
     name: str | None = None
 
     def category(self) -> str:
         if self.name is not None:
             return self.name
-        if self.phase in ("prefill", "decode"):
+        if self.inference:
             return "transients"
         if self.kind == "loss" or (self.kind == "head" and self.phase == "forward"):
             return "logits and loss"
@@ -144,6 +145,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 phase=self.scope.phase,
                 kind=kind,
                 alive=weakref.ref(storage, lambda _: self.release(key)),
+                inference=torch.is_inference_mode_enabled(),
                 recomputed=self.scope.phase == "backward" and bool(self.scope.within),
             )
             self.total += size
@@ -163,18 +165,19 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = dispatched(self, operator, args, kwargs or {})
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
-                block = self.hold(leaf, kind)
-        if operator is torch.ops.aten._to_copy.default and self.holds_parameter(args[0]) and block is not None:
-            block.name = "cast weights"
+                self.hold(leaf, kind)
+        if operator is torch.ops.aten._to_copy.default and self.named(args[0]) in ("parameters", "weights"):
+            self.name("cast weights", (result,))
         self.note_peak()
         return result
 
-    def holds_parameter(self, tensor: Tensor) -> bool:
+    def named(self, tensor: Tensor) -> str | None:
         known = self.live.get(tensor.untyped_storage()._cdata)
-        return known is not None and known.name in ("parameters", "weights")
+        return known.name if known else None
 
     def close(self) -> Ledger:
-        gc.collect()
+        if any(block.name is None for block in self.live.values()):
+            gc.collect()  # what only a cycle holds is no leak
         retained: Counter[str] = Counter()
         for block in self.live.values():
             if block.name is None:
@@ -213,7 +216,6 @@ def training_ledger(
     watch.after = after
     after("backward")
     after("optimizer")
-    gc.collect()
     with watch.scope.following(), watch:
         step(model, optimizer, tokens, targets, phase=watch)
     return watch.close()
@@ -222,7 +224,8 @@ def training_ledger(
 def inference_ledger(model: GPT, tokens: Tensor, cache: KVCache | None = None, *, new_tokens: int = 2) -> Ledger:
     """Of `new_tokens` likeliest tokens after the prompts (B, T): one by prefill, the others by decode.
 
-    With no cache each of them is had by the whole forward.
+    With no cache each of them is had by the whole forward. With no new tokens the prompts go through training's
+    forward, which has the logits of every position.
     """
     watch = Watch(model, tokens.device)
     watch.name("weights", model.parameters())
@@ -230,17 +233,15 @@ def inference_ledger(model: GPT, tokens: Tensor, cache: KVCache | None = None, *
     watch.name("batch", (tokens,))
     if cache is not None:
         watch.name("KV cache", (cache.slots,))
-    gc.collect()
     with watch.scope.following(), watch:
         generate(model, tokens, cache, new_tokens=new_tokens, phase=watch)
     return watch.close()
 
 
-def generate(
-    model: GPT, tokens: Tensor, cache: KVCache | None, *, new_tokens: int, phase: steps.Phase = steps.unmeasured
-) -> None:
-    if not new_tokens:  # the whole forward, for its logits at every position
-        with torch.inference_mode(), phase("forward"):
+@torch.inference_mode()
+def generate(model: GPT, tokens: Tensor, cache: KVCache | None, *, new_tokens: int, phase: steps.Phase) -> None:
+    if not new_tokens:
+        with phase("forward"):
             model(tokens)
         return
     if cache is None:

@@ -8,6 +8,7 @@ from typing import Any
 from isoforward import units
 from isoforward.charts import (
     BLUE,
+    DASHES,
     DECADES,
     GREEN,
     INK,
@@ -78,7 +79,7 @@ def two_lives(runs: Sequence[tuple[str, Comparison]]) -> Chart:
     def total(line: Line, run: Comparison) -> str:
         assert line.time_per_token_s and run.step.time_per_token_s
         against = "1x" if line is run.step else units.times(line.time_per_token_s / run.step.time_per_token_s)
-        return f"{units.seconds(line.time_per_token_s)}  {against}"
+        return f"{units.seconds(line.time_per_token_s)} · {against}"
 
     return Chart(
         name="two_lives",
@@ -241,7 +242,7 @@ def break_even(run: Comparison) -> Chart | str:
     colour = alt.Color("colour:N", scale=None)
     for way in [*drawn, *lines]:
         way["colour"] = PHASE_COLOURS[way["phase"]]
-    dash = alt.StrokeDash("cost:N", legend=None, scale=alt.Scale(domain=["time", "FLOPs"]))
+    dash = alt.StrokeDash("cost:N", legend=None, scale=alt.Scale(domain=["time", "FLOPs"], range=DASHES[:2]))
     crossings = alt.Chart(data(drawn)).encode(x=x, y=y, color=colour)
     layers = [
         alt.Chart(data([{"share": 1.0}])).mark_rule(color=MUTED, strokeWidth=1.5).encode(y=y),
@@ -252,8 +253,9 @@ def break_even(run: Comparison) -> Chart | str:
             tooltip=[alt.Tooltip("way:N", title="serving overtakes")]
         ),
     ]
-    for n, way in enumerate(drawn):
-        place = {"align": "left", "dx": 10, "dy": 14} if n % 2 else {"align": "right", "dx": -10, "dy": -14}
+    for n, way in enumerate(drawn):  # where no line is: below a crossing on the left, above one on the right
+        left = way["at"] < (low * high) ** 0.5
+        place = {"align": "left", "dx": 8, "dy": 15} if left else {"align": "right", "dx": -8, "dy": -15 - 19 * (n - 1)}
         layers += haloed(alt.Chart(data([way])).encode(x=x, y=y, text="way:N"), fontSize=13, **place)
     decoded = {way["cost"]: units.digits(way["at"]) for way in drawn if way["phase"] == "decode"}
     said = [f"{at} decoded tokens for each trained one in {cost}" for cost, at in decoded.items()]

@@ -54,7 +54,7 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
     A value that is neither tensor nor list, tuple, dict, None, bool, int, float or str is a TypeError that names it.
     """
     flat = Flat()
-    skeleton = json.dumps(flat.flatten(dict(state), ()), allow_nan=False)
+    skeleton = json.dumps({key: flat.flatten(value, (key,)) for key, value in state.items()}, allow_nan=False)
     header: dict[str, Any] = {"__metadata__": {"digest": NO_DIGEST.decode(), "state": skeleton}}
     end = 0
     for name, tensor in flat.tensors.items():

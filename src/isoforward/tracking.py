@@ -21,7 +21,7 @@ from typing import Any, Self
 from isoforward.compare import cache_curve, compare, memory_ledger, select
 from isoforward.config import TrackingConfig
 from isoforward.errors import BadInput, Refusal, StorageFailed
-from isoforward.results import LIVES, PHASES, Results
+from isoforward.results import LIVES, Results
 
 INIT_TIMEOUT_S = 10.0  # WANDB_INIT_TIMEOUT
 FINISH_TIMEOUT_S = 60.0  # WANDB_FINISH_TIMEOUT
@@ -309,12 +309,13 @@ class Chart:
 
 
 def two_lives(results: Results) -> Points:
+    try:
+        found = compare(results)
+    except BadInput:
+        return []
+    lines = [*found.training, *found.inference]
     return [
-        [f"{life}: {phase}", row.value / float(row.conditions.get("tokens") or 1)]
-        for life in LIVES
-        for phase in PHASES
-        for row in select(results, life=life, phase=phase, quantity="time", context=None, cold=None)[-1:]
-        if row.value is not None
+        [f"{line.life}: {line.phase}", line.time_per_token_s] for line in lines if line.time_per_token_s is not None
     ]
 
 
@@ -462,11 +463,11 @@ def workspace(entity: str, project: str) -> Any:
 def report(entity: str, project: str) -> Any:
     """The same panels, training runs against inference runs, as a `wandb_workspaces.reports.v2.Report`."""
     _, reports = designs()
-    from wandb_workspaces.expr import Metric
+    from wandb_workspaces.expr import And, Metric
 
     blocks: list[Any] = [reports.TableOfContents()]
     for name, panels in arranged(reports).items():
-        runs = [reports.Runset(name=job_type, filters=[Metric("JobType") == job_type]) for job_type in JOB_TYPES]
+        runs = [reports.Runset(name=job_type, filters=And(Metric("JobType") == job_type)) for job_type in JOB_TYPES]
         blocks += [reports.H2(name), reports.PanelGrid(runsets=runs, panels=panels)]
     return reports.Report(
         entity=entity,

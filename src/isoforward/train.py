@@ -21,20 +21,43 @@ from rich.console import Console
 from torch.utils.data import DataLoader
 
 from isoforward import statefile
-from isoforward.both_lives import measure_both_lives
+from isoforward.both_lives import TRAINING, measure_both_lives
 from isoforward.checkpoint import StateFileIO
 from isoforward.config import TrainConfig
 from isoforward.data import Corpus, TrainingBatches, ValidationBatches, prepare
 from isoforward.display import Watch
 from isoforward.entry import claim
 from isoforward.errors import BadInput, Integrity, Stopped
-from isoforward.experiment import command_line, conclude, precision_of
+from isoforward.experiment import command_line, conclude, fingerprint_of, precision_of, say, tracker_of
 from isoforward.inference import DTYPES, load
 from isoforward.lit import LitGPT, Timed
 from isoforward.measure import Case
 from isoforward.model import GPT
 from isoforward.statefile import newest_good, verify
+from isoforward.tracking import Tracker
 from isoforward.weights import export, load_tokenizer, load_trainable
+
+
+class Track(Callback):  # type: ignore[misc]
+    """Tells the tracker how training goes, between steps."""
+
+    def __init__(self, tracker: Tracker, tokens_per_step: int, every: int = 10) -> None:
+        self.tracker, self.tokens_per_step, self.every = tracker, tokens_per_step, every
+
+    def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
+        step = trainer.global_step
+        if step % self.every or not module.recent:
+            return
+        whole_s = sum(lap["step"] for lap in module.recent)
+        shares = {
+            f"phase/{name}_share": sum(lap.get(name, 0.0) for lap in module.recent) / whole_s for name in TRAINING
+        }
+        rate = len(module.recent) * self.tokens_per_step / whole_s
+        figures = {"loss": module.losses[-1].item(), "gradient_norm": module.norm.item(), "tokens_per_s": rate}
+        self.tracker.live(step, figures | shares)
+
+    def on_validation_end(self, trainer: Trainer, module: Any) -> None:
+        self.tracker.live(trainer.global_step, {"validation_loss": float(trainer.callback_metrics["validation_loss"])})
 
 
 class StopOnSignal(Callback):  # type: ignore[misc]
@@ -97,15 +120,15 @@ def train(config: TrainConfig) -> None:
         parameters = sum(p.numel() for p in model.parameters())
         say(console, f"{parameters:,} parameters in {precision} ({why})")
         say(console, f"everything goes to {run_dir}")
-        module, stopped = fit(config, model, corpus, run_dir, checkpoint, console)
+        with tracker_of(config, run_dir, console, "train") as tracker:
+            module, stopped = fit(config, model, corpus, run_dir, checkpoint, console, tracker)
+            if stopped is None:
+                exported = export(module.model.cpu(), run_dir / "export", tokenizer=corpus.tokenizer)
+                tracker.export(exported, fingerprint_of(exported))
         if stopped is not None:
             how = f"go on with: python train.py trainer.resume={run_dir}"
             raise Stopped(stopped, f"stopped after step {module.global_step}; {how}")
         finish(config, module, corpus, run_dir, console)
-
-
-def say(console: Console, line: str) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def to_resume(config: TrainConfig, console: Console) -> Path | None:
@@ -159,8 +182,7 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 def finish(config: TrainConfig, module: LitGPT, corpus: Corpus, run_dir: Path, console: Console) -> None:
     """The weights' other life: exported, proven the same, measured beside training, and heard."""
-    model = module.model.cpu()
-    exported = export(model, run_dir / "export", tokenizer=corpus.tokenizer)
+    model, exported = module.model, run_dir / "export"
     served = load(exported)
     tokens = torch.from_numpy(np.asarray(corpus.validation[: config.data.length], dtype=np.int64))[None]
     differing = int((model.train()(tokens).detach() != served(tokens)).sum())
@@ -190,16 +212,25 @@ def finish(config: TrainConfig, module: LitGPT, corpus: Corpus, run_dir: Path, c
             measure_both_lives(case, results, command_line())
     prompt = config.sample_prompt
     sample = prompt + str(served.generate(prompt, max_new_tokens=100, seed=config.seed))
-    conclude(run_dir, console, sample=sample)
+    if config.measure.enabled:
+        conclude(config, run_dir, console, job_type="inference", sample=sample)
+    else:
+        say(console, f"\n{sample}\n")
     latest = run_dir.parent / "latest"
     waiting = latest.with_name(f".latest-{os.getpid()}")
     waiting.symlink_to(run_dir.name)
     waiting.replace(latest)
-    say(console, f"text    python generate.py checkpoint={run_dir} prompt={prompt!r}")
+    say(console, f"text     python generate.py checkpoint={run_dir} prompt={prompt!r}")
 
 
 def fit(
-    config: TrainConfig, model: GPT, corpus: Corpus, run_dir: Path, checkpoint: Path | None, console: Console
+    config: TrainConfig,
+    model: GPT,
+    corpus: Corpus,
+    run_dir: Path,
+    checkpoint: Path | None,
+    console: Console,
+    tracker: Tracker,
 ) -> tuple[LitGPT, int | None]:
     plan = config.trainer
     module = LitGPT(model, config.optim, plan)
@@ -213,10 +244,20 @@ def fit(
     checkpoints = run_dir / "checkpoints"
     corpus.tokenizer.save(checkpoints / "tokenizer.json")
     last = ModelCheckpoint(
-        dirpath=checkpoints, filename="last-{step:06d}", every_n_train_steps=plan.checkpoint_every, save_top_k=1
+        dirpath=checkpoints,
+        filename="last-{step:06d}",
+        auto_insert_metric_name=False,
+        every_n_train_steps=plan.checkpoint_every,
+        save_top_k=1,
     )
-    best = ModelCheckpoint(dirpath=checkpoints, filename="best-{step:06d}", monitor="validation_loss", save_top_k=1)
-    callbacks: list[Callback] = [watch, signals, last, best]
+    best = ModelCheckpoint(
+        dirpath=checkpoints,
+        filename="best-{step:06d}",
+        auto_insert_metric_name=False,
+        monitor="validation_loss",
+        save_top_k=1,
+    )
+    callbacks: list[Callback] = [watch, Track(tracker, watch.tokens_per_step), signals, last, best]
     if plan.early_stopping is not None:
         callbacks.append(EarlyStopping("validation_loss", patience=plan.early_stopping))
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
