@@ -161,3 +161,9 @@ def test_every_command_has_help_of_its_own(name, capsys):
 
 def test_the_package_finds_its_configs_beside_it():
     assert Path(conf_directory(), "train.yaml").is_file()
+
+
+def test_a_path_may_hold_what_hydra_takes_for_grammar():
+    seen = []
+    assert run(lambda config: seen.append(config.checkpoint), "generate", GenerateConfig, ["checkpoint=a=b, c/d"]) == 0
+    assert seen == ["a=b, c/d"]

@@ -244,8 +244,16 @@ def test_decoding_moves_the_bytes_that_gpt_fast_reports() -> None:
     """gpt-fast README: Llama-2-7B, bf16, 104.9 tokens/s, 1397.31 GB/s over weights and 208 positions of cache."""
     moved = cost.inference_bytes(LLAMA2_7B, batch=1, cached=207, dtype="bf16")
     assert (moved["weights"] + moved["kv_read"]) * 104.9 / 1e9 == pytest.approx(1397.31, rel=0.001)
-    assert moved["embedding"] == 2 * 4096
+    assert moved["kv_read"] == 208 * 524288
     assert moved["kv_written"] == 524288
+    assert moved["embedding"] == 2 * 4096
+
+
+def test_decoding_gpt2_looks_up_a_token_and_a_position_and_reads_the_tied_head_once() -> None:
+    """By hand, 3 sequences, 16 bits."""
+    moved = cost.inference_bytes(GPT2, batch=3, cached=7)
+    assert moved["embedding"] == 2 * 3 * 2 * 768
+    assert moved["weights"] == 2 * (124439808 - 1024 * 768)
 
 
 @pytest.mark.parametrize(("mixed", "expected"), [(False, (4, 4, 8)), (True, (2, 2, 12))])
@@ -500,16 +508,23 @@ WIDE = {"layers": 3, "heads": 4, "width": 64, "context": 64, "tied": True}
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    ("vocab", "checkpointing", "accumulate"),
-    [(65, "none", 1), (2000, "none", 1), (500, "selective", 1), (500, "full", 1), (500, "none", 2)],
+    ("vocab", "checkpointing", "accumulate", "length"),
+    [
+        (65, "none", 1, 64),
+        (2000, "none", 1, 64),
+        (2000, "none", 1, 4),
+        (500, "selective", 1, 64),
+        (500, "full", 1, 64),
+        (500, "none", 2, 64),
+    ],
 )
 def test_peaks_of_a_training_step_are_those_of_its_tensors(
-    family: str, dtype: str, vocab: int, checkpointing: str, accumulate: int
+    family: str, dtype: str, vocab: int, checkpointing: str, accumulate: int, length: int
 ) -> None:
     config = ModelConfig(family=family, vocab=vocab, **WIDE)  # type: ignore[arg-type]
     model = GPT(config, dtype=DTYPES[dtype], checkpointing=checkpointing)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    tokens = torch.zeros(4, 64, dtype=torch.long)
+    tokens = torch.zeros(4, length, dtype=torch.long)
     steps.train_step(model, optimizer, tokens, tokens, accumulate=accumulate)
     gc.collect()
     states = [value for state in optimizer.state.values() for value in state.values()]
@@ -517,7 +532,7 @@ def test_peaks_of_a_training_step_are_those_of_its_tensors(
     with held:
         steps.train_step(model, optimizer, tokens, tokens, accumulate=accumulate, phase=held)
     predicted = cost.training_peaks(
-        config, batch=4 // accumulate, length=64, dtype=dtype, checkpointing=checkpointing, accumulate=accumulate
+        config, batch=4 // accumulate, length=length, dtype=dtype, checkpointing=checkpointing, accumulate=accumulate
     )
     del held.peaks["outside"]
     assert max(predicted.values()) == pytest.approx(max(held.peaks.values()), rel=0.01)

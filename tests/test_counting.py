@@ -135,9 +135,9 @@ def test_serving_counts_the_head_at_one_position(family: str, kv_heads: int | No
 
 def test_a_text_decoded_token_by_token_costs_what_one_causal_forward_costs() -> None:
     one_by_one = count_prefill(small(), batch=B, length=1) + sum(
-        count_decode(small(), batch=B, cached=past) for past in range(1, T)
+        count_decode(small(), batch=B, cached=past) for past in range(1, 8)
     )
-    assert one_by_one == count_training(small(), batch=B, length=T, convention="causal")["forward"]
+    assert one_by_one == count_training(small(), batch=B, length=8, convention="causal")["forward"]
 
 
 def test_muon_counts_newton_schulz_for_each_of_the_fused_matrices() -> None:
@@ -207,7 +207,7 @@ def test_attention_is_torchs_own_again_afterwards() -> None:
     assert F.scaled_dot_product_attention is before
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
     family=st.sampled_from(["gpt2", "llama"]),
     layers=st.integers(1, 2),

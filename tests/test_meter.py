@@ -2,10 +2,10 @@ import pytest
 import torch
 
 from isoforward.meter import Stopwatch
+from isoforward.model import GPT
 from isoforward.steps import train_step
 
 from .conftest import tiny
-from isoforward.model import GPT
 
 
 class Ticking:

@@ -130,7 +130,7 @@ def test_each_fused_matrix_moves_by_the_learning_rate_in_every_direction(config,
             continue
         moved = (old * (1 - 0.5 * 0.1) - after).detach() / 0.5
         rows = next((rows for part, rows in fused.items() if part in name), [len(moved)])
-        for part, slope in zip(moved.split(rows), old.grad.split(rows), strict=True):
+        for part, slope in zip(moved.split(rows), after.grad.split(rows), strict=True):
             gain = math.sqrt(max(1, part.shape[0] / part.shape[1]))
             values = torch.linalg.svdvals(slope)
             expected = newton_schulz(values / values.norm()) * gain
@@ -140,8 +140,8 @@ def test_each_fused_matrix_moves_by_the_learning_rate_in_every_direction(config,
 
 
 def test_an_unfused_matrix_moves_as_under_torchs_own_muon(tokens):
-    """Which computes in bf16, so within that."""
-    model = with_gradients(tiny(), tokens)
+    """Which computes in bf16, as ours then does."""
+    model = with_gradients(tiny(), tokens, torch.bfloat16)
     theirs = torch.nn.Parameter(model.blocks[0].mlp.up.weight.detach().clone())
     reference = torch.optim.Muon([theirs], lr=0.02, weight_decay=0.1, momentum=0.95)
     optimizer = build(model, OptimConfig(name="muon", muon_lr=0.02, weight_decay=0.1, momentum=0.95))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 
 from isoforward import estimates
 from isoforward.results import Condition, Environment, Record, Row, Verdict

@@ -81,12 +81,12 @@ def test_streamed_text_is_decoded_text(text: str) -> None:
 
 
 @given(st.lists(st.one_of(st.integers(0, 50256), st.sampled_from([GPT2.backend.token_to_id(c) for c in BYTE_OF]))))
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None)
 def test_streamed_ids_of_a_byte_level_model_decode_alike_even_where_they_are_no_text(ids: list[int]) -> None:
     assert "".join(streamed(GPT2, ids)) == GPT2.decode(ids)
 
 
-@given(st.lists(st.integers(259, LLAMA.vocabulary - 1)))
+@given(st.lists(st.one_of(st.integers(259, LLAMA.vocabulary - 1), st.sampled_from([1, 2]))))  # 1, 2: special
 @settings(deadline=None)
 def test_streamed_words_of_any_other_model_decode_alike_whatever_their_order(ids: list[int]) -> None:
     space = LLAMA.backend.token_to_id("▁")
@@ -96,7 +96,7 @@ def test_streamed_words_of_any_other_model_decode_alike_whatever_their_order(ids
 
 
 @given(st.lists(st.integers(0, LLAMA.vocabulary - 1)))
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None)
 def test_a_stream_of_broken_bytes_neither_fails_nor_loses_whole_words(ids: list[int]) -> None:
     words = [str(LLAMA.backend.id_to_token(id)).replace("▁", " ") for id in ids if id > 258]
     text, at = " " + "".join(streamed(LLAMA, ids)), 0

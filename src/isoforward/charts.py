@@ -34,8 +34,10 @@ PHASE_COLOURS = {
 LIGHT = {"paper": "#ffffff", "ink": "#1b1f24", "muted": "#59636e", "line": "#d5dae0", "other": "#a3abb3"}
 DARK = {"paper": "#14171b", "ink": "#e9ecef", "muted": "#9da7b1", "line": "#353c44", "other": "#6f7882"}
 PAPER, INK, MUTED, LINE, OTHER = (f"var(--{name})" for name in LIGHT)  # the page's, by day or by night
+INK_ON = dict.fromkeys((BLUE, RED, GREEN), "#ffffff") | {LINE: INK}
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 DASHES = [[1, 0], [7, 4], [2, 3], [11, 3, 2, 3], [14, 5], [4, 2]]
+PLAIN = ".6~r"  # d3 rounds to one digit on a logarithmic axis unless told how many
 LANE = 58  # of a bar with its heading
 DECADES = [10.0**k for k in range(-15, 25)]
 
@@ -98,8 +100,10 @@ def bars(lanes: Sequence[Bar], *, unit: str, legend: Sequence[str]) -> dict[str,
 
     sizes = sorted(max(bar.size, bar.tick or 0.0) for bar in lanes)
     whole = max(size for size in sizes if size <= 5 * sizes[len(sizes) // 2]) if len(sizes) > 2 else sizes[-1]
-    limit = (1.3 if whole < sizes[-1] else 1.01) * whole
-    drawn, cuts = [], []
+    reach = max([whole, *(bar.ends[1] for bar in lanes if bar.ends and bar.size <= whole)])
+    limit = (1.3 if whole < sizes[-1] else 1.01) * min(reach, 1.5 * whole)  # marks beyond it are clipped
+    drawn: list[Record] = []
+    cuts: list[Record] = []
     for lane, bar in enumerate(lanes):
         cut = bar.size > whole
         start = 0.0
@@ -109,9 +113,12 @@ def bars(lanes: Sequence[Bar], *, unit: str, legend: Sequence[str]) -> dict[str,
             drawn.append(
                 {"lane": lane, "start": start, "end": end, "middle": (start + end) / 2, "room": (end - start) / limit}
                 | {"part": part.name, "said": part.said, "share": share, "label": share and f"{part.name} {share}"}
-                | {"ink": "#ffffff" if part.colour in (BLUE, RED, GREEN) else "#1b1f24"}
+                | {"ink": INK_ON.get(part.colour, "#1b1f24")}
             )
             start = end
+        if bar.ends and len(bar.parts) > 1 and not cut:  # a label makes room for the whiskers
+            last = drawn[-1]
+            last |= {"middle": (last["start"] + bar.ends[0]) / 2, "room": (bar.ends[0] - last["start"]) / limit}
         if cut:
             cuts.append({"lane": lane, "at": 0.85 * limit})
     whiskers = [
@@ -119,13 +126,18 @@ def bars(lanes: Sequence[Bar], *, unit: str, legend: Sequence[str]) -> dict[str,
         for lane, bar in enumerate(lanes)
         if bar.ends and bar.size <= whole
     ]
+    small = [
+        {"lane": lane, "at": max(bar.size, bar.tick or 0.0), "said": ", ".join(f"{p.name} {p.said}" for p in bar.parts)}
+        for lane, bar in enumerate(lanes)
+        if len(bar.parts) > 1 and bar.size < limit / 10
+    ]
     ticks = [{"lane": lane, "at": bar.tick} for lane, bar in enumerate(lanes) if bar.tick is not None]
     colours = {part.name: part.colour for bar in lanes for part in bar.parts}
     y = lane_axis(len(lanes))
     x = alt.X(
         "start:Q",
         scale=alt.Scale(domain=[0, limit], nice=False),
-        axis=alt.Axis(title=unit, values=round_steps(whole), format="~r", grid=False, domain=True, domainColor=LINE),
+        axis=alt.Axis(title=unit, values=round_steps(whole), format=PLAIN, grid=False, domain=True, domainColor=LINE),
     )
     colour = alt.Color(
         "part:N",
@@ -143,8 +155,13 @@ def bars(lanes: Sequence[Bar], *, unit: str, legend: Sequence[str]) -> dict[str,
         )
         .mark_text(dy=11, fontSize=12)
         .encode(x="middle:Q", y=y, text="fits:N", color=alt.Color("ink:N", scale=None)),
-        alt.Chart(data(whiskers)).mark_rule(yOffset=11, strokeWidth=2, color=INK).encode(x="start:Q", x2="end:Q", y=y),
+        alt.Chart(data(whiskers))
+        .mark_rule(yOffset=11, strokeWidth=2, color=INK, clip=True)
+        .encode(x="start:Q", x2="end:Q", y=y),
         alt.Chart(data(ticks)).mark_tick(thickness=3, size=36, yOffset=11, color=INK, opacity=1).encode(x="at:Q", y=y),
+        alt.Chart(data(small))
+        .mark_text(align="left", dx=8, dy=12, fontSize=12, color=MUTED, limit=alt.ExprRef("width - 40"))
+        .encode(x="at:Q", y=y, text="said:N"),
         alt.Chart(data(cuts))
         .mark_text(text="//", dy=10, fontSize=32, fontWeight="bold", color=PAPER)
         .encode(x="at:Q", y=y),
@@ -159,7 +176,7 @@ def dots(marks: Sequence[Record], *, unit: str, per: str) -> dict[str, Any]:
     marks, unit = rescaled(marks, unit)
     scale = span(marks)
     drawn = [mark | {"lane": lane} for lane, mark in enumerate(marks)]
-    axis = alt.Axis(title=f"{unit} {per}".strip(), format="~r", tickCount=5, **decades(scale))
+    axis = alt.Axis(title=f"{unit} {per}".strip(), format=PLAIN, tickCount=5, **decades(scale))
     chart = alt.Chart(data(drawn)).encode(y=lane_axis(len(marks)), color=alt.Color("colour:N", scale=None))
     x = alt.X("value:Q", scale=scale, axis=axis)
     layers = [
@@ -184,11 +201,11 @@ def curves(marks: Sequence[Record], *, x_title: str, unit: str, per: str) -> dic
     x = alt.X(
         "x:Q",
         scale=alt.Scale(type="log", base=2, nice=False) if doubling else alt.Scale(zero=False),
-        axis=alt.Axis(title=x_title, grid=False, format="~s" if across[-1] >= 1e5 else "~r")
+        axis=alt.Axis(title=x_title, grid=False, format=".3~s" if across[-1] >= 1e5 else PLAIN)
         if len(across) > 10
-        else alt.Axis(title=x_title, grid=False, format="~s" if across[-1] >= 1e5 else "~r", values=across),
+        else alt.Axis(title=x_title, grid=False, format=".3~s" if across[-1] >= 1e5 else PLAIN, values=across),
     )
-    y = alt.Y("value:Q", scale=scale, axis=alt.Axis(title=f"{unit} {per}", format="~r", tickCount=5, **decades(scale)))
+    y = alt.Y("value:Q", scale=scale, axis=alt.Axis(title=f"{unit} {per}", format=PLAIN, tickCount=5, **decades(scale)))
     phases, variants = (list(dict.fromkeys(mark[key] for mark in marks)) for key in ("phase", "variant"))
     listed = alt.Legend(columns=3, symbolType="stroke", symbolStrokeWidth=3, labelLimit=300)
     many = len(last) > 4
@@ -211,7 +228,7 @@ def curves(marks: Sequence[Record], *, x_title: str, unit: str, per: str) -> dic
     ]
     if not many:
         ends = alt.Chart(data(last)).encode(x=x, y=y, text="series:N")
-        layers += haloed(ends, align="right", dy=-14, fontSize=13, fontWeight="bold")
+        layers += haloed(ends, align="right", dy=-14, fontSize=13, fontWeight="bold", limit=260)
     return themed(alt.layer(*layers), height=300)
 
 
@@ -222,8 +239,10 @@ def headings(texts: Iterable[tuple[str, str]]) -> list[Any]:
     rows = [{"lane": lane, "left": left, "right": right} for lane, (left, right) in enumerate(texts)]
     chart = alt.Chart(data(rows)).encode(y=lane_axis(len(rows)))
     return [
-        chart.mark_text(align="left", dy=-13, fontSize=13, color=INK).encode(x=alt.value(0), text="left:N"),
-        chart.mark_text(align="right", dy=-13, fontSize=13, fontWeight="bold", color=INK).encode(
+        chart.mark_text(align="left", dy=-13, fontSize=13, color=INK, limit=alt.ExprRef("width - 135")).encode(
+            x=alt.value(0), text="left:N"
+        ),
+        chart.mark_text(align="right", dy=-13, fontSize=13, fontWeight="bold", color=INK, limit=140).encode(
             x=alt.value("width"), text="right:N"
         ),
     ]

@@ -515,7 +515,7 @@ def training_peaks(
             kept + 12 * logits,
             kept + table + 4 * C * F + in_mlp - e * tokens * C,  # with the final norm's already gone
             held + gradients - to_come + saved // L + in_mlp + e * tokens * C,
-            held + gradients + config.tied * table,  # the embedding's gradient, before it is added to the head's
+            held + gradients + 2 * config.tied * table,  # the embedding's gradient, and its sum with the head's
         ),
         "optimizer": held + gradients,
     }

@@ -62,6 +62,7 @@ class Section:
     chart: Chart | None = None
     table: Table | None = None
     csv: Download | None = None
+    origins: tuple[Cell, ...] = ()  # of the numbers in its picture
     open: bool = False  # its table is what one came for
 
 
@@ -96,7 +97,8 @@ def figure(row: Row | None, doubted: Mapping[str, str], divisor: float = 1.0) ->
     if row is None or row.value is None:
         reason = "no row tells it" if row is None else row.reason or ""
         return Cell(text="unavailable", origin="unavailable", hint=printable(reason))
-    reasons = [*row.warnings, *filter(None, [doubted.get(row.experiment)])]
+    judged = row.provenance == "measured" and row.quantity != "memory"  # a busy machine holds as much as an idle one
+    reasons = [*row.warnings, *filter(None, [doubted.get(row.experiment) if judged else None])]
     hint = [
         row.provenance + (f" in the {row.convention} convention" if row.convention else ""),
         f"median of {len(row.samples)} samples" if row.samples else "",
@@ -115,34 +117,48 @@ def figure(row: Row | None, doubted: Mapping[str, str], divisor: float = 1.0) ->
 
 
 def both_lives(run: Comparison) -> list[Section]:
+    doubted = "; ".join(run.warnings)
+    ledger = pictures.memory([("", run.results)])
     sections = [
-        pictured("Where the time of a token goes", pictures.two_lives([("", run)])),
+        pictured("Where the time of a token goes", pictures.two_lives([("", run)]), doubted),
         Section(heading="Every phase", table=phase_table(run), csv=download("phases", phase_records(run)), open=True),
     ]
     for heading, picture in (
-        ("Where the memory goes", pictures.memory([("", run.results)])),
+        ("Where the memory goes", ledger),
         ("What a KV cache is for", pictures.cache(run.results)),
         ("When serving overtakes training", pictures.break_even(run)),
         ("How near the machine's limits", pictures.roofline(run)),
     ):
-        sections.append(pictured(heading, picture))
+        sections.append(pictured(heading, picture, "" if picture is ledger else doubted))
     return sections
 
 
-def pictured(heading: str, chart: Chart | str) -> Section:
+def pictured(heading: str, chart: Chart | str, doubted: str = "") -> Section:
     """A picture, with what it draws; or why there is none."""
     if isinstance(chart, str):
         return Section(heading=heading, lede=f"Unavailable: {chart}.")
     columns = [key.replace("_", " ") for key in chart.table[0]]
     rows = [[Cell(text=plain(value)) for value in record.values()] for record in chart.table]
-    table = Table(columns=columns, rows=rows)
+    origins = dict.fromkeys(origin for record in chart.table for origin in record["provenance"].split(", "))
     return Section(
-        heading=heading, lede=f"{chart.title}.", chart=chart, table=table, csv=download(chart.name, chart.table)
+        heading=heading,
+        lede=f"{chart.title}.",
+        chart=chart,
+        table=Table(columns=columns, rows=rows),
+        csv=download(chart.name, chart.table),
+        origins=tuple(told(origin, doubted if origin == "measured" else "") for origin in origins),
     )
+
+
+def told(origin: str, doubted: str = "", **more: Any) -> Cell:
+    """A number that no single row holds, or several, with where they come from."""
+    hint = printable("; ".join(filter(None, [origin, doubted])))
+    return Cell(**{"text": "", "origin": origin, "hint": hint, "doubt": bool(doubted), **more})
 
 
 def phase_table(run: Comparison) -> Table:
     doubted = doubts(run.results)
+    warned = "; ".join(run.warnings)
 
     def cells(line: Line) -> list[Cell]:
         strong = line is run.step
@@ -150,13 +166,24 @@ def phase_table(run: Comparison) -> Table:
         against = Cell(text="")
         if line.against_forward is not None:
             each = line.against_forward
-            against = Cell(text=units.times(each.value), below=f"{units.times(each.low)} to {units.times(each.high)}")
-        pace = Cell(text="unavailable")
+            against = told(
+                "measured",
+                warned,
+                text=units.times(each.value),
+                below=f"{units.times(each.low)} to {units.times(each.high)}",
+            )
+        pace = figure(None, doubted)
         if line.time_per_token_s and line.tokens_per_s:
-            pace = Cell(text=units.seconds(line.time_per_token_s), below=f"{line.tokens_per_s:,.0f} a second")
+            pace = told(
+                line.time.provenance if line.time else "measured",
+                warned,
+                text=units.seconds(line.time_per_token_s),
+                below=f"{line.tokens_per_s:,.0f} a second",
+            )
         flops = figure(line.flops, doubted)
         if strong:
-            flops = Cell(text=units.count(sum(one.flops.value or 0.0 for one in run.training if one.flops)))
+            counted = sum(one.flops.value or 0.0 for one in run.training if one.flops)
+            flops = told("counted", text=units.count(counted, "FLOP")) if counted else flops
         elif line.flops_per_s:
             flops = replace(flops, below=units.count(line.flops_per_s, "FLOP/s"))
         name = Cell(text=line.label, below=per, phase=line.phase, strong=strong)
@@ -204,9 +231,10 @@ def any_rows(experiment: str, results: Results) -> list[Section]:
             groups.setdefault((row.quantity, row.unit, row.per, row.convention), []).append(row)
     sections = []
     for (quantity, _, per, convention), rows in groups.items():
-        varying = varying_conditions(rows)
+        varying = pictures.telling(rows)
         told = "".join((f" per {per}", f", {convention} convention" if convention else ""))
-        shared = [f"{key}={value}" for key, value in rows[0].conditions.items() if key not in varying]
+        differing = varying_conditions(rows)
+        shared = [f"{key}={value}" for key, value in rows[0].conditions.items() if key not in differing]
         note = [f"All with {', '.join(shared)}." if shared else ""]
         note += [f"The first {MOST_ROWS} of {len(rows)} rows." if len(rows) > MOST_ROWS else ""]
         sections.append(
@@ -341,7 +369,7 @@ def of_rows(results: Results) -> Entries:
         groups.setdefault((row.experiment, row.life, row.phase, row.quantity, row.per, row.convention), []).append(row)
     entries: Entries = {}
     for group, rows in groups.items():
-        varying = sorted(varying_conditions(rows))
+        varying = sorted(pictures.telling(rows))
         for row in rows:
             at = tuple((key, row.conditions[key]) for key in varying if key in row.conditions)
             label = f"{row.life}, {row.phase}: {row.quantity}"

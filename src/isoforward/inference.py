@@ -152,12 +152,13 @@ class InferenceModule(nn.Module):
         cache: bool = True,
     ) -> Iterator[tuple[str, Pass]]:
         """Text as it becomes whole, with the forward pass that brought it; ends before `stop`."""
-        pieces = Stream(self.tokenizer)
+        ids = self.encode(prompt)
+        pieces = Stream(self.tokenizer, ids)
         held = ""  # text that may be the beginning of `stop`
         last: Pass | None = None
         for step in forward_passes(
             self.model,
-            [self.encode(prompt)],
+            [ids],
             max_new_tokens=max_new_tokens,
             sampling=sampling or Sampling(),
             end=self.tokenizer.end,

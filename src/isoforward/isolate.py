@@ -5,6 +5,7 @@ The parent sleeps until the child has written one line of JSON or is gone.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
 import os
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+PR_SET_PDEATHSIG = 1
 GRACE_S = 5.0  # for a child to end after SIGINT
 
 
@@ -80,7 +82,13 @@ def bound_memory(more: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (mapped + more, mapped + more))
 
 
+def die_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def main() -> None:
+    die_with_parent()
     answer = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what the case prints is not its result
     case = json.load(sys.stdin)

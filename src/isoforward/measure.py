@@ -19,13 +19,14 @@ from torch import Tensor
 from isoforward import cost
 from isoforward.config import MeasureConfig, ModelConfig, OptimConfig
 from isoforward.errors import BadInput
-from isoforward.estimates import Watch, interleaved, judge_trust, summarise
+from isoforward.estimates import interleaved, summarise
 from isoforward.hardware import environment, reference_kernel
 from isoforward.inference import DTYPES
 from isoforward.isolate import Failed, run_isolated
 from isoforward.meter import clock_for
 from isoforward.model import GPT
 from isoforward.results import Condition, Row, write
+from isoforward.watch import Watch, judge_trust
 from isoforward.weights import load_trainable
 
 Laps = Mapping[str, list[dict[str, float]]]  # by candidate, a round each: seconds by name

@@ -18,6 +18,7 @@ from isoforward.charts import (
     OTHER,
     PHASE_COLOURS,
     PINK,
+    PLAIN,
     RED,
     SKY,
     YELLOW,
@@ -34,16 +35,14 @@ from isoforward.charts import (
     printable,
     themed,
 )
-from isoforward.compare import Comparison, Line, cache_curve, memory_ledger, only
+from isoforward.compare import Comparison, Line, cache_curve, only, select
 from isoforward.economics import break_even_tokens
 from isoforward.results import Results, Row
 
 PURPOSE_COLOURS = {  # of memory, after the phase that needs it
-    "parameters": BLUE,
     "weights": BLUE,
-    "cast weights": SKY,
+    "cast weights": YELLOW,
     "activations": SKY,
-    "recomputed": YELLOW,
     "logits and loss": PINK,
     "gradients": RED,
     "optimizer state": ORANGE,
@@ -52,6 +51,7 @@ PURPOSE_COLOURS = {  # of memory, after the phase that needs it
     "unexplained": LINE,
 }
 MOST_DOTS = 40
+MOST_LINES = 12
 
 
 def two_lives(runs: Sequence[tuple[str, Comparison]]) -> Chart:
@@ -81,9 +81,22 @@ def two_lives(runs: Sequence[tuple[str, Comparison]]) -> Chart:
         against = "1x" if line is run.step else units.times(line.time_per_token_s / run.step.time_per_token_s)
         return f"{units.seconds(line.time_per_token_s)} · {against}"
 
+    title = "Time of one token, in training and in serving"
+    if len(runs) == 1:
+        run = runs[0][1]
+        phases = {line.phase: line.time_per_token_s for line in run.training if line.time_per_token_s}
+        parts = [f"{time / sum(phases.values()):.0%} {phase}" for phase, time in phases.items()]
+        served = [units.seconds(line.time_per_token_s) for line in run.inference if line.time_per_token_s]
+        title = (
+            f"A token in training takes {units.seconds(run.step.time_per_token_s or 0.0)}: {', '.join(parts)}. "
+            f"Served it takes {served[0]} in the same batch"
+            + "".join(
+                f", {time} {how}" for time, how in zip(served[1:], ("in a prompt", "decoded alone"), strict=False)
+            )
+        )
     return Chart(
         name="two_lives",
-        title="Time of one token, in training and in serving",
+        title=title,
         spec=bars(
             [
                 Bar(label=label, total=total(whole, run), parts=[part(line) for line in parts], ends=ends(whole, size))
@@ -110,53 +123,72 @@ def ends(line: Line, size: float) -> tuple[float, float] | None:
 
 
 def memory(runs: Sequence[tuple[str, Results]]) -> Chart | str:
-    """What the peak is made of; the tick is the measured peak."""
-    ledgers = [
-        (name, life, ledger)
-        for life in ("training", "inference")
-        for name, run in runs
-        if (ledger := memory_ledger(run, life))
-    ]
-    if not ledgers:
-        return "these rows hold no memory ledger"
-    size, unit = on_axis("byte", max(max(ledger.values()) for _, _, ledger in ledgers))
-    lanes, used = [], set()
-    for name, life, ledger in ledgers:
-        purposes = by_purpose(ledger)
-        used |= purposes.keys()
-        measured = ledger.get("measured peak")
-        label = "training step" if life == "training" else "inference"
-        total = units.size(sum(purposes.values()) if measured is None else measured)
-        lanes.append(
-            Bar(
-                label=f"{name}: {label}" if len(runs) > 1 else label.capitalize(),
-                total=f"{total} {'counted' if measured is None else 'measured'}",
-                parts=[
-                    Part(name=purpose, colour=PURPOSE_COLOURS[purpose], size=kept / size, said=units.size(kept))
-                    for purpose, kept in purposes.items()
-                ],
-                tick=None if measured is None else measured / size,
-            )
+    """What the peak of each life is made of."""
+    lanes = [
+        (
+            f"{name}: {label}" if len(runs) > 1 else label.capitalize(),
+            accounted(select(run, life=life, quantity="memory")),
         )
+        for life, label in (("training", "training step"), ("inference", "inference"))
+        for name, run in runs
+    ]
+    lanes = [(label, rows) for label, rows in lanes if rows]
+    if not lanes:
+        return "these rows hold no memory ledger"
+    title = "Memory at its peak, by what it is kept for"
+    if len(lanes) == 2 and len(runs) == 1:
+        kept, (trained, served) = by_purpose(lanes[0][1]), (whole(rows) for _, rows in lanes)
+        most = max(kept, key=kept.__getitem__)
+        title = (
+            f"At its peak a training step holds {units.size(trained)}, {units.times(trained / served)} what inference "
+            f"holds ({units.size(served)}); {kept[most] / sum(kept.values()):.0%} of it is {most}"
+        )
+    return ledgers("memory", title, lanes)
+
+
+def ledgers(name: str, title: str, lanes: Sequence[tuple[str, Sequence[Row]]]) -> Chart:
+    """Rows of one category each, stacked; the tick is the measured peak."""
+    size, unit = on_axis("byte", max(whole(rows) for _, rows in lanes))
+    purposes = [by_purpose(rows) for _, rows in lanes]
+    drawn = []
+    for (label, rows), kept in zip(lanes, purposes, strict=True):
+        measured = next((row.value for row in rows if row.conditions["category"] == "measured peak"), None)
+        parts = [
+            Part(name=purpose, colour=PURPOSE_COLOURS[purpose], size=held / size, said=units.size(held))
+            for purpose, held in kept.items()
+        ]
+        told = f"{units.size(whole(rows))} {'counted' if measured is None else 'measured'}"
+        drawn.append(Bar(label=label, total=told, parts=parts, tick=None if measured is None else measured / size))
     return Chart(
-        name="memory",
-        title="Memory at its peak, by what it is kept for",
-        spec=bars(lanes, unit=unit, legend=[purpose for purpose in PURPOSE_COLOURS if purpose in used]),
+        name=name,
+        title=title,
+        spec=bars(drawn, unit=unit, legend=[p for p in PURPOSE_COLOURS if any(p in kept for kept in purposes)]),
         table=[
-            {"run": name, "life": life, "category": category, "memory_bytes": kept}
-            for name, life, ledger in ledgers
-            for category, kept in ledger.items()
+            {"what": label, "category": row.conditions["category"]} | figures(row)
+            for label, rows in lanes
+            for row in rows
         ],
     )
 
 
-def by_purpose(ledger: dict[str, float]) -> dict[str, float]:
+def accounted(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if row.value is not None and isinstance(row.conditions.get("category"), str)]
+
+
+def whole(rows: Sequence[Row]) -> float:
+    """The measured peak, else the sum of what was counted."""
+    held = {row.conditions["category"]: row.value or 0.0 for row in rows}
+    return held.get("measured peak") or sum(held.values())
+
+
+def by_purpose(rows: Sequence[Row]) -> dict[str, float]:
     """`activations.attention` and its like as activations, and what has no colour of its own as other."""
     kept = dict.fromkeys(PURPOSE_COLOURS, 0.0)
-    for category, size in ledger.items():
-        purpose = category.partition(".")[0]
-        if category != "measured peak" and size > 0:
-            kept[purpose if purpose in kept else "other"] += size
+    for row in rows:
+        category = str(row.conditions["category"]).partition(".")[0]
+        purpose = {"parameters": "weights", "recomputed": "activations"}.get(category, category)
+        if category != "measured peak" and row.value is not None and row.value > 0:
+            kept[purpose if purpose in kept else "other"] += row.value
     return {purpose: size for purpose, size in kept.items() if size}
 
 
@@ -212,8 +244,9 @@ def break_even(run: Comparison) -> Chart | str:
                 "cost": cost,
                 "served_tokens_per_trained_token": break_even_tokens(trained[cost], each),
             }
-            for cost, each in (("time", line.time_per_token_s), ("FLOPs", counted))
-            if each and trained[cost]
+            | {"provenance": row.provenance}
+            for cost, each, row in (("time", line.time_per_token_s, line.time), ("FLOPs", counted, line.flops))
+            if each and trained[cost] and row is not None
         ]
     drawn = sorted(
         (  # a prompt's token and a decoded one need about the same FLOPs: two lines in one place
@@ -232,12 +265,12 @@ def break_even(run: Comparison) -> Chart | str:
     x = alt.X(
         "at:Q",
         scale=alt.Scale(type="log", domain=[low, high], nice=False),
-        axis=alt.Axis(title="served tokens for each trained one", values=DECADES, format="~r", grid=False),
+        axis=alt.Axis(title="served tokens for each trained one", values=DECADES, format=PLAIN, grid=False),
     )
     y = alt.Y(
         "share:Q",
         scale=alt.Scale(type="log", domain=[0.01, 100], nice=False),
-        axis=alt.Axis(title="cost of serving ÷ cost of training", values=DECADES, format="~r"),
+        axis=alt.Axis(title="cost of serving ÷ cost of training", values=DECADES, format=PLAIN),
     )
     colour = alt.Color("colour:N", scale=None)
     for way in [*drawn, *lines]:
@@ -253,15 +286,18 @@ def break_even(run: Comparison) -> Chart | str:
             tooltip=[alt.Tooltip("way:N", title="serving overtakes")]
         ),
     ]
-    for n, way in enumerate(drawn):  # where no line is: below a crossing on the left, above one on the right
-        left = way["at"] < (low * high) ** 0.5
-        place = {"align": "left", "dx": 8, "dy": 15} if left else {"align": "right", "dx": -8, "dy": -15 - 19 * (n - 1)}
-        layers += haloed(alt.Chart(data([way])).encode(x=x, y=y, text="way:N"), fontSize=13, **place)
+    middle = (low * high) ** 0.5
+    left, right = ([way for way in drawn if (way["at"] < middle) is side] for side in (True, False))
+    below, above = {"align": "left", "dx": 8}, {"align": "right", "dx": -8}  # where no line is, or one already crossed
+    for place, sign, ways in ((below, 1, left[::-1]), (above, -1, right)):
+        for n, way in enumerate(ways):
+            text = alt.Chart(data([way])).encode(x=x, y=y, text="way:N")
+            layers += haloed(text, fontSize=13, dy=sign * (15 + 19 * n), **place)
     decoded = {way["cost"]: units.digits(way["at"]) for way in drawn if way["phase"] == "decode"}
-    said = [f"{at} decoded tokens for each trained one in {cost}" for cost, at in decoded.items()]
+    said = [f"{at} in {cost}" for cost, at in decoded.items()]
     return Chart(
         name="break_even",
-        title=f"Serving overtakes training at {' and at '.join(said)}",
+        title=f"Decoded tokens for each trained one at which serving overtakes training: {', '.join(said)}",
         spec=themed(alt.layer(*layers), height=320),
         table=table,
     )
@@ -285,6 +321,7 @@ def roofline(run: Comparison) -> Chart | str:
             {"life": line.life, "phase": line.phase, "label": line.label, "flop_per_byte": intensity}
             | {"flop_per_s": line.flops_per_s, "low_flop_per_s": slow, "high_flop_per_s": fast}
             | {"of_roof": line.flops_per_s / min(flops.value, bandwidth.value * intensity)}
+            | {"provenance": ", ".join(dict.fromkeys(r.provenance for r in (time, line.flops, line.bytes) if r))}
         )
     if not table:
         return "these rows give no phase both its FLOPs and its bytes"
@@ -300,10 +337,10 @@ def roofline(run: Comparison) -> Chart | str:
     x = alt.X(
         "flop_per_byte:Q",
         scale=alt.Scale(type="log", domain=[low, high], nice=False),
-        axis=alt.Axis(title="FLOP per byte moved", values=DECADES, format="~r", grid=False),
+        axis=alt.Axis(title="FLOP per byte moved", values=DECADES, format=PLAIN, grid=False),
     )
     log = alt.Scale(type="log")
-    y = alt.Y("flop_per_s:Q", scale=log, axis=alt.Axis(title="FLOP/s", values=DECADES, format="~s"))
+    y = alt.Y("flop_per_s:Q", scale=log, axis=alt.Axis(title="FLOP/s", values=DECADES, format=".3~s"))
     points = alt.Chart(data(drawn)).encode(x=x, color=alt.Color("colour:N", scale=None))
     shape = alt.Shape("life:N", scale=alt.Scale(domain=["training", "inference"], range=["square", "circle"]))
     layers = [
@@ -326,35 +363,61 @@ def roofline(run: Comparison) -> Chart | str:
 
 
 def of_rows(name: str, rows: Sequence[Row], varying: Sequence[str]) -> Chart | None:
-    """Rows of one quantity: over the number that varies most, if one takes three values; else one below the other."""
+    """Rows of one quantity: over a number, if one tells them apart; stacked, if they are a ledger; else one by one."""
     rows = [row for row in rows if row.value is not None]
     if not rows:
         return None
-    quantity, unit, per = rows[0].quantity, rows[0].unit, f"per {rows[0].per}"
-    across = {key: {row.conditions.get(key) for row in rows} for key in varying}
-    numeric = {key: found for key, found in across.items() if len(found) > 2 and all(map(is_number, found))}
-    x = max(numeric, key=lambda key: len(numeric[key]), default=None)
-    lives = len({row.life for row in rows}) > 1
-    marks = []
-    for row in rows:
-        variant = [row.life] * lives + [
-            printable(f"{k}={row.conditions[k]}", 60) for k in varying if k != x and k in row.conditions
-        ]
-        at = {} if x is None else {"x": row.conditions[x]}
-        said = f"{row.life} {row.phase}" if not lives else row.phase
-        marks.append(mark(row, variant=", ".join(variant), series=", ".join([said, *variant]), **at))
-    series = {m["series"] for m in marks}
-    title = f"{quantity.replace('_', ' ').capitalize()} {per}"
-    if x is not None and len(series) * 2 <= len(marks) and len(series) <= 12:
-        spec = curves(marks, x_title=x, unit=unit, per=per)
-        title += f", by {x}"
+    per = f"per {rows[0].per}"
+    title = printable(f"{rows[0].quantity.replace('_', ' ').capitalize()} {per}")
+    if held := accounted(rows):
+        lanes: dict[str, list[Row]] = {}
+        for row in held:
+            lanes.setdefault(labelled(row, [key for key in varying if key != "category"]), []).append(row)
+        return ledgers(name, f"{title}, by what it is kept for", list(lanes.items()))
+    numeric = [key for key in varying if all(is_number(row.conditions.get(key)) for row in rows)]
+    x = next((key for key in numeric if len({row.conditions[key] for row in rows}) > 2), None)
+    rest = [key for key in varying if key != x]
+    lines = {(labelled(row, rest), None if x is None else row.conditions[x]) for row in rows}
+    series = {label for label, _ in lines}
+    if x is not None and len(lines) == len(rows) >= 3 * len(series) and len(series) <= MOST_LINES:
+        marks = [mark(row, x=row.conditions[x], series=labelled(row, rest), variant=variant(row, rest)) for row in rows]
+        spec = curves(marks, x_title=printable(x), unit=rows[0].unit, per=per)
+        title = f"{title}, by {printable(x)}"
     else:
+        marks = [mark(row, series=labelled(row, varying)) for row in rows]
+        spec = dots(marks[:MOST_DOTS], unit=rows[0].unit, per=per)
         if len(marks) > MOST_DOTS:
-            title += f": the first {MOST_DOTS} of {len(marks)}, all in the table"
-        for m, row in zip(marks, rows, strict=True):
-            m["series"] += "" if x is None else f", {x}={row.conditions[x]}"
-        spec = dots(marks[:MOST_DOTS], unit=unit, per=per)
-    return Chart(name=f"{name}_{quantity}", title=title, spec=spec, table=[])
+            title = f"{title}: the first {MOST_DOTS} of {len(marks)}"
+    return Chart(name=name, title=title, spec=spec, table=[])
+
+
+def telling(rows: Sequence[Row]) -> list[str]:
+    """The conditions that tell `rows` apart, without those that follow from one of them."""
+
+    def values(key: str) -> set[Any]:
+        return {row.conditions.get(key) for row in rows}
+
+    def numbers(key: str) -> bool:
+        return all(is_number(row.conditions.get(key)) for row in rows)
+
+    keys = [key for key in dict.fromkeys(k for row in rows for k in row.conditions) if len(values(key)) > 1]
+    found: list[str] = []
+    for key in sorted(keys, key=lambda key: (-len(values(key)), not numbers(key))):
+        pairs = ({(row.conditions.get(other), row.conditions.get(key)) for row in rows} for other in found)
+        if not any(len(pair) == len(values(other)) for pair, other in zip(pairs, found, strict=True)):
+            found.append(key)
+    return found
+
+
+def variant(row: Row, keys: Sequence[str]) -> str:
+    told = ((key, row.conditions.get(key)) for key in keys)
+    return ", ".join(
+        printable(value if isinstance(value, str) else f"{key}={value}", 60) for key, value in told if value is not None
+    )
+
+
+def labelled(row: Row, keys: Sequence[str]) -> str:
+    return ", ".join(filter(None, [f"{row.life} {row.phase}", variant(row, keys)]))
 
 
 def is_number(value: object) -> bool:

@@ -11,10 +11,12 @@ import base64
 import hashlib
 import re
 import sys
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache, partial
 from importlib import resources
 from pathlib import Path
+from typing import BinaryIO
 
 from isoforward import charts, units
 from isoforward.charts import printable
@@ -36,13 +38,17 @@ from isoforward.exhibits import (
     side_by_side,
     slug,
 )
-from isoforward.results import Results, read
+from isoforward.results import Condition, Environment, Results, read
 from isoforward.storage import write_atomically
 
 LETTERS = {"measured": "m", "counted": "c", "predicted": "p", "estimated": "e", "unavailable": "–"}
 MOST_ROWS = 400  # of all runs together under "every row": the file stays below 1.5 MB
 MOST_SECTIONS = 24
 SAMPLE = 20_000  # characters
+
+
+Facts = list[tuple[str, str]]
+Place = tuple[str, str, Facts, Facts]  # command, when, what must match, what may differ
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +61,7 @@ class View:
     says: list[tuple[str, str, str]]  # good, doubt or neither; what; why
     tiles: list[Cell]
     sections: list[Section]
-    places: list[tuple[str, str, list[tuple[str, str]], list[tuple[str, str]]]]
+    places: list[Place]
     rows: Table
     csv: Download
 
@@ -66,13 +72,12 @@ def write_report(
     """Several runs are laid side by side. `sample` is text that the model wrote."""
     runs = [("This run", results)] if isinstance(results, Results) else results
     page = render(runs, sample=sample, title=title).encode("utf-8", "replace")
-    write_atomically(Path(path), lambda file: file.write(page))
+    write_atomically(Path(path), partial(put, page))
     return Path(path)
 
 
 def render(runs: Runs, *, sample: str | None, title: str) -> str:
     import jinja2
-    import vl_convert
     from markupsafe import Markup
 
     def sha256(script: str) -> str:
@@ -88,13 +93,22 @@ def render(runs: Runs, *, sample: str | None, title: str) -> str:
         runs=views,
         beside=side_by_side(runs) if len(runs) > 1 else [],
         sample=sample and sample[:SAMPLE],
-        javascript=vl_convert.javascript_bundle(vl_version=charts.vega_lite()),
+        javascript=javascript(),
         light=charts.LIGHT,
         dark=charts.DARK,
         font=charts.FONT,
         colours=charts.PHASE_COLOURS,
         letters=LETTERS,
     )
+
+
+@cache
+def javascript() -> str:
+    """Vega, which draws the pictures; bundling it takes seconds."""
+    import vl_convert
+
+    bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", charts.vega_lite())
+    return bundle
 
 
 def view(name: str, results: Results, *, most: int) -> View:
@@ -144,15 +158,15 @@ def identity(run: Comparison) -> tuple[str, str, str]:
 def about(run: Comparison) -> list[str]:
     where = run.conditions
     told = {
-        "parameters": lambda value: f"{value:,} parameters",
-        "family": str,
-        "layers": lambda value: f"{value} layers",
-        "width": lambda value: f"width {value}",
-        "dtype": str,
-        "batch": lambda value: f"training on {value} x {where.get('length')} tokens",
-        "optimizer": str,
+        "parameters": "{:,} parameters",
+        "family": "{}",
+        "layers": "layers {}",
+        "width": "width {}",
+        "dtype": "{}",
+        "batch": f"training on {{}} x {where.get('length')} tokens",
+        "optimizer": "{}",
     }
-    return [printable(tell(where[key])) for key, tell in told.items() if where.get(key) is not None]
+    return [printable(text.format(where[key])) for key, text in told.items() if where.get(key) is not None]
 
 
 def ratios(run: Comparison) -> list[Cell]:
@@ -176,23 +190,19 @@ def ratios(run: Comparison) -> list[Cell]:
     ]
 
 
-def places(results: Results) -> list[tuple[str, str, list[tuple[str, str]], list[tuple[str, str]]]]:
-    """Each environment once, however many passes were made in it: command, when, what must match, what may differ."""
+def places(results: Results) -> list[Place]:
+    """Each environment once, however many passes were made in it."""
+
+    def facts(told: Mapping[str, Condition]) -> Facts:
+        return [(printable(key), plain(value)) for key, value in told.items() if value is not None]
+
     used = {row.environment for row in results.rows}
-    found = {}
+    found: dict[str, Environment] = {}
     for place in results.environments.values():
         if place.id in used:
-            alike = (place.command, tuple(sorted((key, plain(value)) for key, value in place.identity.items())))
-            found.setdefault(alike, place)
+            found.setdefault(f"{place.command}{sorted(place.identity.items())}", place)
     return [
-        (
-            printable(place.command, 4000),
-            printable(place.created),
-            *(
-                [(printable(k), plain(v)) for k, v in told.items() if v is not None]
-                for told in (place.identity, place.details)
-            ),
-        )
+        (printable(place.command, 4000), printable(place.created), facts(place.identity), facts(place.details))
         for place in found.values()
     ]
 
@@ -241,10 +251,13 @@ def write_pngs(runs: Runs, directory: Path) -> list[Path]:
         for chart in (section.chart for section in sections if section.chart):
             path = directory / f"{prefix}{slug(chart.name)}.png"
             path = path if path not in written else path.with_stem(f"{path.stem}_{len(written)}")
-            image = chart.png()
-            write_atomically(path, lambda file, image=image: file.write(image))
+            write_atomically(path, partial(put, chart.png()))
             written.append(path)
     return written
+
+
+def put(content: bytes, file: BinaryIO) -> None:
+    file.write(content)
 
 
 def named(paths: list[Path]) -> list[tuple[str, Results]]:

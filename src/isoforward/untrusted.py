@@ -23,8 +23,9 @@ FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 ORIGIN = ("source", "path")  # what a ModelConfig says of where it came from
 SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_context")
-DESCRIBE = reprlib.Repr()
-DESCRIBE.maxstring = DESCRIBE.maxother = 120
+LINE = 120  # characters
+DESCRIBE = reprlib.Repr()  # never walks the whole of a large value
+DESCRIBE.maxstring = DESCRIBE.maxother = LINE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +47,9 @@ class Checkpoint:
 
 
 def shown(value: object) -> str:
-    """Whatever a stranger's file says, shortened and escaped."""
-    return DESCRIBE.repr(value)
+    """Whatever a stranger's file says, shortened and escaped, for one line of a message."""
+    text = DESCRIBE.repr(value)
+    return text if len(text) <= LINE else f"{text[:LINE]}..."
 
 
 def described(config: ModelConfig) -> dict[str, Any]:

@@ -126,7 +126,10 @@ def as_transformers(model: GPT) -> dict[str, Tensor]:
 
 @contextmanager
 def replacing(directory: Path) -> Iterator[Path]:
-    """A directory beside `directory` to write into, which takes its place when all went well."""
+    """A directory beside `directory` to write into, which takes its place when all went well.
+
+    No filesystem swaps two directories for Python: a kill between the two renames leaves the former one beside, hidden.
+    """
     directory = directory.resolve()
     if directory.exists() and not (directory / "manifest.json").is_file() and not is_empty_directory(directory):
         raise BadInput(f"{directory} is there and is no export; choose another place")
