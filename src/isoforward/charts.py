@@ -34,7 +34,8 @@ PHASE_COLOURS = {
 LIGHT = {"paper": "#ffffff", "ink": "#1b1f24", "muted": "#59636e", "line": "#d5dae0", "other": "#a3abb3"}
 DARK = {"paper": "#14171b", "ink": "#e9ecef", "muted": "#9da7b1", "line": "#353c44", "other": "#6f7882"}
 PAPER, INK, MUTED, LINE, OTHER = (f"var(--{name})" for name in LIGHT)  # the page's, by day or by night
-INK_ON = dict.fromkeys((BLUE, RED, GREEN), "#ffffff") | {LINE: INK}
+INK_ON = dict.fromkeys((BLUE, RED, GREEN), "#ffffff") | {LINE: INK, MUTED: PAPER}
+BASELINE = {"grid": False, "domain": True, "domainColor": LINE}
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 DASHES = [[1, 0], [7, 4], [2, 3], [11, 3, 2, 3], [14, 5], [4, 2]]
 PLAIN = ".6~r"  # d3 rounds to one digit on a logarithmic axis unless told how many
@@ -137,7 +138,7 @@ def bars(lanes: Sequence[Bar], *, unit: str, legend: Sequence[str]) -> dict[str,
     x = alt.X(
         "start:Q",
         scale=alt.Scale(domain=[0, limit], nice=False),
-        axis=alt.Axis(title=unit, values=round_steps(whole), format=PLAIN, grid=False, domain=True, domainColor=LINE),
+        axis=alt.Axis(title=unit, values=round_steps(whole), format=PLAIN, **BASELINE),
     )
     colour = alt.Color(
         "part:N",
@@ -148,7 +149,7 @@ def bars(lanes: Sequence[Bar], *, unit: str, legend: Sequence[str]) -> dict[str,
     chart = alt.Chart(data(drawn))
     layers = [
         chart.mark_bar(height=24, yOffset=11).encode(x=x, x2="end:Q", y=y, color=colour, tooltip=tooltip),
-        *headings([(bar.label, bar.total) for bar in lanes]),
+        *headings([(bar.label, bar.total) for bar in lanes], reserved=165),
         chart.transform_calculate(
             fits="datum.room * width > datum.label.length * 7 + 8 ? datum.label"
             " : datum.room * width > 34 ? datum.share : ''"
@@ -176,7 +177,7 @@ def dots(marks: Sequence[Record], *, unit: str, per: str) -> dict[str, Any]:
     marks, unit = rescaled(marks, unit)
     scale = span(marks)
     drawn = [mark | {"lane": lane} for lane, mark in enumerate(marks)]
-    axis = alt.Axis(title=f"{unit} {per}".strip(), format=PLAIN, tickCount=5, **decades(scale))
+    axis = alt.Axis(title=f"{unit} {per}".strip(), format=PLAIN, tickCount=5, **BASELINE, **decades(scale))
     chart = alt.Chart(data(drawn)).encode(y=lane_axis(len(marks)), color=alt.Color("colour:N", scale=None))
     x = alt.X("value:Q", scale=scale, axis=axis)
     layers = [
@@ -184,7 +185,7 @@ def dots(marks: Sequence[Record], *, unit: str, per: str) -> dict[str, Any]:
         chart.mark_point(filled=True, size=90, opacity=1, yOffset=11).encode(
             x=x, tooltip=[alt.Tooltip("series:N", title="what"), alt.Tooltip("told:N", title="is")]
         ),
-        *headings([(mark["series"], mark["said"]) for mark in marks]),
+        *headings([(mark["series"], mark["said"]) for mark in marks], reserved=100),
     ]
     return themed(alt.layer(*layers), height=(LANE - 12) * len(marks))
 
@@ -232,17 +233,17 @@ def curves(marks: Sequence[Record], *, x_title: str, unit: str, per: str) -> dic
     return themed(alt.layer(*layers), height=300)
 
 
-def headings(texts: Iterable[tuple[str, str]]) -> list[Any]:
-    """Above each lane, at both its ends."""
+def headings(texts: Iterable[tuple[str, str]], *, reserved: int) -> list[Any]:
+    """Above each lane, at both its ends; the right one has `reserved` pixels."""
     import altair as alt
 
     rows = [{"lane": lane, "left": left, "right": right} for lane, (left, right) in enumerate(texts)]
     chart = alt.Chart(data(rows)).encode(y=lane_axis(len(rows)))
     return [
-        chart.mark_text(align="left", dy=-13, fontSize=13, color=INK, limit=alt.ExprRef("width - 135")).encode(
+        chart.mark_text(align="left", dy=-13, fontSize=13, color=INK, limit=alt.ExprRef(f"width - {reserved}")).encode(
             x=alt.value(0), text="left:N"
         ),
-        chart.mark_text(align="right", dy=-13, fontSize=13, fontWeight="bold", color=INK, limit=140).encode(
+        chart.mark_text(align="right", dy=-13, fontSize=13, fontWeight="bold", color=INK, limit=reserved).encode(
             x=alt.value("width"), text="right:N"
         ),
     ]

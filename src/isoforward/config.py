@@ -58,7 +58,7 @@ class ModelConfig:
         for name in ("layers", "heads", "kv_heads", "width", "ffn", "context", "vocab"):
             at_least(f"model.{name}", getattr(self, name), 1)
         if self.width % self.heads:
-            fits = [n for n in range(1, self.width + 1) if self.width % n == 0 and n <= 128]
+            fits = [n for n in range(1, min(self.width, 128) + 1) if self.width % n == 0]
             near = sorted(sorted(fits, key=lambda n: abs(n - self.heads))[:4])
             raise BadInput(
                 f"model.heads={self.heads} does not divide model.width={self.width}; "

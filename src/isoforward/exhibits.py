@@ -7,6 +7,7 @@ import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -19,7 +20,6 @@ from isoforward.results import Results, Row, refuse_unlike
 
 PEAKS = ("peak_flops", "peak_bandwidth")  # of the machine, not of an experiment
 EXECUTIONS = {"step": "a step", "sequence": "a prompt", "token": "a token", "run": ""}
-MOST_ROWS = 120  # in the table of one question; "every row" holds more
 
 Runs = Sequence[tuple[str, Results]]
 
@@ -222,13 +222,15 @@ def phase_records(run: Comparison) -> list[Record]:
 # Any rows
 
 
-def any_rows(experiment: str, results: Results) -> list[Section]:
-    """A section for each quantity: its picture, and its table."""
+def any_rows(experiment: str, results: Results, most: int) -> list[Section]:
+    """A section for each quantity: its picture, and its table, of at most `most` rows in all."""
     doubted = doubts(results)
     groups: dict[tuple[str, str, str, str | None], list[Row]] = {}
     for row in results.rows:
         if row.experiment == experiment:
             groups.setdefault((row.quantity, row.unit, row.per, row.convention), []).append(row)
+    if len(results.rows) > most:
+        most = max(most // len(groups), 10)
     sections = []
     for (quantity, _, per, convention), rows in groups.items():
         varying = pictures.telling(rows)
@@ -236,22 +238,22 @@ def any_rows(experiment: str, results: Results) -> list[Section]:
         differing = varying_conditions(rows)
         shared = [f"{key}={value}" for key, value in rows[0].conditions.items() if key not in differing]
         note = [f"All with {', '.join(shared)}." if shared else ""]
-        note += [f"The first {MOST_ROWS} of {len(rows)} rows." if len(rows) > MOST_ROWS else ""]
+        note += [f"The first {most} of {len(rows)} rows; results.jsonl holds all." if len(rows) > most else ""]
         sections.append(
             Section(
                 heading=printable(f"{experiment}: {quantity}{told}".replace("_", " ").capitalize()),
-                chart=pictures.of_rows(f"{experiment}_{quantity}_{per}_{convention or ''}", rows, varying),
+                chart=pictures.of_rows(f"{experiment}_{quantity}_{per}_{convention or ''}", rows[:most], varying),
                 table=Table(
                     columns=["life", "phase", *map(printable, varying), quantity],
                     rows=[
                         [Cell(text=row.life), Cell(text=row.phase, phase=row.phase)]
                         + [Cell(text=plain(row.conditions.get(key))) for key in varying]
                         + [figure(row, doubted)]
-                        for row in rows[:MOST_ROWS]
+                        for row in rows[:most]
                     ],
                     note=printable(" ".join(filter(None, note)), 2000),
                 ),
-                csv=download(f"{experiment}_{quantity}", [record(row) for row in rows[:MOST_ROWS]]),
+                csv=download(f"{experiment}_{quantity}", [record(row) for row in rows[:most]]),
                 open=True,
             )
         )
@@ -295,7 +297,7 @@ def record(row: Row) -> Record:
 # Several runs
 
 
-def side_by_side(runs: Runs) -> list[Section]:
+def side_by_side(runs: Runs, most: int) -> list[Section]:
     """What differs, then every number of all runs, with ratios to the first where the places they come from match."""
     refused = {name: refusal(runs[0][1], results) for name, results in runs[1:]}
     compared = [(name, found) for name, results in runs if (found := comparison_of(results))]
@@ -308,7 +310,7 @@ def side_by_side(runs: Runs) -> list[Section]:
         entries = [of_lines(one) for _, one in compared]
     else:
         entries = [of_rows(results) for _, results in runs]
-    return [*sections, Section(heading="Side by side", table=beside(runs, entries, refused), open=True)]
+    return [*sections, Section(heading="Side by side", table=beside(runs, entries, refused, most), open=True)]
 
 
 def refusal(one: Results, other: Results) -> str:
@@ -378,32 +380,34 @@ def of_rows(results: Results) -> Entries:
     return entries
 
 
-def beside(runs: Runs, entries: Sequence[Entries], refused: Mapping[str, str]) -> Table:
+def beside(runs: Runs, entries: Sequence[Entries], refused: Mapping[str, str], most: int) -> Table:
     doubted = [doubts(results) for _, results in runs]
     rows = []
-    for key in list(dict.fromkeys(key for one in entries for key in one))[:MOST_ROWS]:
+    for key in list(dict.fromkeys(key for one in entries for key in one))[:most]:
         found = [one.get(key, ("", None, 1.0)) for one in entries]
         cells = [Cell(text=printable(next(label for label, *_ in found if label)))]
         for n, (name, _) in enumerate(runs):
             _, row, divisor = found[n]
             cells.append(figure(row, doubted[n], divisor))
             if n:
-                cells.append(Cell(text="not compared") if refused[name] else against(found[n][1:], found[0][1:]))
+                doubt = "; ".join(dict.fromkeys(why for each in (doubted[0], doubted[n]) for why in each.values()))
+                cells.append(Cell(text="not compared") if refused[name] else against(found[n][1:], found[0][1:], doubt))
         rows.append(cells)
     first = runs[0][0]
     columns = [column for n, (name, _) in enumerate(runs) for column in ([name, f"÷ {first}"] if n else [name])]
     return Table(columns=["", *columns], rows=rows)
 
 
-def against(one: tuple[Row | None, float], other: tuple[Row | None, float]) -> Cell:
+def against(one: tuple[Row | None, float], other: tuple[Row | None, float], doubted: str) -> Cell:
     (row, divisor), (base, base_divisor) = one, other
     if row is None or base is None or row.value is None or not base.value:
         return Cell(text="")
+    tell = partial(told, row.provenance, doubted if row.samples else "")
     try:
         found = ratio([s / divisor for s in row.samples], [s / base_divisor for s in base.samples], paired=False)
     except BadInput:  # too few samples for an interval, or none, as of what is counted
-        return Cell(text=units.times(row.value / divisor / (base.value / base_divisor)))
-    return Cell(text=units.times(found.value), below=f"{units.times(found.low)} to {units.times(found.high)}")
+        return tell(text=units.times(row.value / divisor / (base.value / base_divisor)))
+    return tell(text=units.times(found.value), below=f"{units.times(found.low)} to {units.times(found.high)}")
 
 
 # Text

@@ -24,8 +24,16 @@ from isoforward.errors import BadInput
 
 
 class Linear(nn.Linear):
+    def reset_parameters(self) -> None:
+        """GPT.initialise draws every weight, once."""
+
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+
+
+class Embedding(nn.Embedding):
+    def reset_parameters(self) -> None:
+        """GPT.initialise draws every weight, once."""
 
 
 class LayerNorm(nn.LayerNorm):
@@ -245,8 +253,8 @@ class GPT(nn.Module):
         self.config = config
         self.dtype = dtype
         self.run_block = RUN_BLOCK[checkpointing]
-        self.embedding = nn.Embedding(config.vocabulary, config.width)
-        self.positions = nn.Embedding(config.context, config.width) if config.family == "gpt2" else None
+        self.embedding = Embedding(config.vocabulary, config.width)
+        self.positions = Embedding(config.context, config.width) if config.family == "gpt2" else None
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = norm(config)
@@ -258,9 +266,13 @@ class GPT(nn.Module):
         self.initialise()
 
     def initialise(self) -> None:
-        """GPT-2's: normal of 0.02, what is added to the residual stream scaled by 1/sqrt(2 layers)."""
+        """GPT-2's: normal of 0.02, what is added to the residual stream scaled by 1/sqrt(2 layers); biases of 0."""
         for name, parameter in self.named_parameters():
-            if name.endswith(("out.weight", "down.weight")):
+            if parameter.is_meta:
+                continue  # to be loaded, or never to hold anything
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif name.endswith(("out.weight", "down.weight")):
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.layers))
             elif parameter.dim() == 2:
                 nn.init.normal_(parameter, std=0.02)

@@ -47,6 +47,7 @@ PURPOSE_COLOURS = {  # of memory, after the phase that needs it
     "gradients": RED,
     "optimizer state": ORANGE,
     "KV cache": GREEN,
+    "kernel buffers": MUTED,
     "other": OTHER,
     "unexplained": LINE,
 }
@@ -61,7 +62,9 @@ def two_lives(runs: Sequence[tuple[str, Comparison]]) -> Chart:
         for name, run in runs:
             whole = [run.step, *run.inference][which]
             if whole.time_per_token_s:
-                lanes.append((f"{name}: {label.lower()}" if len(runs) > 1 else label, whole, [whole], run))
+                lanes.append(
+                    (f"{name}: {label[0].lower()}{label[1:]}" if len(runs) > 1 else label, whole, [whole], run)
+                )
                 if which == 0:
                     lanes[-1] = (*lanes[-1][:2], [line for line in run.training if line.time_per_token_s], run)
     typical = sorted(whole.time_per_token_s or 0.0 for _, whole, _, _ in lanes)[len(lanes) // 2]
@@ -351,11 +354,14 @@ def roofline(run: Comparison) -> Chart | str:
     for n, point in enumerate(drawn):
         beside = {"align": "right" if point["flop_per_byte"] > ridge else "left", "dy": 18 if n % 2 else -18}
         layers += haloed(alt.Chart(data([point])).encode(x=x, y=y, text="said:N"), fontSize=12, **beside)
+    placed = {(point["life"], point["phase"]) for point in table}
+    absent = [line.label for line in [*run.training, *run.inference] if (line.life, line.phase) not in placed]
     return Chart(
         name="roofline",
         title=(
-            f"Each phase below what this machine could do: {units.count(flops.value, 'FLOP/s')}, "
+            f"Below what this machine could do, {units.count(flops.value, 'FLOP/s')} and "
             f"{units.count(bandwidth.value, 'B/s')}"
+            + (f"; not placed, for want of FLOPs or bytes: {', '.join(absent)}" if absent else "")
         ),
         spec=themed(alt.layer(*layers), height=360),
         table=table,
@@ -384,7 +390,8 @@ def of_rows(name: str, rows: Sequence[Row], varying: Sequence[str]) -> Chart | N
         spec = curves(marks, x_title=printable(x), unit=rows[0].unit, per=per)
         title = f"{title}, by {printable(x)}"
     else:
-        marks = [mark(row, series=labelled(row, varying)) for row in rows]
+        alone = len({variant(row, varying) for row in rows}) == len(rows) > 1
+        marks = [mark(row, series=(variant if alone else labelled)(row, varying)) for row in rows]
         spec = dots(marks[:MOST_DOTS], unit=rows[0].unit, per=per)
         if len(marks) > MOST_DOTS:
             title = f"{title}: the first {MOST_DOTS} of {len(marks)}"

@@ -42,8 +42,9 @@ from isoforward.results import Condition, Environment, Results, read
 from isoforward.storage import write_atomically
 
 LETTERS = {"measured": "m", "counted": "c", "predicted": "p", "estimated": "e", "unavailable": "–"}
-MOST_ROWS = 400  # of all runs together under "every row": the file stays below 1.5 MB
+MOST_ROWS = 400  # of all runs together: the file stays below 1.5 MB
 MOST_SECTIONS = 24
+MOST_DETAILED = 4  # runs that are shown on their own too
 SAMPLE = 20_000  # characters
 
 
@@ -67,16 +68,22 @@ class View:
 
 
 def write_report(
-    results: Results | Runs, path: Path | str, *, sample: str | None = None, title: str = "One forward, two lives"
+    results: Results | Runs,
+    path: Path | str,
+    *,
+    sample: str | None = None,
+    headline: str | None = None,
+    title: str = "One forward, two lives",
 ) -> Path:
-    """Several runs are laid side by side. `sample` is text that the model wrote."""
+    """Several runs are laid side by side. `sample` is text that the model wrote; `headline` the answer in a sentence,
+    which else is the comparison's."""
     runs = [("This run", results)] if isinstance(results, Results) else results
-    page = render(runs, sample=sample, title=title).encode("utf-8", "replace")
+    page = render(runs, sample=sample, headline=headline, title=title).encode("utf-8", "replace")
     write_atomically(Path(path), partial(put, page))
     return Path(path)
 
 
-def render(runs: Runs, *, sample: str | None, title: str) -> str:
+def render(runs: Runs, *, sample: str | None, headline: str | None, title: str) -> str:
     import jinja2
     from markupsafe import Markup
 
@@ -87,11 +94,13 @@ def render(runs: Runs, *, sample: str | None, title: str) -> str:
     environment.filters |= {"raw": Markup, "sha256": sha256}
     template = environment.from_string(resources.files("isoforward").joinpath("report.html.in").read_text("utf-8"))
     views = [view(name, results, most=MOST_ROWS // len(runs)) for name, results in runs]
+    sentence = views[0].sentence if len(views) == 1 else f"{' beside '.join(one.name for one in views)}"
     return template.render(
         title=title,
-        headline=re.split(r"(\d[\d,.]*x)", views[0].sentence) if len(views) == 1 else [title],
+        headline=re.split(r"(\d[\d,.]*x\b)", headline or sentence),
         runs=views,
-        beside=side_by_side(runs) if len(runs) > 1 else [],
+        beside=side_by_side(runs, MOST_ROWS) if len(runs) > 1 else [],
+        detailed=len(runs) <= MOST_DETAILED,
         sample=sample and sample[:SAMPLE],
         javascript=javascript(),
         light=charts.LIGHT,
@@ -121,8 +130,9 @@ def view(name: str, results: Results, *, most: int) -> View:
             sections += both_lives(compared)
         else:
             if compared:
-                says.append(("doubt", "The two lives are not compared:", compared.removeprefix("not compared: ")))
-            sections += any_rows(experiment, part)
+                kind = "doubt" if only(part, quantity="identity") else ""
+                says.append((kind, "Both lives are not compared:", f"{compared.removeprefix('not compared: ')}."))
+            sections += any_rows(experiment, part, most)
     run = comparison_of(results)
     names = ", ".join(dict.fromkeys(row.experiment.replace("_", " ") for row in results.rows))
     rows, csv = every_row(results, most)
@@ -144,7 +154,7 @@ def verdict(experiment: str, results: Results) -> tuple[str, str, str]:
     if reasons:
         return "doubt", "Take these numbers with care:", printable(f"{'; '.join(reasons)}.", 2000)
     if not results.verdicts:
-        return "doubt", "Nothing vouches for these numbers:", f"{printable(experiment)} recorded no verdict."
+        return "", "Nothing vouches for these numbers:", f"{printable(experiment)} recorded no verdict."
     return "good", "These numbers can be trusted:", "no spread, contention, throttling or drift beyond the limits."
 
 
@@ -211,7 +221,7 @@ def markdown(runs: Runs) -> str:
     """For pull requests: sentence, verdict and table of each run, and what they say beside each other."""
     lines = []
     for name, results in runs:
-        one = view(name, results, most=0)
+        one = view(name, results, most=MOST_ROWS)
         run = comparison_of(results)
         lines += [f"### {escaped(name)}", ""] if len(runs) > 1 else []
         lines += [f"**{escaped(one.sentence)}**", ""]
@@ -220,7 +230,7 @@ def markdown(runs: Runs) -> str:
         lines += [f"- {escaped(f'{what} {why}')}" for _, what, why in one.says]
         lines += [f"- `{command.replace('`', ' ')}`, {escaped(created)}" for command, created, *_ in one.places]
         lines.append("")
-    for part in side_by_side(runs) if len(runs) > 1 else []:
+    for part in side_by_side(runs, MOST_ROWS) if len(runs) > 1 else []:
         if part.open and part.table:
             lines += [f"### {part.heading}", "", escaped(part.lede), "", *markdown_table(part.table), ""]
     return "\n".join(lines).rstrip() + "\n"
@@ -244,8 +254,8 @@ def escaped(text: str) -> str:
 
 
 def write_pngs(runs: Runs, directory: Path) -> list[Path]:
-    shown = [(f"{slug(name)}_", view(name, results, most=0).sections) for name, results in runs]
-    shown = [("", shown[0][1])] if len(runs) == 1 else [("", side_by_side(runs)), *shown]
+    shown = [(f"{slug(name)}_", view(name, results, most=MOST_ROWS).sections) for name, results in runs]
+    shown = [("", shown[0][1])] if len(runs) == 1 else [("", side_by_side(runs, MOST_ROWS)), *shown]
     written: list[Path] = []
     for prefix, sections in shown:
         for chart in (section.chart for section in sections if section.chart):
