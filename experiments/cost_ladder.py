@@ -3,6 +3,7 @@
 The same weights and the same batch climb from `inference_mode` to the whole optimizer step, a rung at a time.
 """
 
+import dataclasses
 import sys
 from collections.abc import Callable, Iterator
 
@@ -16,7 +17,7 @@ from isoforward.entry import run
 from isoforward.estimates import ratio
 from isoforward.experiment import ask
 from isoforward.isolate import Failed, run_isolated
-from isoforward.ledger import HONEST_MALLOC, PeakOf, ProcessMemory
+from isoforward.ledger import HONEST_MALLOC, PeakOf, ProcessMemory, tiny_like
 from isoforward.measure import Case, Laps, batch_of, master_of, record, row, spent, timed
 from isoforward.model import GPT
 from isoforward.optim import build
@@ -80,6 +81,8 @@ def climb(packed: dict) -> str:
 def peak(packed: dict) -> int:
     """Of one rung alone, above what the process held before there was a model; warmed up, so Adam has its state."""
     case = Case.unpack(packed["case"])
+    small = dataclasses.replace(case, model=tiny_like(case.model), export=None, batch=1, length=8)
+    rungs(small, master_of(small), *batch_of(small))[packed["rung"]]()  # loads libraries
     memory = ProcessMemory()
     before = memory.now()
     work = rungs(case, master_of(case), *batch_of(case))[packed["rung"]]

@@ -20,7 +20,7 @@ from isoforward.entry import run
 from isoforward.estimates import ratio
 from isoforward.experiment import ask
 from isoforward.hardware import environment, reference_kernel
-from isoforward.lit import LitGPT
+from isoforward.lit import LitGPT, Timed, quieten
 from isoforward.measure import Case, batch_of, master_of, row, spent, timed
 from isoforward.meter import clock_for
 from isoforward.results import Results, Row, write
@@ -68,11 +68,12 @@ def measure(packed: dict) -> None:
         "enable_progress_bar": False,
         "enable_model_summary": False,
     }
+    quieten()
     trainer = Trainer(
         accelerator="cpu" if case.device == "cpu" else "gpu", max_steps=rounds, callbacks=[plain], **quiet
     )
     with Watch(reference_kernel(case.device)) as watch:
-        trainer.fit(module, [batch] * rounds)
+        trainer.fit(module, Timed([batch] * rounds))
 
     def tell() -> Iterator[Row]:
         for name, samples in (("plain fp32 loop", plain.plain_s), ("Lightning module", plain.lightning_s)):
@@ -88,7 +89,7 @@ def answer(results: Results) -> str:
     found = ratio(plain.samples, ours.samples)
     rates = [units.count(r.conditions["tokens"] / r.value) for r in (plain, ours)]
     return (
-        f"The plain fp32 loop trains {rates[0]} tokens/s, the Lightning module in {ours.conditions['dtype']} {rates[1]}: "
+        f"The plain fp32 loop trains {rates[0]} tokens/s, the Lightning module {rates[1]}: "
         f"{units.times(found.value)} ({found.low:.2f} to {found.high:.2f})."
     )
 

@@ -82,7 +82,7 @@ def test_an_option_fills_what_the_schema_declares():
         ("data.length=1000", "data.length=1000 is longer than model.context=256"),
         ("data=text", "data=text needs data.path="),
         ("precision=fp8", "precision=fp8 is not known"),
-        ("trainer.accumulate=3", "data.batch=16 cannot be cut into"),
+        ("trainer.accumulate=3", "data.batch=8 cannot be cut into"),
         ("seed=-1", "seed=-1 must lie between"),
         ("nonsense", "Error parsing override 'nonsense'"),
         ("model.layers=[1", "quote values that hold"),

@@ -542,19 +542,149 @@ def test_a_full_report_and_one_of_many_rows_stay_below_a_megabyte_and_a_half(tmp
             samples=(0.5,) * 30,
             conditions={"case": n, "kind": f"k{n % 7}"},
         )
-        for n in range(3000)
+        for n in range(1000)
     ]
     page = page_of(tmp_path / "many", many)
     assert len(page.encode()) < 1_500_000
-    assert "of 600 rows; results.jsonl holds all" in Reader(page).text
-    runs = [
-        (
-            f"run {n}",
-            Results(
-                rows=tuple(r for r in two_lives() if isinstance(r, Row)), environments={}, verdicts=(), warnings=()
-            ),
-        )
-        for n in range(8)
-    ]
+    assert "of 200 rows; results.jsonl holds all" in Reader(page).text
+    rows = tuple(r for r in two_lives() if isinstance(r, Row))
+    runs = [(f"run {n}", Results(rows=rows, environments={}, verdicts=(), warnings=())) for n in range(8)]
     several = write_report(runs, tmp_path / "several.html")
     assert several.stat().st_size < 1_500_000
+
+
+FLAGS = """--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
+--disable-component-update --disable-sync --disable-dev-shm-usage --remote-debugging-pipe""".split()
+
+
+class Browser:
+    """A headless Chromium, told what to do over a pipe by its DevTools protocol."""
+
+    def __init__(self, profile: Path) -> None:
+        path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+        assert path, "this test looks at the report in a real browser: install chromium"
+        self.read_end, theirs_out = os.pipe()
+        theirs_in, self.write_end = os.pipe()
+        self.process = subprocess.Popen(
+            ["sh", "-c", f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}', "sh", path, *FLAGS, f"--user-data-dir={profile}"],
+            pass_fds=(theirs_in, theirs_out),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(theirs_in)
+        os.close(theirs_out)
+        self.session: str | None = None
+        self.unread, self.sent, self.events = b"", 0, list[dict[str, Any]]()
+        page = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self.session = self.call("Target.attachToTarget", targetId=page, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        self.sent += 1
+        message: dict[str, Any] = {"id": self.sent, "method": method, "params": parameters}
+        os.write(self.write_end, json.dumps(message | ({"sessionId": self.session} if self.session else {})).encode() + b"\0")
+        while (reply := self.receive()).get("id") != self.sent:
+            self.events.append(reply)
+        assert "error" not in reply, reply
+        return reply["result"]  # type: ignore[no-any-return]
+
+    def receive(self) -> dict[str, Any]:
+        while b"\0" not in self.unread:
+            assert select.select([self.read_end], [], [], 60)[0], "chromium is silent"
+            more = os.read(self.read_end, 1 << 16)
+            assert more, "chromium has ended"
+            self.unread += more
+        message, _, self.unread = self.unread.partition(b"\0")
+        return json.loads(message)  # type: ignore[no-any-return]
+
+    def ask(self, expression: str) -> Any:
+        found = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in found, found
+        return found["result"].get("value")
+
+    def open(self, page: Path, *, width: int = 1280, scheme: str = "light") -> None:
+        self.events.clear()
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+        self.call("Emulation.setDeviceMetricsOverride", **size)
+        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        self.call("Page.navigate", url=page.as_uri())
+        drawn = "document.readyState == 'complete' && [...document.querySelectorAll('.chart')].every(c => c.querySelector('svg'))"
+        deadline = time.monotonic() + 60
+        while not self.ask(drawn):
+            assert time.monotonic() < deadline, "the pictures were not drawn"
+            time.sleep(0.1)
+        self.ask("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+    def complaints(self) -> list[Any]:
+        told = ("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown")
+        return [event["params"] for event in self.events if event["method"] in told]
+
+    def requested(self) -> list[str]:
+        sent = [event["params"] for event in self.events if event["method"] == "Network.requestWillBeSent"]
+        return [each["request"]["url"] for each in sent]
+
+    def close(self) -> None:
+        self.process.terminate()
+        self.process.wait(30)
+        os.close(self.read_end)
+        os.close(self.write_end)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    browser = Browser(tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture(scope="module")
+def real_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("real")
+    page_of(directory, two_lives() + peaks() + ladder()[1:], sample="ROMEO: but soft")
+    return directory / "report.html"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_browser_draws_everything_and_asks_nobody(
+    browser: Browser, real_report: Path, width: int, scheme: str
+) -> None:
+    browser.open(real_report, width=width, scheme=scheme)
+    assert browser.complaints() == []
+    assert browser.requested() == [real_report.as_uri()]
+    assert browser.ask("document.documentElement.scrollWidth") <= width
+    charts = "[...document.querySelectorAll('.chart svg')].map"
+    assert len(widths := browser.ask(f"{charts}(s => s.getBoundingClientRect().width)")) == 6
+    assert all(0.8 * min(width - 40, 890) <= each <= width for each in widths)
+    # Nothing that is drawn lies outside the picture, as it would where a picture had no room.
+    outside = (
+        "(s => { const box = s.getBoundingClientRect(); return [...s.querySelectorAll('text')].filter(t => { const b ="
+        " t.getBoundingClientRect(); return b.width && (b.left < box.left - 2 || b.right > box.right + 2) }).length })"
+    )
+    assert browser.ask(f"{charts}{outside}") == [0] * 6
+    bars = "document.querySelector('.chart svg').querySelectorAll('.mark-rect path[aria-label]').length"
+    assert browser.ask(bars) == 7  # four phases and three ways to serve
+    ink = "getComputedStyle(document.querySelector('.chart svg .mark-text text')).fill"
+    assert browser.ask(ink) == {"light": "rgb(27, 31, 36)", "dark": "rgb(233, 236, 239)"}[scheme]
+
+
+@pytest.mark.slow
+def test_a_browser_runs_nothing_that_a_file_says(browser: Browser, tmp_path: Path) -> None:
+    page_of(tmp_path, hostile(HOSTILE), sample=HOSTILE)
+    browser.open(tmp_path / "report.html")
+    assert browser.ask("String(window.hacked)") == "undefined"
+    assert browser.requested() == [(tmp_path / "report.html").as_uri()]
+    assert browser.complaints() == []
+    browser.ask("document.querySelector('.chart svg .mark-symbol path').dispatchEvent(new MouseEvent('mousemove', {bubbles: true}))")
+    assert browser.ask("document.querySelectorAll('img').length") == 0
+    assert browser.ask("String(window.hacked)") == "undefined"
+
+
+@pytest.mark.slow
+def test_a_browser_would_not_run_a_script_even_if_one_slipped_in(browser: Browser, tmp_path: Path) -> None:
+    page = page_of(tmp_path, ladder()).replace("</main>", "<script>window.hacked = 1</script></main>")
+    (tmp_path / "broken.html").write_text(page, encoding="utf-8")
+    browser.open(tmp_path / "broken.html")
+    assert browser.ask("String(window.hacked)") == "undefined"

@@ -324,6 +324,18 @@ def themed(chart: Any, *, height: int) -> dict[str, Any]:
             title={"color": INK, "fontSize": 15, "lineHeight": 20},
             view={"stroke": None},
         )
-        .to_dict()
+        .to_dict(validate=False)
     )
-    return spec
+    return once(spec)
+
+
+def once(spec: dict[str, Any]) -> dict[str, Any]:
+    """Data that several layers draw, held once."""
+    names: dict[str, str] = {}
+    datasets = {}
+    for layer in spec["layer"]:
+        if "values" in (held := layer.get("data", {})):
+            name = names.setdefault(json.dumps(held["values"]), f"data{len(names)}")
+            datasets[name] = held["values"]
+            layer["data"] = {"name": name}
+    return spec | {"datasets": datasets}

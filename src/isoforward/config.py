@@ -119,7 +119,7 @@ class DataConfig:
     tokenizer: str = "bpe"  # char, bpe, gpt2 or the path of a tokenizer.json
     vocab: int = 1024  # tokenizer=bpe: how many tokens to learn
     validation: float = 0.1  # share of documents held out; shakespeare declares its plays instead
-    batch: int = 16  # sequences of one optimizer step, over all devices
+    batch: int = 8  # sequences of one optimizer step, over all devices
     length: int = 256  # tokens of one sequence
     workers: int = 0
     cache_dir: str | None = None  # None: $XDG_CACHE_HOME/isoforward or ~/.cache/isoforward
@@ -143,7 +143,7 @@ class OptimConfig:
     lr: float = 3e-3
     min_lr: float = 0.1  # as a share of lr, reached at the last step
     schedule: str = "cosine"  # or linear, constant
-    warmup_steps: int = 20
+    warmup_steps: int = 50
     weight_decay: float = 0.1
     beta1: float = 0.9
     beta2: float = 0.95
@@ -165,7 +165,7 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerConfig:
-    max_steps: int = 300
+    max_steps: int = 500
     max_time: str | None = None  # DD:HH:MM:SS
     accelerator: str = "auto"
     devices: int = 1

@@ -110,11 +110,13 @@ def attention(q: Tensor, k: Tensor, *, triangle: bool) -> int:
     return 4 * B * H * D * pairs
 
 
-def dispatched(mode: TorchDispatchMode, operator: Any, args: Any, kwargs: Any) -> Any:
-    """An operator that is made of others shows them to the mode, which in inference mode would see it alone."""
+def decomposed(mode: TorchDispatchMode, operator: Any, args: Any, kwargs: Any) -> Any:
+    """An operator that is made of others shows them to the mode, which in inference mode would see it alone.
+
+    NotImplemented for any other operator.
+    """
     with mode:
-        result = operator.decompose(*args, **kwargs)
-    return operator(*args, **kwargs) if result is NotImplemented else result
+        return operator.decompose(*args, **kwargs)
 
 
 class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -131,7 +133,8 @@ class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.flops[self.scope.phase, self.scope.kind()] += self.count(operator, args)
         if operator is aten._local_scalar_dense.default and args[0].is_meta:
             return 0  # the one question that a step asks its data: is the gradient not finite?
-        return dispatched(self, operator, args, kwargs or {})
+        result = decomposed(self, operator, args, kwargs or {})
+        return operator(*args, **(kwargs or {})) if result is NotImplemented else result
 
     def count(self, operator: Any, args: Any) -> int:
         if operator in (aten.mm.default, aten.bmm.default):

@@ -7,7 +7,7 @@ import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 from urllib.parse import quote
 
@@ -43,7 +43,7 @@ class Table:
     rows: list[list[Cell]]
     note: str = ""
 
-    @property
+    @cached_property
     def numeric(self) -> set[int]:
         cells = [(n, cell) for row in self.rows if len(row) > 1 for n, cell in enumerate(row)]
         return {n for n, cell in cells if n and (cell.origin or re.match(r"[-+]?\d", cell.text))}

@@ -11,8 +11,14 @@ later (a product of the backward becomes a gradient), so the blocks alive at a p
     temporaries        gone within its phase, the gradients of activations among them
     retained           outlives the step, and is none of the above: a leak
 
-Inference has weights, buffers, KV cache, batch, transients, retained. Memory that a kernel takes for itself is seen by
-no dispatch mode: it is part of `unexplained`, the measured peak less the sum, taken in a process of its own.
+Inference has weights, buffers, KV cache, batch, transients, retained.
+
+An account lays the ledger beside the peak that a process of its own measured. No dispatch mode sees what kernels take
+for themselves, so that it is measured too, never had by subtraction:
+
+    kernel workspace   beside its results, by the operator that ran at the peak (oneDNN's fp32 results under bf16)
+    kernel buffers     kept when every tensor is gone (MKL's, for packed matrices)
+    unexplained        the measured peak less all of this
 """
 
 from __future__ import annotations
@@ -25,7 +31,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +41,7 @@ from torch.utils._pytree import tree_leaves
 
 from isoforward import steps
 from isoforward.config import ModelConfig, OptimConfig
-from isoforward.counting import Scope, dispatched, layers_of
+from isoforward.counting import Scope, decomposed, layers_of
 from isoforward.isolate import Failed, run_isolated
 from isoforward.model import GPT, KVCache
 from isoforward.optim import build
@@ -52,7 +58,56 @@ HONEST_MALLOC = {  # blocks of 64 KiB and more are mapped one by one, and unmapp
 }
 
 Step = Callable[..., object]
-Life = tuple[Callable[[steps.Phase], object], Callable[[], "Ledger"]]  # runs under a phase; gives its ledger
+Life = tuple[Callable[[steps.Phase], object], Callable[["Memory"], "Ledger"]]  # runs under a phase; gives its ledger
+
+
+class Memory(Protocol):
+    """Bytes; `peak` since `reset`."""
+
+    def now(self) -> int: ...
+    def peak(self) -> int: ...
+    def reset(self) -> None: ...
+
+
+class Unmeasured:
+    def now(self) -> int:
+        return 0
+
+    def peak(self) -> int:
+        return 0
+
+    def reset(self) -> None:
+        pass
+
+
+class ProcessMemory:
+    """Of this process, as Linux sees it."""
+
+    def now(self) -> int:
+        return self.field("VmRSS")
+
+    def peak(self) -> int:
+        return self.field("VmHWM")
+
+    def field(self, name: str) -> int:
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(status.split(f"{name}:")[1].split()[0])
+
+    def reset(self) -> None:
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+class CudaMemory:
+    """Of torch's allocator, which all tensors and cuBLAS' workspace come from."""
+
+    def now(self) -> int:
+        return torch.cuda.memory_allocated()
+
+    def peak(self) -> int:
+        return torch.cuda.max_memory_allocated()
+
+    def reset(self) -> None:
+        torch.cuda.reset_peak_memory_stats()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,15 +160,19 @@ class Block:
 
 
 class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Follows every storage on `device` while it is entered; pass it to steps as `phase`."""
+    """Follows every storage on `device` while it is entered; pass it to steps as `phase`.
 
-    def __init__(self, model: nn.Module, device: torch.device) -> None:
+    With `memory` it also measures, operator by operator, what a kernel takes for itself beside its results.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device, memory: Memory | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.scope = Scope(layers_of(model))
         self.device = device
+        self.memory = memory or Unmeasured()
         self.live: dict[int, Block] = {}
         self.total = 0
-        self.peaks: dict[str, tuple[int, list[Block]]] = {}
+        self.peaks: dict[str, tuple[int, int, list[Block]]] = {}  # in all, a kernel's own, the blocks
         self.after: Callable[[str], None] = lambda phase: None
 
     @contextmanager
@@ -126,9 +185,10 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             yield
         self.after(phase)
 
-    def note_peak(self) -> None:
-        if self.total > self.peaks.get(self.scope.phase, (-1, []))[0]:
-            self.peaks[self.scope.phase] = self.total, list(self.live.values())
+    def note_peak(self, workspace: int = 0) -> None:
+        total = self.total + workspace
+        if total > self.peaks.get(self.scope.phase, (-1, 0, []))[0]:
+            self.peaks[self.scope.phase] = total, workspace, list(self.live.values())
 
     def hold(self, tensor: Tensor, kind: str = "embedding") -> Block | None:
         """The block under a tensor, known or new; None where the tensor lies on another device."""
@@ -162,13 +222,20 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kind = self.scope.kind()
-        result = dispatched(self, operator, args, kwargs or {})
+        result = decomposed(self, operator, args, kwargs or {})
+        if result is not NotImplemented:
+            return result
+        before = self.total
+        self.memory.reset()
+        held = self.memory.now()
+        result = operator(*args, **(kwargs or {}))
+        taken = self.memory.peak() - held
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self.hold(leaf, kind)
         if operator is torch.ops.aten._to_copy.default and self.named(args[0]) in ("parameters", "weights"):
             self.name("cast weights", (result,))
-        self.note_peak()
+        self.note_peak(max(0, taken - (self.total - before)))
         return result
 
     def named(self, tensor: Tensor) -> str | None:
@@ -184,8 +251,8 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 block.name = "retained"
                 retained[block.phase] += block.size
         phases = {}
-        for phase, (_, blocks) in self.peaks.items():
-            categories: Counter[str] = Counter()
+        for phase, (_, workspace, blocks) in self.peaks.items():
+            categories = Counter({"kernel workspace": workspace} if workspace else {})
             for block in blocks:
                 categories[block.category()] += block.size
             phases[phase] = dict(categories)
@@ -199,10 +266,16 @@ def optimizer_state(optimizer: Optimizer) -> Iterator[object]:
 
 
 def training_ledger(
-    model: nn.Module, optimizer: Optimizer, tokens: Tensor, targets: Tensor, *, step: Step = steps.train_step
+    model: nn.Module,
+    optimizer: Optimizer,
+    tokens: Tensor,
+    targets: Tensor,
+    *,
+    step: Step = steps.train_step,
+    memory: Memory | None = None,
 ) -> Ledger:
     """Of one real optimizer step, which changes the weights. Adam's state appears at the end of its first step."""
-    watch = Watch(model, tokens.device)
+    watch = Watch(model, tokens.device, memory)
 
     def after(phase: str) -> None:
         if phase == "backward":
@@ -221,13 +294,20 @@ def training_ledger(
     return watch.close()
 
 
-def inference_ledger(model: GPT, tokens: Tensor, cache: KVCache | None = None, *, new_tokens: int = 2) -> Ledger:
+def inference_ledger(
+    model: GPT,
+    tokens: Tensor,
+    cache: KVCache | None = None,
+    *,
+    new_tokens: int = 2,
+    memory: Memory | None = None,
+) -> Ledger:
     """Of `new_tokens` likeliest tokens after the prompts (B, T): one by prefill, the others by decode.
 
     With no cache each of them is had by the whole forward. With no new tokens the prompts go through training's
     forward, which has the logits of every position.
     """
-    watch = Watch(model, tokens.device)
+    watch = Watch(model, tokens.device, memory)
     watch.name("weights", model.parameters())
     watch.name("buffers", model.buffers())
     watch.name("batch", (tokens,))
@@ -254,40 +334,10 @@ def generate(model: GPT, tokens: Tensor, cache: KVCache | None, *, new_tokens: i
         logits = steps.decode(model, logits.argmax(-1, keepdim=True), cache, phase=phase)
 
 
-class ProcessMemory:
-    """Of this process, as Linux sees it; `peak` since `reset`."""
-
-    def now(self) -> int:
-        return self.field("VmRSS")
-
-    def peak(self) -> int:
-        return self.field("VmHWM")
-
-    def field(self, name: str) -> int:
-        status = Path("/proc/self/status").read_text()
-        return 1024 * int(status.split(f"{name}:")[1].split()[0])
-
-    def reset(self) -> None:
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-class CudaMemory:
-    """Of torch's allocator, which all tensors and cuBLAS' workspace come from."""
-
-    def now(self) -> int:
-        return torch.cuda.memory_allocated()
-
-    def peak(self) -> int:
-        return torch.cuda.max_memory_allocated()
-
-    def reset(self) -> None:
-        torch.cuda.reset_peak_memory_stats()
-
-
 class PeakOf:
     """Pass it as `phase`: each phase's peak above `baseline`."""
 
-    def __init__(self, memory: ProcessMemory | CudaMemory, baseline: int) -> None:
+    def __init__(self, memory: Memory, baseline: int) -> None:
         self.memory, self.baseline = memory, baseline
         self.phases: dict[str, int] = {}
 
@@ -363,7 +413,7 @@ def audit_training(case: dict[str, Any]) -> dict[str, Any]:
         step = partial(steps.train_step, accumulate=case["accumulate"], clip=settings.clip)
         return (
             lambda phase: step(gpt, optimizer, tokens, tokens, phase=phase),
-            lambda: training_ledger(gpt, optimizer, tokens, tokens, step=step),
+            lambda memory: training_ledger(gpt, optimizer, tokens, tokens, step=step, memory=memory),
         )
 
     model = ModelConfig(**case["model"])
@@ -386,7 +436,7 @@ def audit_inference(case: dict[str, Any]) -> dict[str, Any]:
 
         return (
             lambda phase: generate(gpt, tokens, cache(), new_tokens=new_tokens, phase=phase),
-            lambda: inference_ledger(gpt, tokens, cache(), new_tokens=new_tokens),
+            lambda memory: inference_ledger(gpt, tokens, cache(), new_tokens=new_tokens, memory=memory),
         )
 
     model = ModelConfig(**case["model"])
@@ -410,7 +460,7 @@ def audit(tiny: Callable[[], Life], whole: Callable[[], Life], device: str) -> d
     peaks = PeakOf(memory, before)
     run(peaks)
     return {
-        "ledger": asdict(ledger()),
+        "ledger": asdict(ledger(memory)),
         "kernels_bytes": kernels,
         "measured": peaks.phases,
         "threads": torch.get_num_threads(),

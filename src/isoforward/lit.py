@@ -6,6 +6,8 @@ report all three as one.
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
@@ -88,6 +90,12 @@ class LitGPT(LightningModule):  # type: ignore[misc]
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
         tokens, targets = batch
         self.log("validation_loss", next_token_loss(self.model(tokens), targets), batch_size=len(tokens))
+
+
+def quieten() -> None:
+    """Lightning advises on what is meant here."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="lightning")
 
 
 class Timed:

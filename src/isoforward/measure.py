@@ -40,7 +40,7 @@ class Case:
     experiment: str
     model: ModelConfig
     export: str | None = None
-    batch: int = 16
+    batch: int = 8
     length: int = 256
     accumulate: int = 1
     checkpointing: str = "none"

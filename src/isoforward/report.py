@@ -44,7 +44,7 @@ from isoforward.storage import write_atomically
 LETTERS = {"measured": "m", "counted": "c", "predicted": "p", "estimated": "e", "unavailable": "–"}
 MOST_ROWS = 400  # of all runs together: the file stays below 1.5 MB
 MOST_SECTIONS = 24
-MOST_DETAILED = 4  # runs that are shown on their own too
+MOST_DRAWN = 4  # runs, each on its own too
 SAMPLE = 20_000  # characters
 
 
@@ -93,14 +93,14 @@ def render(runs: Runs, *, sample: str | None, headline: str | None, title: str) 
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
     environment.filters |= {"raw": Markup, "sha256": sha256}
     template = environment.from_string(resources.files("isoforward").joinpath("report.html.in").read_text("utf-8"))
-    views = [view(name, results, most=MOST_ROWS // len(runs)) for name, results in runs]
+    drawn = len(runs) <= MOST_DRAWN
+    views = [view(name, results, most=MOST_ROWS // len(runs), drawn=drawn) for name, results in runs]
     sentence = views[0].sentence if len(views) == 1 else f"{' beside '.join(one.name for one in views)}"
     return template.render(
         title=title,
         headline=re.split(r"(\d[\d,.]*x\b)", headline or sentence),
         runs=views,
         beside=side_by_side(runs, MOST_ROWS) if len(runs) > 1 else [],
-        detailed=len(runs) <= MOST_DETAILED,
         sample=sample and sample[:SAMPLE],
         javascript=javascript(),
         light=charts.LIGHT,
@@ -120,19 +120,19 @@ def javascript() -> str:
     return bundle
 
 
-def view(name: str, results: Results, *, most: int) -> View:
+def view(name: str, results: Results, *, most: int = MOST_ROWS, drawn: bool = True) -> View:
     says = [("doubt", "The file is damaged:", f"{printable(warning)}.") for warning in results.warnings]
     sections: list[Section] = []
     for experiment, part, compared in experiments(results):
         says.append(verdict(experiment, part))
         if isinstance(compared, Comparison):
             says.append(identity(compared))
-            sections += both_lives(compared)
+            sections += both_lives(compared) if drawn else []
         else:
             if compared:
                 kind = "doubt" if only(part, quantity="identity") else ""
                 says.append((kind, "Both lives are not compared:", f"{compared.removeprefix('not compared: ')}."))
-            sections += any_rows(experiment, part, most)
+            sections += any_rows(experiment, part, most) if drawn else []
     run = comparison_of(results)
     names = ", ".join(dict.fromkeys(row.experiment.replace("_", " ") for row in results.rows))
     rows, csv = every_row(results, most)
@@ -221,7 +221,7 @@ def markdown(runs: Runs) -> str:
     """For pull requests: sentence, verdict and table of each run, and what they say beside each other."""
     lines = []
     for name, results in runs:
-        one = view(name, results, most=MOST_ROWS)
+        one = view(name, results)
         run = comparison_of(results)
         lines += [f"### {escaped(name)}", ""] if len(runs) > 1 else []
         lines += [f"**{escaped(one.sentence)}**", ""]
@@ -254,7 +254,7 @@ def escaped(text: str) -> str:
 
 
 def write_pngs(runs: Runs, directory: Path) -> list[Path]:
-    shown = [(f"{slug(name)}_", view(name, results, most=MOST_ROWS).sections) for name, results in runs]
+    shown = [(f"{slug(name)}_", view(name, results).sections) for name, results in runs]
     shown = [("", shown[0][1])] if len(runs) == 1 else [("", side_by_side(runs, MOST_ROWS)), *shown]
     written: list[Path] = []
     for prefix, sections in shown:

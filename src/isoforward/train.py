@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 import signal
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +28,7 @@ from isoforward.entry import claim
 from isoforward.errors import BadInput, Integrity, Stopped
 from isoforward.experiment import command_line, conclude, fingerprint_of, precision_of, say, tracker_of
 from isoforward.inference import DTYPES, load
-from isoforward.lit import LitGPT, Timed
+from isoforward.lit import LitGPT, Timed, quieten
 from isoforward.measure import Case
 from isoforward.model import GPT
 from isoforward.statefile import newest_good, verify
@@ -260,8 +258,7 @@ def fit(
     callbacks: list[Callback] = [watch, Track(tracker, watch.tokens_per_step), signals, last, best]
     if plan.early_stopping is not None:
         callbacks.append(EarlyStopping("validation_loss", patience=plan.early_stopping))
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module="lightning")  # advice on what is meant here
+    quieten()
     trainer = Trainer(
         accelerator=plan.accelerator,
         devices=plan.devices,
