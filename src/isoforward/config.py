@@ -165,7 +165,7 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerConfig:
-    max_steps: int = 500
+    max_steps: int = 700
     max_time: str | None = None  # DD:HH:MM:SS
     accelerator: str = "auto"
     devices: int = 1

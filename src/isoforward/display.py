@@ -71,9 +71,9 @@ class Watch(Callback):  # type: ignore[misc]
         rate = (step - self.first) * self.tokens_per_step / max(time.monotonic() - self.started, 1e-9)
         line = f"step {step:5d}  loss {self.loss:.3f}"
         if self.validation is not None:
-            line += f"  validation {self.validation:.3f} nats/token"
+            line += f"  val {self.validation:.3f} nats/token"
             if self.bytes_per_token is not None:
-                line += f", {self.validation / math.log(2) / self.bytes_per_token:.3f} bits/byte"
+                line += f" {self.validation / math.log(2) / self.bytes_per_token:.3f} bits/byte"
         return Text(f"{line}  {rate:,.0f} tokens/s")
 
 
