@@ -583,7 +583,9 @@ class Browser:
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         self.sent += 1
         message: dict[str, Any] = {"id": self.sent, "method": method, "params": parameters}
-        os.write(self.write_end, json.dumps(message | ({"sessionId": self.session} if self.session else {})).encode() + b"\0")
+        os.write(
+            self.write_end, json.dumps(message | ({"sessionId": self.session} if self.session else {})).encode() + b"\0"
+        )
         while (reply := self.receive()).get("id") != self.sent:
             self.events.append(reply)
         assert "error" not in reply, reply
@@ -677,7 +679,9 @@ def test_a_browser_runs_nothing_that_a_file_says(browser: Browser, tmp_path: Pat
     assert browser.ask("String(window.hacked)") == "undefined"
     assert browser.requested() == [(tmp_path / "report.html").as_uri()]
     assert browser.complaints() == []
-    browser.ask("document.querySelector('.chart svg .mark-symbol path').dispatchEvent(new MouseEvent('mousemove', {bubbles: true}))")
+    browser.ask(
+        "document.querySelector('.chart svg .mark-symbol path').dispatchEvent(new MouseEvent('mousemove', {bubbles: true}))"
+    )
     assert browser.ask("document.querySelectorAll('img').length") == 0
     assert browser.ask("String(window.hacked)") == "undefined"
 
