@@ -10,7 +10,7 @@ mean lengths; a simulated stream of Poisson arrivals draws them, and says what t
 import dataclasses
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 CHINCHILLA = 20  # tokens a parameter (Hoffmann 2022, table 3)
+LONG = 8192  # what Llama 3 trains on before its context is stretched (Llama Team 2024, section 3.4)
 BARE, EXACT = "6ND and 2N", "exact"
 COSTS = {  # by name, as tables have it: quantity, unit, how FLOPs are counted
     "FLOPs, 6ND/2N": ("flops", "flop", BARE),
@@ -39,6 +40,10 @@ COSTS = {  # by name, as tables have it: quantity, unit, how FLOPs are counted
     "energy at TDP": ("energy", "joule", EXACT),
     "money": ("money", "usd", EXACT),
 }
+MISSING = {"energy at TDP": "the hardware's power is not known", "money": "no price is known: write price_per_hour="}
+BREAK_EVEN = ("inference", "run", "break-even", "tokens", "run")
+DAYS = ("inference", "run", "days until break-even", "days", "run")
+EQUAL_BATCH = ("inference", "decode", "batch as costly as training", "sequences", "step")
 SERVED = (0.1, 0.3, 1.0, 3.0, 10.0)  # of the break-even: where a life's cost is told
 KINDS, INTERVALS = 1000, 200  # of requests; of time until the break-even that is expected
 
@@ -50,7 +55,7 @@ class BreakEven:
     hardware: str = "h100"
     precision: str = "bf16"
     tokens: float | None = None  # trained on; None: 20 a parameter
-    training_length: int | None = None  # None: the context
+    training_length: int | None = None  # None: the context, at most 8192
     training_mfu: float = 0.4
     requests_per_day: float = 1e6
     prompt: int = 1000  # mean tokens of a request
@@ -102,7 +107,7 @@ class Plan:
 
     @property
     def length(self) -> int:
-        return self.asked.training_length or self.model.context
+        return self.asked.training_length or min(self.model.context, LONG)
 
     @property
     def prices(self) -> tuple[float | None, float | None]:
@@ -200,6 +205,7 @@ class Plan:
 def plan(asked: BreakEven) -> Plan:
     """Raises BadInput for what cannot be: a longer text than the context, no known rate, too little memory."""
     model = asked.model
+    one_of("model.source", model.source, ("fresh", "hf"))
     if model.source == "hf":
         from isoforward.weights import find
 
@@ -219,7 +225,8 @@ def plan(asked: BreakEven) -> Plan:
     for key, length in (("prompt + new_tokens", asked.prompt + asked.new_tokens), ("training_length", made.length)):
         if length > model.context:
             raise BadInput(f"{key}={length} is longer than the model's context of {model.context}; write less")
-    held, needed = made.serving_bytes(asked.decode_batch), made.devices_for(made.serving_bytes(asked.decode_batch))
+    held = made.serving_bytes(asked.decode_batch)
+    needed = made.devices_for(held)
     if needed > asked.devices:
         weights = units.size(cost.weight_bytes(model, dtype=asked.precision))
         raise BadInput(
@@ -260,24 +267,22 @@ def simulated_days(bill: float, each: np.ndarray, requests_per_day: float, draws
         counts = draws.poisson(requests_per_day * interval / len(each), size=(INTERVALS, len(each)))
         steps = np.concatenate([[spent], spent + (counts @ each).cumsum()])
         if steps[-1] >= bill:
-            crossing = int(np.searchsorted(steps, bill))
-            within = (bill - steps[crossing - 1]) / (steps[crossing] - steps[crossing - 1])
-            return float((elapsed + crossing - 1 + within) * interval)
+            crossing = int(np.searchsorted(steps, float(bill)))
+            part = (bill - steps[crossing - 1]) / (steps[crossing] - steps[crossing - 1])
+            return float((elapsed + crossing - 1 + part) * interval)
         spent, elapsed = steps[-1], elapsed + INTERVALS
 
 
 # Rows
 
 
-def told(
-    plan: Plan, life: str, phase: str, quantity: str, unit: str, per: str, value: float | None, **more: Any
-) -> Row:
-    kept = {key: more.pop(key) for key in ("provenance", "reason", "convention") if key in more}
-    if quantity == "flops":
-        kept["convention"] = "model"
+def told(plan: Plan, about: tuple[str, str, str, str, str], value: float | None, **more: Any) -> Row:
+    life, phase, quantity, unit, per = about
+    kept = {key: more.pop(key) for key in ("provenance", "reason") if key in more}
     kept.setdefault("provenance", "unavailable" if value is None else "predicted")
-    about: dict[str, Any] = {"life": life, "phase": phase, "quantity": quantity, "unit": unit, "per": per}
-    return Row(experiment="break_even", **about, value=value, **kept, conditions=assumptions(plan) | more)
+    kept["convention"] = "model" if quantity == "flops" else None
+    at = {"life": life, "phase": phase, "quantity": quantity, "unit": unit, "per": per}
+    return Row(experiment="break_even", **at, value=value, **kept, conditions=assumptions(plan) | more)
 
 
 def assumptions(plan: Plan) -> dict[str, Any]:
@@ -300,72 +305,61 @@ def assumptions(plan: Plan) -> dict[str, Any]:
 def rows(plan: Plan) -> Iterator[Row]:
     yield from lives(plan)
     yield from inversion(plan)
-    batch = plan.asked.decode_batch
     for life, phase, held in (
-        ("inference", "decode", plan.serving_bytes(batch)),
+        ("inference", "decode", plan.serving_bytes(plan.asked.decode_batch)),
         ("training", "optimizer", cost.training_state(plan.model).total),  # activations come on top
     ):
-        yield told(plan, life, phase, "memory", "byte", "step", held, devices_needed=plan.devices_for(held))
+        yield told(plan, (life, phase, "memory", "byte", "step"), held, devices_needed=plan.devices_for(held))
 
 
 def lives(plan: Plan) -> Iterator[Row]:
     """Both lives in every cost, and where they meet."""
     asked, training, request = plan.asked, plan.training(), plan.request(plan.asked.prompt, plan.asked.new_tokens)
+    per_request = asked.prompt + asked.new_tokens
     draws = np.random.default_rng(asked.seed)
     stream = kinds(plan, draws)
-    per_request = asked.prompt + asked.new_tokens
-    missing = {
-        "energy at TDP": "the hardware's power is not known",
-        "money": "no price is known: write price_per_hour=",
-    }
     for name, (quantity, unit, counted) in COSTS.items():
         at = {"cost": name, "counted": counted}
         if name not in training or name not in request:
-            at["reason"] = missing[name]
-            yield told(plan, "inference", "run", "break-even", "tokens", "run", None, **at)
+            yield told(plan, BREAK_EVEN, None, reason=MISSING[name], **at)
             continue
         if quantity == "energy":
-            at["provenance"] = "estimated"  # nobody has measured what it draws
-        bill, served = training[name], request[name] / per_request
-        tokens = economics.break_even_tokens(bill, served)
-        for life, phase, each in (("training", "step", bill / plan.tokens), ("inference", "token", served)):
-            yield told(plan, life, phase, quantity, unit, "token", each, **at)
-        if counted == EXACT:
-            for share in SERVED:
-                lifetime = {"training": bill, "inference": bill * share}
-                for life, spent in lifetime.items():
-                    yield told(plan, life, "run", quantity, unit, "run", spent, served_tokens=tokens * share, **at)
-        yield told(plan, "inference", "run", "break-even", "tokens", "run", tokens, **at)
-        days = {
-            "closed form": tokens / per_request / asked.requests_per_day,
-            "simulated": simulated_days(bill, np.array([kind[name] for kind in stream]), asked.requests_per_day, draws),
-        }
-        for how, value in days.items():
-            yield told(plan, "inference", "run", "days until break-even", "days", "run", value, stream=how, **at)
+            at["provenance"] = "estimated"  # TDP is what a device may draw, not what it did
+        bill = training[name]
+        tokens = economics.break_even_tokens(bill * per_request, request[name])
+        yield told(plan, ("training", "step", quantity, unit, "token"), bill / plan.tokens, **at)
+        yield told(plan, ("inference", "token", quantity, unit, "token"), request[name] / per_request, **at)
+        for share in SERVED if counted == EXACT else ():
+            for life, spent in (("training", bill), ("inference", bill * share)):
+                yield told(plan, (life, "run", quantity, unit, "run"), spent, served_tokens=tokens * share, **at)
+        yield told(plan, BREAK_EVEN, tokens, **at)
+        each = np.array([float(kind[name]) for kind in stream])
+        for how, days in (
+            ("closed form", tokens / per_request / asked.requests_per_day),
+            ("simulated", simulated_days(float(bill), each, asked.requests_per_day, draws)),
+        ):
+            yield told(plan, DAYS, days, stream=how, **at)
 
 
 def inversion(plan: Plan) -> Iterator[Row]:
-    """A token decoded alone against a trained one: under 6N and 2N FLOPs and 2N bytes in 16 bits, and exactly."""
-    size, cached = cost.size_of(plan.asked.precision), plan.midway
-    trained_s = economics.TRAINED * plan.parameters / (plan.peak * plan.asked.training_mfu)
-    decoded_s = plan.bound_s(economics.SERVED * plan.parameters, size * plan.parameters)
-    flops = cost.decode_flops(plan.model, batch=1, cached=cached).total / plan.trained_token_flops
-    ratios = {
-        BARE: {"time": decoded_s / trained_s, "flops": economics.SERVED / economics.TRAINED},
-        EXACT: {"time": plan.decoded_token_s(cached, 1) / plan.trained_token_s, "flops": flops},
-    }
-    for counted, found in ratios.items():
-        for compared, value in found.items():
-            at = {"compared": compared, "counted": counted, "cached": cached, "decode_batch": 1}
-            yield told(plan, "inference", "decode", "against a trained token", "x", "token", value, **at)
+    """A token decoded alone against a trained one: by 6N and 2N FLOPs and every weight moved once, and exactly."""
+    trained_s = plan.bare_flops(economics.TRAINED, 1) / (plan.peak * plan.asked.training_mfu)
+    weights = cost.weight_bytes(plan.model, dtype=plan.asked.precision)
+    decoded_s = plan.bound_s(plan.bare_flops(economics.SERVED, 1), weights)
+    flops = cost.decode_flops(plan.model, batch=1, cached=plan.midway).total / plan.trained_token_flops
+    for counted, ratios in (
+        (BARE, {"time": decoded_s / trained_s, "FLOPs": economics.SERVED / economics.TRAINED}),
+        (EXACT, {"time": plan.decoded_token_s(plan.midway, 1) / plan.trained_token_s, "FLOPs": flops}),
+    ):
+        for compared, value in ratios.items():
+            at = {"compared": compared, "counted": counted, "context": plan.midway, "decode_batch": 1}
+            yield told(plan, ("inference", "decode", "against a trained token", "x", "token"), value, **at)
     batch = plan.equal_batch()
-    about = (plan, "inference", "decode", "batch at which decoding costs as training", "sequences", "step")
     if batch is None:
-        reason = "its own keys and values, or its products, alone take longer than a trained token"
-        yield told(*about, None, reason=reason, cached=cached)
+        yield told(plan, EQUAL_BATCH, None, reason="its products, or its own keys and values, alone take longer")
     else:
         needed = plan.devices_for(plan.serving_bytes(batch))
-        yield told(*about, batch, cached=cached, devices_needed=needed)
+        yield told(plan, EQUAL_BATCH, batch, context=plan.midway, devices_needed=needed)
 
 
 # What is said
@@ -380,23 +374,17 @@ def table(results: Results) -> "Table":
     from rich.table import Table
 
     shown = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("", "training", "a served\nmillion", "served\ntokens", "days", "days,\nsimulated", ""):
+    for name in ("", "training", "a million\nserved", "overtakes\nat tokens", "days", "days,\nsimulated", "differ"):
         shown.add_column(name, no_wrap=True, justify="right" if shown.columns else "left")
-    for name in COSTS:
-        spent, tokens = (
-            value_of(results, cost=name, **of)
-            for of in ({"life": "training", "per": "token"}, {"quantity": "break-even"})
-        )
-        if spent is None or tokens is None:
-            shown.add_row(name, str(only(results, cost=name).reason))
+    for name, (_, unit, _) in COSTS.items():
+        met = only(results, quantity="break-even", cost=name)
+        if met.value is None:
             continue
-        trained = only(results, cost=name).conditions["trained_tokens"]
-        served = value_of(results, life="inference", per="token", cost=name)
+        trained, served = (value_of(results, life=life, per="token", cost=name) for life in ("training", "inference"))
         closed, drawn = (value_of(results, cost=name, stream=how) for how in ("closed form", "simulated"))
-        unit = COSTS[name][1]
         shown.add_row(
-            *(name, amount(spent * trained, unit), amount(served * 1e6, unit)),
-            *(f"{tokens:.3g}", plain(closed), plain(drawn), f"{drawn / closed - 1:+.1%}"),
+            *(name, amount(trained * met.conditions["trained_tokens"], unit), amount(served * 1e6, unit)),
+            *(units.count(met.value), plain(closed), plain(drawn), f"{drawn / closed - 1:+.1%}"),
         )
     return shown
 
@@ -414,43 +402,42 @@ def plain(value: float) -> str:
 
 
 def assumed(results: Results) -> str:
-    """In lines for people."""
-    at = only(results, quantity="break-even").conditions
+    at = only(results, quantity="break-even", cost="device time").conditions
     held, state = (only(results, quantity="memory", life=life) for life in ("inference", "training"))
     prices = [at["training_price_per_hour"], at["price_per_hour"]]
-    paid = "" if None in prices else f", {prices[0]:g} and {prices[1]:g} usd/h"
+    paid = "" if None in prices else f"paid {prices[0]:g} usd an hour in training, {prices[1]:g} in serving\n"
     return (
-        f"{at['parameters']:,} parameters, {at['dtype']}; {at['hardware']}, peaks {at['peaks']}{paid}\n"
-        f"training {at['trained_tokens']:.3g} tokens of {at['training_length']} at MFU {at['training_mfu']:g}, "
-        f"state {units.size(state.value)}: {state.conditions['devices_needed']} devices or more\n"
+        f"{at['parameters']:,} parameters, {at['dtype']}; {at['hardware']}, peaks {at['peaks']}\n{paid}"
+        f"training {units.count(at['trained_tokens'])} tokens by {at['training_length']}, MFU {at['training_mfu']:g}; "
+        f"its state needs {units.size(state.value)}, {state.conditions['devices_needed']} devices\n"
         f"serving {at['requests_per_day']:,.0f} requests a day of {at['prompt']} + {at['new_tokens']} tokens, "
-        f"MFU {at['prefill_mfu']:g}, MBU {at['decode_mbu']:g},\n"
-        f"  decoded by {at['decode_batch']}, busy {at['busy']:g}, holding {units.size(held.value)} "
-        f"on {at['devices']} of them\n"
+        f"prefill MFU {at['prefill_mfu']:g},\n  decode MBU {at['decode_mbu']:g} in batches of {at['decode_batch']}, "
+        f"busy {at['busy']:g}; it needs {units.size(held.value)}, {held.conditions['devices_needed']} devices\n"
     )
 
 
 def answer(results: Results) -> str:
-    trained = only(results, quantity="break-even").conditions["trained_tokens"]
-    met = [
-        f"{row.value:.3g} in {name} ({units.times(row.value / trained)} the trained)"
-        for name in ("FLOPs, 6ND/2N", "device time", "money")
-        if (row := only(results, quantity="break-even", cost=name)).value is not None
-    ]
+    met = []
+    for name, said in (("FLOPs, 6ND/2N", "FLOPs by 6ND and 2N"), ("device time", "device time"), ("money", "money")):
+        row = only(results, quantity="break-even", cost=name)
+        if row.value is not None:
+            times = units.times(row.value / row.conditions["trained_tokens"])
+            met.append(f"{units.count(row.value)} in {said} ({times} those trained)")
     closed, drawn = (value_of(results, cost="device time", stream=how) for how in ("closed form", "simulated"))
     slower, fewer = (
-        [row.value for row in select(results, quantity="against a trained token", compared=what)]
-        for what in ("time", "flops")
+        [units.times(row.value) for row in select(results, quantity="against a trained token", compared=what)]
+        for what in ("time", "FLOPs")
     )
-    equal = only(results, quantity="batch at which decoding costs as training")
-    even = f"no batch makes them equal: {equal.reason}"
+    equal = only(results, quantity="batch as costly as training")
+    even = f"no batch makes up for that: {equal.reason}"
     if equal.value is not None:
-        even = f"in batches of {equal.value:,.0f} it takes as long, on {equal.conditions['devices_needed']} devices"
+        even = (
+            f"from batches of {equal.value:,.0f} on it takes no longer (devices: {equal.conditions['devices_needed']})"
+        )
     return (
-        f"Serving overtakes training after so many tokens: {', '.join(met)}. In device time that is {plain(closed)} "
-        f"days, {plain(drawn)} in the simulated stream. A token decoded alone takes {units.times(slower[0])} a trained "
-        f"one in time at {units.times(fewer[0])} its FLOPs ({units.times(slower[1])} and {units.times(fewer[1])} "
-        f"counted exactly); {even}."
+        f"Serving overtakes training at so many served tokens: {', '.join(met)}. In device time that is "
+        f"{plain(closed)} days, {plain(drawn)} in a simulated stream. A token decoded alone takes {slower[0]} a trained "
+        f"one in time at {fewer[0]} its FLOPs ({slower[1]} and {fewer[1]} counted exactly); {even}."
     )
 
 
@@ -464,7 +451,8 @@ def main(config: BreakEven) -> None:
     from isoforward.hardware import environment
     from isoforward.tables import trust
 
-    reasons = ("nothing was measured: utilisations and prices are as given",)
+    unknown = (row.reason for row in predicted if row.reason is not None)
+    reasons = ("nothing was measured: utilisations and prices are as given", *dict.fromkeys(unknown))
     console = Console()
     with claim(config) as run_dir:
         where = environment(command_line(), torch.device("cpu"))

@@ -76,8 +76,8 @@ def test_a_restored_optimizer_goes_on_with_the_same_bits(config, tokens, name):
         ("sgd", lambda groups: torch.optim.SGD(groups, momentum=0.95, nesterov=True, foreach=False)),
     ],
 )
-def test_the_fused_update_is_the_plain_one(tokens, name, unfused):
-    torch.manual_seed(0)
+def test_the_fused_update_is_the_plain_one(name, unfused):
+    """On gradients that are given: those of a key's bias are rounding noise, which Adam would blow up."""
     model = GPT(tiny())
     plain = copy.deepcopy(model)
     matrices = [p for n, p in plain.named_parameters() if n.startswith("blocks.") and p.dim() == 2]
@@ -85,9 +85,13 @@ def test_the_fused_update_is_the_plain_one(tokens, name, unfused):
     groups = [{"params": matrices, "weight_decay": 0.2}, {"params": others, "weight_decay": 0.0}]
     optimizer = build(model, OptimConfig(name=name, lr=1e-3, weight_decay=0.2))
     assert optimizer.defaults["fused"]
-    steps(model, optimizer, tokens, 3)
     plain_optimizer = unfused([group | {"lr": 1e-3} for group in groups])
-    steps(plain, plain_optimizer, tokens, 3)
+    for _ in range(3):
+        for left, right in zip(model.parameters(), plain.parameters(), strict=True):
+            left.grad = torch.randn_like(left)
+            right.grad = left.grad.clone()
+        optimizer.step()
+        plain_optimizer.step()
     for left, right in zip(model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-6)
 
