@@ -436,8 +436,8 @@ def answer(results: Results) -> str:
         )
     return (
         f"Serving overtakes training at so many served tokens: {', '.join(met)}. In device time that is "
-        f"{plain(closed)} days, {plain(drawn)} in a simulated stream. A token decoded alone takes {slower[0]} a trained "
-        f"one in time at {fewer[0]} its FLOPs ({slower[1]} and {fewer[1]} counted exactly); {even}."
+        f"{plain(closed)} days, {plain(drawn)} in a simulated stream. A token decoded alone takes {slower[0]} a "
+        f"trained one in time at {fewer[0]} its FLOPs ({slower[1]} and {fewer[1]} counted exactly); {even}."
     )
 
 

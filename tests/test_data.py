@@ -267,7 +267,6 @@ def test_text_read_in_small_pieces_is_the_same_text(
 ) -> None:
     whole = prepared(tmp_path, LINES, tokenizer=tokenizer)
     monkeypatch.setattr(sources, "LARGE", 100)
-    monkeypatch.setattr(data, "PIECE", 50)
     monkeypatch.setattr(sources, "PIECE", 50)
     monkeypatch.setattr(data, "GROUP", 3)
     pieces = prepared(tmp_path, LINES, "again.txt", tokenizer=tokenizer, cache_dir=str(tmp_path / "other"))

@@ -64,7 +64,7 @@ def records(run_dir: Path) -> list[dict[str, Any]]:
     """Of the only run in `run_dir`, as wandb's own reader gives them."""
     (log,) = run_dir.glob("wandb/*run-*/run-*.wandb")
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(log)]
-    told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=240)
     return [json.loads(line) for line in told.stdout.splitlines()]
 
 
@@ -266,7 +266,7 @@ def in_a_process(
         preexec_fn=lambda: os.close(0),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
     )
 
 
@@ -458,7 +458,7 @@ def test_dashboards_are_saved_with_their_panels(tmp_path: Path, stand_in: StandI
     save = "[tracking.main([what, '--entity', 'acme', '--project', 'gpt']) for what in ('workspace', 'report')]"
     command = [sys.executable, "-c", f"from isoforward import tracking; print({save})"]
     env = {"PYTHONPATH": str(SRC), "HOME": str(tmp_path), "PATH": os.environ["PATH"]} | at(stand_in)
-    told = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    told = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
     workspace, report, codes = told.stdout.splitlines()
     assert codes == "[0, 0]", told.stderr
     assert workspace.startswith(f"{stand_in.url}/acme/gpt?") and f"{stand_in.url}/acme/gpt/reports/" in report

@@ -187,8 +187,10 @@ def claim(config: Any, *, resuming: bool = False) -> Iterator[Path]:
 def run(main: Callable[[Any], None], name: str, schema: type, argv: list[str] | None = None) -> int:
     """Runs `main` on the config that `argv` describes; gives the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    sweeping = "-m" in arguments or "--multirun" in arguments
-    if not sweeping:
+    overrides = [argument for argument in arguments if argument not in ("-m", "--multirun")]
+    if len(overrides) < len(arguments):
+        arguments = ["--multirun", *overrides]  # wherever it was typed: argparse wants it before or after all keys
+    else:
         arguments = [quoted(argument) for argument in arguments]
     program = sys.argv[0]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us; Hydra would print its own and exit with 1

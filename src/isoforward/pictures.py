@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from isoforward import units
@@ -378,7 +379,8 @@ def of_rows(name: str, rows: Sequence[Row], varying: Sequence[str]) -> Chart | N
     if held := accounted(rows):
         lanes: dict[str, list[Row]] = {}
         for row in held:
-            lanes.setdefault(labelled(row, [key for key in varying if key != "category"]), []).append(row)
+            rest = [key for key in varying if key != "category"]
+            lanes.setdefault(labelled(row, rest, bare=len(rest) == 1), []).append(row)
         return ledgers(name, f"{title}, by what it is kept for", list(lanes.items()))
     numeric = [key for key in varying if all(is_number(row.conditions.get(key)) for row in rows)]
     x = next((key for key in numeric if len({row.conditions[key] for row in rows}) > 2), None)
@@ -391,7 +393,10 @@ def of_rows(name: str, rows: Sequence[Row], varying: Sequence[str]) -> Chart | N
         title = f"{title}, by {printable(x)}"
     else:
         alone = len({variant(row, varying) for row in rows}) == len(rows) > 1
-        marks = [mark(row, series=(variant if alone else labelled)(row, varying)) for row in rows]
+        name_of = partial(variant, bare=True) if alone else labelled
+        kinds = list(dict.fromkeys((row.life, row.phase) for row in rows))
+        ordered = rows if alone else sorted(rows, key=lambda row: kinds.index((row.life, row.phase)))
+        marks = [mark(row, series=name_of(row, varying)) for row in ordered]
         spec = dots(marks[:MOST_DOTS], unit=rows[0].unit, per=per)
         if len(marks) > MOST_DOTS:
             title = f"{title}: the first {MOST_DOTS} of {len(marks)}"
@@ -399,7 +404,7 @@ def of_rows(name: str, rows: Sequence[Row], varying: Sequence[str]) -> Chart | N
 
 
 def telling(rows: Sequence[Row]) -> list[str]:
-    """The conditions that tell `rows` apart, without those that follow from one of them."""
+    """The conditions that tell `rows` apart, without those that follow from one of them or from the phase."""
 
     def values(key: str) -> set[Any]:
         return {row.conditions.get(key) for row in rows}
@@ -409,22 +414,27 @@ def telling(rows: Sequence[Row]) -> list[str]:
 
     keys = [key for key in dict.fromkeys(k for row in rows for k in row.conditions) if len(values(key)) > 1]
     found: list[str] = []
+    phases = {(row.life, row.phase) for row in rows}
     for key in sorted(keys, key=lambda key: (-len(values(key)), not numbers(key))):
         pairs = ({(row.conditions.get(other), row.conditions.get(key)) for row in rows} for other in found)
-        if not any(len(pair) == len(values(other)) for pair, other in zip(pairs, found, strict=True)):
+        by_phase = len({(row.life, row.phase, row.conditions.get(key)) for row in rows}) == len(phases)
+        if not by_phase and not any(len(pair) == len(values(other)) for pair, other in zip(pairs, found, strict=True)):
             found.append(key)
     return found
 
 
-def variant(row: Row, keys: Sequence[str]) -> str:
+def variant(row: Row, keys: Sequence[str], *, bare: bool = False) -> str:
+    """The conditions that single it out, without their names where `bare` text can stand for itself."""
     told = ((key, row.conditions.get(key)) for key in keys)
     return ", ".join(
-        printable(value if isinstance(value, str) else f"{key}={value}", 60) for key, value in told if value is not None
+        printable(value if bare and isinstance(value, str) else f"{key}={value}", 60)
+        for key, value in told
+        if value is not None
     )
 
 
-def labelled(row: Row, keys: Sequence[str]) -> str:
-    return ", ".join(filter(None, [f"{row.life} {row.phase}", variant(row, keys)]))
+def labelled(row: Row, keys: Sequence[str], *, bare: bool = False) -> str:
+    return ", ".join(filter(None, [f"{row.life} {row.phase}", variant(row, keys, bare=bare)]))
 
 
 def is_number(value: object) -> bool:
