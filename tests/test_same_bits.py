@@ -1,7 +1,8 @@
-"""Training's forward and the frozen forward give the same bits; decode with a cache the same numbers.
+"""Training's forward and the frozen forward give the same bits; decode with a cache gives the same numbers.
 
-Bitwise for the same shape, dtype, threads, machine and build. Cached decode runs other shapes through other kernels,
-and has a tolerance: 1e-5 absolute, 1e-4 relative in fp32, 2e-2 of both in bf16. Every claim fails under a small mutation.
+Bitwise holds for the same shape, dtype, threads, machine and build. Cached decode runs other shapes through other
+kernels and has a tolerance: 1e-5 absolute, 1e-4 relative in fp32, 2e-2 of both in bf16. Every claim fails under a small
+mutation.
 """
 
 from collections.abc import Callable

@@ -303,7 +303,8 @@ def side_by_side(runs: Runs, most: int) -> list[Section]:
     compared = [(name, found) for name, results in runs if (found := comparison_of(results))]
     sections = [Section(heading="What differs", lede=" ".join(unlike(refused)), table=differences(runs), open=True)]
     if len(compared) == len(runs):
-        sections.append(pictured("Both lives of each run", pictures.two_lives(compared)))
+        doubted = "; ".join(dict.fromkeys(warning for _, one in compared for warning in one.warnings))
+        sections.append(pictured("Both lives of each run", pictures.two_lives(compared), doubted))
         sections.append(
             pictured("Memory of each run", pictures.memory([(name, one.results) for name, one in compared]))
         )
@@ -348,8 +349,9 @@ def differences(runs: Runs) -> Table:
     told = [settings(results) for _, results in runs]
     keys = [key for key in dict.fromkeys(k for one in told for k in one) if len({one.get(key) for one in told}) > 1]
     rows = [[Cell(text=printable(key)), *(Cell(text=one.get(key, "")) for one in told)] for key in keys]
-    note = "" if rows else "Nothing: the same settings on like machines."
-    return Table(columns=["", *(name for name, _ in runs)], rows=rows, note=note)
+    if not rows:
+        return Table(columns=[], rows=[], note="Nothing: the same settings on like machines.")
+    return Table(columns=["", *(name for name, _ in runs)], rows=rows)
 
 
 Entries = dict[tuple[object, ...], tuple[str, Row | None, float]]

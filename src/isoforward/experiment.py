@@ -90,8 +90,9 @@ def tell(config: Run, run_dir: Path, console: Console, answer: Answer) -> None:
     """The rows as a table, the answer as a sentence, and the report, all from results.jsonl alone."""
     results = read(run_dir / "results.jsonl")
     show_rows(console, results)
-    console.print(f"\n{answer(results)}\n", markup=False, highlight=False, style="bold")
-    publish(config, run_dir, console, results, job_type="experiment")
+    told = answer(results)
+    console.print(f"\n{told}\n", markup=False, highlight=False, style="bold")
+    publish(config, run_dir, console, results, job_type="experiment", headline=told)
 
 
 def conclude(config: Run, run_dir: Path, console: Console, *, job_type: str, sample: str | None = None) -> None:
@@ -104,12 +105,19 @@ def conclude(config: Run, run_dir: Path, console: Console, *, job_type: str, sam
 
 
 def publish(
-    config: Run, run_dir: Path, console: Console, results: Results, *, job_type: str, sample: str | None = None
+    config: Run,
+    run_dir: Path,
+    console: Console,
+    results: Results,
+    *,
+    job_type: str,
+    headline: str | None = None,
+    sample: str | None = None,
 ) -> None:
     """The report and the W&B run, and where everything is."""
     from isoforward.report import write_report
 
-    report = write_report(results, run_dir / "report.html", sample=sample)
+    report = write_report(results, run_dir / "report.html", headline=headline, sample=sample)
     say(console, f"rows     {run_dir / 'results.jsonl'}")
     say(console, f"report   {report}")
     with tracker_of(config, run_dir, console, job_type) as tracker:

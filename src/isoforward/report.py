@@ -246,7 +246,8 @@ def markdown_table(table: Table) -> list[str]:
     rows = [[told(cell) for cell in row] + [""] * (len(table.columns) - len(row)) for row in table.rows]
     aligned = ["---:" if n in table.numeric else "---" for n in range(len(table.columns))]
     shown = [[escaped(column) for column in table.columns], aligned, *rows]
-    return [f"| {' | '.join(row)} |" for row in shown] + (["", escaped(table.note)] if table.note else [])
+    lines = [f"| {' | '.join(row)} |" for row in shown] if rows else []
+    return lines + (["", escaped(table.note)] if table.note else [])
 
 
 def escaped(text: str) -> str:
