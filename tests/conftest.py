@@ -12,6 +12,12 @@ SHAPES = {
 }
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Tensors as small as the tests' are slowed down by threads that wait for each other."""
+    torch.set_num_threads(1)
+
+
 def tiny(**more: object) -> ModelConfig:
     sizes = {"layers": 2, "heads": 4, "width": 32, "context": 32, "vocab": 61}
     return ModelConfig(**{**sizes, **more})
