@@ -142,6 +142,7 @@ def test_memory_is_bounded_beyond_the_imports(target: str) -> None:
 def parent(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A process that waits for a child of its own, which has started."""
     program = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"  # ignored where a shell has put us &
         f"from isoforward.isolate import run_isolated; run_isolated('{HERE}:write_down_its_end', '{tmp_path}/end')"
     )
     paths = os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path)
