@@ -274,6 +274,10 @@ def account_rows(case: Case, life: str, found: Account, conditions: dict[str, Co
     about["phase"] = "step" if life == "training" else "run"
     held = {**found.rows, "measured peak": found.measured_bytes}
     for category, size in held.items():
-        kind = "measured" if category in ("unexplained", "kernel buffers", "measured peak") else "counted"
+        kind = (
+            "measured"
+            if category in ("unexplained", "kernel buffers", "kernel workspace", "measured peak")
+            else "counted"
+        )
         more = {"category": category, "peak_phase": found.ledger.peak_phase}
         yield row(case, **about, value=float(size), provenance=kind, conditions={**conditions, **more})
