@@ -130,7 +130,8 @@ def compare(results: Results) -> Comparison:
         line(results, "inference", "decode", "decode", 1, None, None),
     ]
     forward_memory, decode = serving[0].memory, serving[2]
-    assert step.time_per_token_s is not None and decode.time_per_token_s is not None
+    if step.time_per_token_s is None or decode.time_per_token_s is None:
+        raise BadInput("not compared: the time of a decoded token is not there")
     residual = only(results, life="training", phase="residual", quantity="time")
     share = (residual.value or 0.0) / step_time.value if residual else 0.0
     warnings = [reason for verdict in results.verdicts for reason in verdict.reasons]
