@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from isoforward import counting, steps, units
+from isoforward.account import HONEST_MALLOC, PeakOf, tiny_like
 from isoforward.compare import only
 from isoforward.config import ExperimentConfig
 from isoforward.entry import run
 from isoforward.estimates import ratio
 from isoforward.experiment import ask
 from isoforward.isolate import Failed, run_isolated
-from isoforward.ledger import HONEST_MALLOC, PeakOf, ProcessMemory, tiny_like
+from isoforward.ledger import ProcessMemory
 from isoforward.measure import Case, Laps, batch_of, master_of, record, row, spent, timed
 from isoforward.model import GPT
 from isoforward.optim import build

@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 
 from isoforward import units
+from isoforward.account import InferenceCase, TrainingCase, account
 from isoforward.both_lives import account_rows, decoding
 from isoforward.compare import only, select
 from isoforward.config import ExperimentConfig, OptimConfig
@@ -21,7 +22,6 @@ from isoforward.errors import BadInput
 from isoforward.experiment import case_of, command_line, tell
 from isoforward.hardware import environment
 from isoforward.isolate import Failed
-from isoforward.ledger import InferenceCase, TrainingCase, account
 from isoforward.measure import Case, row
 from isoforward.results import Results, Row, write
 

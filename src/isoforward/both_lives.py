@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from isoforward import cost, counting, steps
+from isoforward.account import Account, InferenceCase, TrainingCase, account
 from isoforward.energy import open_reader
-from isoforward.ledger import Account, InferenceCase, TrainingCase, account
 from isoforward.measure import (
     Candidates,
     Case,

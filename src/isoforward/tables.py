@@ -8,32 +8,53 @@ from rich.table import Table
 
 from isoforward import units
 from isoforward.compare import Comparison, Line, cache_curve
-from isoforward.results import Results, Row
+from isoforward.results import Condition, Results, Row
+
+MOST_ROWS = 24  # of one quantity; the report has them all
+ASIDE = ("tokens", "executions", "parameters", "peak_phase")  # conditions that follow from others
 
 
 def show_rows(console: Console, results: Results) -> None:
-    """Any rows: what they have in common above, what tells them apart in front."""
+    """Any rows, a table for each quantity: in front what tells its rows apart, above them all what they share."""
     rows = [row for row in results.rows if row.quantity != "identity"]
-    varying = [key for key in told_apart(rows) if key not in ("tokens", "executions", "parameters", "peak_phase")]
-    common = {key: value for row in rows for key, value in row.conditions.items() if key not in varying}
-    shown = ", ".join(f"{key} {value}" for key, value in common.items() if key not in ("tokens", "executions"))
-    console.print(shown, style="dim", markup=False, highlight=False)
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in (*varying, "life", "phase", "quantity"):
-        table.add_column(name, no_wrap=True)
-    for name in ("value", "±"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        where = [str(row.conditions.get(key, "")) for key in varying]
-        interval = "" if row.low is None or row.high is None or not row.value else spread(row)
-        table.add_row(*where, row.life, row.phase, row.quantity, units.quantity(row.value, row.unit), interval)
-    console.print(table)
+    apart = told_apart(rows)
+    common = [f"{key} {value}" for key, value in shared(rows).items() if key not in (*apart, *ASIDE)]
+    console.print(", ".join(common), style="dim", markup=False, highlight=False)
+    for quantity in dict.fromkeys(row.quantity for row in rows):
+        console.print(of_quantity(quantity, [row for row in rows if row.quantity == quantity]))
     trust(console, [reason for verdict in results.verdicts for reason in verdict.reasons])
+
+
+def of_quantity(quantity: str, rows: list[Row]) -> Table:
+    varying = [key for key in told_apart(rows) if key not in ASIDE]
+    lives = len({row.life for row in rows}) > 1
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in (*varying, *(["life"] if lives else []), "phase"):
+        table.add_column(name.replace("_", " "), overflow="fold")
+    table.add_column(quantity, justify="right", no_wrap=True)
+    table.add_column("±", justify="right", no_wrap=True)
+    for row in rows[:MOST_ROWS]:
+        where = [plain(row.conditions.get(key)) for key in varying] + ([row.life] if lives else [])
+        interval = "" if row.low is None or row.high is None or not row.value else spread(row)
+        table.add_row(*where, row.phase, units.quantity(row.value, row.unit), interval)
+    if len(rows) > MOST_ROWS:
+        table.caption = f"and {len(rows) - MOST_ROWS} more, in the report"
+    return table
 
 
 def told_apart(rows: list[Row]) -> list[str]:
     keys = list(dict.fromkeys(key for row in rows for key in row.conditions))
     return [key for key in keys if len({row.conditions.get(key) for row in rows}) > 1]
+
+
+def shared(rows: list[Row]) -> dict[str, Condition]:
+    return {key: value for row in rows for key, value in row.conditions.items()}
+
+
+def plain(value: Condition) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def spread(row: Row) -> str:
