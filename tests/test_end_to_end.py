@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -133,7 +134,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(trained, tmp_path):
     process = start("train.py", *asked, where=tmp_path)
     checkpoints = tmp_path / "runs" / "killed" / "checkpoints"
     while process.poll() is None and not list(checkpoints.glob("last-*.ckpt")):
-        pass
+        time.sleep(0.05)
     process.kill()
     process.communicate()
     command("train.py", *asked, "trainer.resume=auto", where=tmp_path)
@@ -154,7 +155,7 @@ def test_a_signal_leaves_a_checkpoint_to_go_on_from(number, code, tmp_path):
     process = start("train.py", *TINY, "trainer.max_steps=100000", "run_dir=runs/stopped", where=tmp_path)
     checkpoints = tmp_path / "runs" / "stopped" / "checkpoints"
     while process.poll() is None and not list(checkpoints.glob("last-*.ckpt")):
-        pass
+        time.sleep(0.05)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == code

@@ -20,6 +20,7 @@ from isoforward.hardware import auto_precision
 from isoforward.inference import find_export
 from isoforward.measure import Case, apart
 from isoforward.results import Results, read
+from isoforward.storage import write_atomically
 from isoforward.tables import show, show_rows
 from isoforward.tracking import Tracker, open_tracker
 from isoforward.weights import find, read_manifest
@@ -47,6 +48,8 @@ def case_of(config: ExperimentConfig, experiment: str) -> Case:
         if path.is_file():
             raise BadInput(f"checkpoint={path} is a training checkpoint; experiments take an export or a run directory")
         export, model = str(path), find(path, verify=False).config
+    elif model.source == "transformers":
+        raise BadInput(f"{experiment} takes our own forward apart; model=transformers is what phase_costs measures")
     elif model.source == "hf":
         export, model = str(model.path), find(Path(str(model.path)), verify=False).config
     elif model.vocab is None:
@@ -67,7 +70,7 @@ def case_of(config: ExperimentConfig, experiment: str) -> Case:
     )
 
 
-def fitting(config: ExperimentConfig, model: ModelConfig) -> int:
+def fitting(config: Run, model: ModelConfig) -> int:
     if config.data.length > model.context:
         raise BadInput(
             f"data.length={config.data.length} is longer than the model's context of {model.context}; "
@@ -92,16 +95,24 @@ def tell(config: Run, run_dir: Path, console: Console, answer: Answer) -> None:
     show_rows(console, results)
     told = answer(results)
     console.print(f"\n{told}\n", markup=False, highlight=False, style="bold")
+    write_answer(run_dir, told)
     publish(config, run_dir, console, results, job_type="experiment", headline=told)
 
 
 def conclude(config: Run, run_dir: Path, console: Console, *, job_type: str, sample: str | None = None) -> None:
     """Both lives side by side, one sentence, and the report, all from results.jsonl alone."""
     results = read(run_dir / "results.jsonl")
-    show(console, compare(results))
+    comparison = compare(results)
+    show(console, comparison)
+    write_answer(run_dir, comparison.headline)
     if sample:
         console.print(f"{sample}\n", markup=False, highlight=False)
     publish(config, run_dir, console, results, job_type=job_type, sample=sample)
+
+
+def write_answer(run_dir: Path, told: str) -> None:
+    """Beside the rows, for whoever makes the report again."""
+    write_atomically(run_dir / "answer.txt", lambda file: file.write(f"{told}\n".encode()))
 
 
 def publish(
@@ -120,7 +131,7 @@ def publish(
     report = write_report(results, run_dir / "report.html", headline=headline, sample=sample)
     say(console, f"rows     {run_dir / 'results.jsonl'}")
     say(console, f"report   {report}")
-    with tracker_of(config, run_dir, console, job_type) as tracker:
+    with tracker_of(config, run_dir, console, job_type, results.rows[0].experiment) as tracker:
         if job_type == "inference":
             tracker.export(run_dir / "export", fingerprint_of(run_dir / "export"))
         tracker.rows(results)
@@ -129,16 +140,26 @@ def publish(
         say(console, f"W&B      {tracker.url_or_sync}")
 
 
-def tracker_of(config: Run, run_dir: Path, console: Console, job_type: str) -> Tracker:
+def tracker_of(config: Run, run_dir: Path, console: Console, job_type: str, question: str = "train") -> Tracker:
     return open_tracker(
         config.tracking,
         run_dir=run_dir,
         job_type=job_type,
         name=f"{run_dir.name} {job_type}",
-        group=run_dir.name,
+        group=group_of(config, run_dir),
         resolved_config=dataclasses.asdict(config),
+        tags=[question],
         say=lambda line: say(console, line),
     )
+
+
+def group_of(config: Run, run_dir: Path) -> str:
+    """All that is asked of one model goes with its training."""
+    checkpoint = config.checkpoint if isinstance(config, ExperimentConfig) else None
+    if checkpoint is None:
+        return run_dir.name
+    export = find_export(checkpoint).resolve()
+    return export.parent.name if export.name == "export" else export.name
 
 
 def fingerprint_of(exported: Path) -> str:

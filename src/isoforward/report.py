@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from isoforward import charts, units
+from isoforward.beside import side_by_side
 from isoforward.charts import printable
 from isoforward.compare import Comparison, only
 from isoforward.errors import BadInput, Refusal
@@ -35,7 +36,6 @@ from isoforward.exhibits import (
     experiments,
     phase_table,
     plain,
-    side_by_side,
     slug,
 )
 from isoforward.results import Condition, Environment, Results, read
@@ -283,6 +283,12 @@ def named(paths: list[Path]) -> list[tuple[str, Results]]:
     return runs
 
 
+def answer(directory: Path) -> str | None:
+    """The sentence that the experiment itself ended with."""
+    path = directory / "answer.txt"
+    return path.read_text("utf-8", "replace")[:2000].strip() if path.is_file() else None
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m isoforward.report", description="Makes the report of a run, or lays several runs side by side."
@@ -298,7 +304,7 @@ def main(argv: list[str] | None = None) -> int:
         runs = named(asked.runs)
         home = asked.runs[0] if asked.runs[0].is_dir() else asked.runs[0].parent
         output = asked.output or (home / "report.html" if len(runs) == 1 else Path("comparison.html"))
-        written = [write_report(runs, output)]
+        written = [write_report(runs, output, headline=answer(home) if len(runs) == 1 else None)]
         if asked.png:
             written += write_pngs(runs, asked.png)
         if asked.markdown:

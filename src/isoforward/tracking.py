@@ -7,29 +7,25 @@ or fails because of it. Dashboards as code: `python -m isoforward.tracking works
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from isoforward.compare import cache_curve, compare, memory_ledger, select
 from isoforward.config import TrackingConfig
 from isoforward.errors import BadInput, Refusal, StorageFailed
-from isoforward.results import LIVES, Results
+from isoforward.panels import CHARTS, COLUMNS, summary, table
+from isoforward.results import Results
 
 INIT_TIMEOUT_S = 10.0  # WANDB_INIT_TIMEOUT
 FINISH_TIMEOUT_S = 60.0  # WANDB_FINISH_TIMEOUT
 JOB_TYPES = ("train", "inference", "experiment")
-TRAINED = ("forward", "loss", "backward", "optimizer")
 
 Say = Callable[[str], object]
-Points = list[list[str | float]]
 
 
 class Tracker:
@@ -152,6 +148,7 @@ def open_tracker(
     name: str,
     group: str | None,
     resolved_config: Mapping[str, Any],
+    tags: Sequence[str] = (),
     resume_id: str | None = None,
     say: Say = to_stderr,
 ) -> Tracker:
@@ -194,7 +191,7 @@ def open_tracker(
             "group": config.group or group,
             "job_type": job_type,
             "name": name,
-            "tags": list(config.tags),
+            "tags": [*config.tags, *tags],
             "config": dict(resolved_config),
             "settings": settings,
         }
@@ -241,280 +238,42 @@ def online(wandb: Any, about: Mapping[str, Any], wandb_dir: Path, resume_id: str
         return None
 
 
-COLUMNS = (
-    *("experiment", "life", "phase", "quantity", "unit", "per", "value", "low", "high"),
-    *("provenance", "convention", "reason", "warnings", "conditions", "environment"),
-)
-
-
-def table(results: Results) -> list[list[str | float | None]]:
-    return [
-        [
-            *(row.experiment, row.life, row.phase, row.quantity, row.unit, row.per, row.value, row.low, row.high),
-            *(row.provenance, row.convention, row.reason, "; ".join(row.warnings)),
-            *(json.dumps(dict(row.conditions), sort_keys=True), row.environment),
-        ]
-        for row in results.rows
-    ]
-
-
-def summary(results: Results) -> dict[str, float | bool]:
-    """`phase/forward/time_s`, `training/time_ratio`, ...; no ratios where the two lives cannot be compared."""
-    figures: dict[str, float | bool | None] = {}
-    if results.verdicts:
-        figures["trusted"] = all(verdict.trusted for verdict in results.verdicts)
-    try:
-        found = compare(results)
-    except BadInput:
-        return {name: value for name, value in figures.items() if value is not None}
-    figures |= {
-        "training/time_ratio": found.time_ratio.value,
-        "training/flops_ratio": found.flops_ratio,
-        "training/memory_ratio": found.memory_ratio,
-        "training/residual_share": found.residual,
-        "inference/decode_ratio": found.decode_ratio,
-    }
-    for line in (*found.training, found.step, *found.inference):
-        name = "frozen_forward" if (line.life, line.phase) == ("inference", "forward") else line.phase
-        figures |= {
-            f"phase/{name}/time_s": line.time.value if line.time else None,
-            f"phase/{name}/time_per_token_s": line.time_per_token_s,
-            f"phase/{name}/tokens_per_s": line.tokens_per_s,
-            f"phase/{name}/flops": line.flops.value if line.flops else None,
-            f"phase/{name}/flops_per_s": line.flops_per_s,
-            f"phase/{name}/peak_bytes": line.memory.value if line.memory else None,
-        }
-    return {name: value for name, value in figures.items() if value is not None}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Chart:
-    """A picture that a run logs with its points, and that the workspace shows for all runs: same key, same fields."""
-
-    key: str
-    title: str
-    vega: str  # a chart that every W&B server knows
-    columns: tuple[str, ...]
-    points: Callable[[Results], Points] = field(repr=False)
-    x_name: str | None = None
-
-    @property
-    def fields(self) -> dict[str, str]:
-        names = ("label", "value") if self.vega == "wandb/bar/v0" else ("step", "lineKey", "lineVal")
-        return dict(zip(names, self.columns, strict=True))
-
-    @property
-    def strings(self) -> dict[str, str]:
-        return {"title": self.title} | ({"xname": self.x_name} if self.x_name else {})
-
-
-def two_lives(results: Results) -> Points:
-    try:
-        found = compare(results)
-    except BadInput:
-        return []
-    lines = [*found.training, *found.inference]
-    return [
-        [f"{line.life}: {line.phase}", line.time_per_token_s] for line in lines if line.time_per_token_s is not None
-    ]
-
-
-def ladder(results: Results) -> Points:
-    rungs = [row for row in select(results, quantity="time", cold=None) if row.conditions.get("rung") is not None]
-    return [[str(row.conditions["rung"]), row.value] for row in rungs if row.value is not None]
-
-
-def ledger(results: Results) -> Points:
-    return [[f"{life}: {category}", size] for life in LIVES for category, size in memory_ledger(results, life).items()]
-
-
-def cache(results: Results) -> Points:
-    return [
-        [context, "KV cache" if cached else "no cache", row.value]
-        for cached, curve in cache_curve(results).items()
-        for context, row in curve
-        if row.value is not None
-    ]
-
-
-def break_even(results: Results) -> Points:
-    return [
-        [row.conditions["served_tokens"], f"{row.life}, {row.unit}", row.value]  # type: ignore[list-item]
-        for row in results.rows
-        if row.conditions.get("served_tokens") is not None and row.value is not None
-    ]
-
-
-BAR, LINES = "wandb/bar/v0", "wandb/lineseries/v0"
-CHARTS = (
-    Chart(
-        key="two_lives",
-        title="time of one token by phase, both lives (s)",
-        vega=BAR,
-        columns=("phase", "time_per_token_s"),
-        points=two_lives,
-    ),
-    Chart(
-        key="ladder",
-        title="what each rung from inference to training costs (s)",
-        vega=BAR,
-        columns=("rung", "time_s"),
-        points=ladder,
-    ),
-    Chart(
-        key="ledger",
-        title="what fills the memory at its peak (bytes)",
-        vega=BAR,
-        columns=("category", "bytes"),
-        points=ledger,
-    ),
-    Chart(
-        key="cache",
-        title="one more token, with a KV cache and without (s)",
-        vega=LINES,
-        columns=("context", "cache", "time_s"),
-        points=cache,
-        x_name="tokens before it",
-    ),
-    Chart(
-        key="break_even",
-        title="when serving overtakes training",
-        vega=LINES,
-        columns=("served_tokens", "life", "cost"),
-        points=break_even,
-        x_name="tokens served",
-    ),
-)
-
-
-def designs() -> tuple[Any, Any]:
-    """`wandb_workspaces.workspaces` and `wandb_workspaces.reports.v2`."""
-    quieten()
-    try:
-        import wandb_workspaces.reports.v2 as reports
-        import wandb_workspaces.workspaces as workspaces
-    except ImportError:
-        raise BadInput(
-            "dashboards need the package wandb-workspaces: pip install 'isoforward[wandb-workspaces]'"
-        ) from None
-    return workspaces, reports
-
-
-def sections() -> dict[str, list[Any]]:
-    """Panels by the question that they answer; the same for the workspace and the report."""
-    _, reports = designs()
-
-    def line(title: str, *metrics: str, **how: Any) -> Any:
-        return reports.LinePlot(title=title, x="step", y=list(metrics), **how)
-
-    def bar(title: str, quantity: str, phases: Sequence[str]) -> Any:
-        return reports.BarPlot(title=title, metrics=[f"phase/{phase}/{quantity}" for phase in phases])
-
-    def custom(key: str) -> Any:
-        chart = next(chart for chart in CHARTS if chart.key == key)
-        return reports.CustomChart(
-            query={"summaryTable": {"tableKey": f"charts/{key}_table"}},
-            chart_name=chart.vega,
-            chart_fields=chart.fields,
-            chart_strings=chart.strings,
-        )
-
-    shares = [f"phase/{phase}_share" for phase in TRAINED]
-    lives = (*TRAINED, "frozen_forward", "prefill", "decode")
-    return {
-        "Where a training step goes": [
-            line("share of each phase", *shares, plot_type="pct-area"),
-            line("loss (nats per token)", "loss", "validation_loss"),
-            line("tokens per second", "tokens_per_s"),
-        ],
-        "Training against inference": [
-            custom("two_lives"),
-            bar("time per token (s)", "time_per_token_s", lives),
-            reports.ScalarChart(title="a training step against its forward, in time", metric="training/time_ratio"),
-            reports.ScalarChart(title="in FLOPs", metric="training/flops_ratio"),
-            reports.ScalarChart(title="in memory", metric="training/memory_ratio"),
-            reports.ScalarChart(title="a decoded token against a trained one", metric="inference/decode_ratio"),
-        ],
-        "The ladder from inference to training": [custom("ladder")],
-        "The memory ledger": [custom("ledger"), bar("peak of each phase (bytes)", "peak_bytes", lives)],
-        "With a KV cache, and without": [custom("cache")],
-        "Break-even": [custom("break_even")],
-        "Report": [reports.MediaBrowser(title="report.html", media_keys=["report"])],
-    }
-
-
-def workspace(entity: str, project: str) -> Any:
-    """The view "two lives" as a `wandb_workspaces.workspaces.Workspace`, not saved yet."""
-    workspaces, reports = designs()
-    from wandb_workspaces.expr import Metric
-
-    return workspaces.Workspace(
-        entity=entity,
-        project=project,
-        name="two lives",
-        sections=[
-            workspaces.Section(name=name, panels=panels, is_open=True) for name, panels in arranged(reports).items()
-        ],
-        settings=workspaces.WorkspaceSettings(x_axis="step"),
-        runset_settings=workspaces.RunsetSettings(groupby=[Metric("Group"), Metric("JobType")]),
-    )
-
-
-def report(entity: str, project: str) -> Any:
-    """The same panels, training runs against inference runs, as a `wandb_workspaces.reports.v2.Report`."""
-    _, reports = designs()
-    from wandb_workspaces.expr import And, Metric
-
-    blocks: list[Any] = [reports.TableOfContents()]
-    for name, panels in arranged(reports).items():
-        runs = [reports.Runset(name=job_type, filters=And(Metric("JobType") == job_type)) for job_type in JOB_TYPES]
-        blocks += [reports.H2(name), reports.PanelGrid(runsets=runs, panels=panels)]
-    return reports.Report(
-        entity=entity,
-        project=project,
-        title="One forward, two lives",
-        description="What training adds to the forward pass, and what serving costs.",
-        blocks=blocks,
-    )
-
-
-def arranged(reports: Any) -> dict[str, list[Any]]:
-    """Three panels abreast."""
-    found = sections()
-    for panels in found.values():
-        for place, panel in enumerate(panels):
-            panel.layout = reports.Layout(x=8 * (place % 3), y=6 * (place // 3), w=8, h=6)
-    return found
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m isoforward.tracking", description="Makes W&B dashboards.")
     parser.add_argument("what", choices=("workspace", "report"))
     parser.add_argument("--entity", required=True, help="the W&B user or team")
     parser.add_argument("--project", required=True)
+    parser.add_argument("--experiment", metavar="QUESTION", help="a report of this question's runs, such as kv_cache")
     asked = parser.parse_args(argv)
+    if asked.experiment and asked.what != "report":
+        parser.error("--experiment goes with report")
+    from isoforward.dashboards import report, workspace
+
+    def made() -> Any:
+        return report(*where, asked.experiment) if asked.what == "report" else workspace(*where)
+
+    where = (asked.entity, asked.project)
     try:
-        print(save(asked.what, asked.entity, asked.project))
+        print(save(made, f"{asked.what} of {'/'.join(where)}"))
     except Refusal as refusal:
         to_stderr(f"error: {refusal}")
         return refusal.exit_code
     return 0
 
 
-def save(what: str, entity: str, project: str) -> str:
+def save(made: Callable[[], Any], what: str) -> str:
     """Where it is to be seen."""
-    designs()
+    dashboard = made()
     import wandb
 
     try:
         if not wandb.login(prompt=False, verify=False):
             raise BadInput("W&B knows no key: run wandb login, or set WANDB_API_KEY")
-        made = workspace(entity, project) if what == "workspace" else report(entity, project)
-        return str(made.save().url)
+        return str(dashboard.save().url)
     except Refusal:
         raise
     except Exception as error:
-        raise StorageFailed(f"W&B did not take the {what} of {entity}/{project}: {first_line(error)}") from error
+        raise StorageFailed(f"W&B did not take the {what}: {first_line(error)}") from error
 
 
 if __name__ == "__main__":
