@@ -1,10 +1,12 @@
 """Do the numbers of this tool hold?
 
-Equals are compared `rounds` times and must not be told apart more often than the stated rate. The costs of the meter
-and of tracking are taken alone, and from steps with and without them. What is planted in a phase, be it a sleep, a
-matrix product, a cast or a tensor that stays, must be found in that phase, in the right amount, and in no other.
+The costs of the meter and of tracking are taken alone, and from steps with and without them. On a little model, whose
+phases are short: equals are compared `rounds` times and must not be told apart more often than the stated rate; and
+what is planted in a phase, be it a sleep, a matrix product, a cast or a tensor that stays, must be found in that phase,
+in the right amount, and in no other.
 """
 
+import dataclasses
 import os
 import sys
 import time
@@ -20,7 +22,7 @@ import torch
 
 from isoforward import steps, units
 from isoforward.compare import only, select
-from isoforward.config import ExperimentConfig, TrackingConfig, at_least
+from isoforward.config import ExperimentConfig, ModelConfig, TrackingConfig, at_least
 from isoforward.counting import FlopCounter, Scope, by_phase, layers_of
 from isoforward.entry import run
 from isoforward.estimates import CONFIDENCE, interleaved, judge, ratio
@@ -37,7 +39,9 @@ from isoforward.weights import freeze
 SLEEP_S = 0.02
 SIDE = 768  # of the planted product's matrices, and of what is planted to stay
 CAST = 6 * 2**20  # numbers
-EVERY = 10  # steps between two words to the tracker
+EVERY = 10  # steps between two words to the tracker, in training
+STRETCH = 3  # steps of one sample here
+LITTLE = ModelConfig(layers=2, heads=4, width=64, context=64, vocab=256)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +110,7 @@ class BothLives:
 def measure(packed: dict) -> str:
     case = Case.unpack(packed["case"])
     lives = BothLives(case)
+    little = BothLives(dataclasses.replace(case, model=LITTLE, export=None, batch=2, length=48))
     os.environ["WANDB_MODE"] = "offline"  # its cost is ours; a network's is not
     tracker = open_tracker(
         TrackingConfig(),
@@ -122,7 +127,7 @@ def measure(packed: dict) -> str:
         tracker.live(said["words"], {"loss": 1.0, "tokens_per_s": 1.0} | {f"phase/{p}_share": 0.25 for p in PHASES})
 
     def stretch(metered: bool, tracked: bool) -> None:
-        for _ in range(EVERY):
+        for _ in range(STRETCH):
             if metered:
                 lives.lap(lives.step)
             else:
@@ -145,24 +150,24 @@ def measure(packed: dict) -> str:
         **{f"{kind} alone": work for kind, work in alone.items()},
     }
     candidates = {name: lambda work=work: {"spent": spent(case, work)} for name, work in costs.items()}
-    candidates["nothing planted"] = lambda: lives.lap(lives.run)
+    candidates["nothing planted"] = lambda: little.lap(little.run)
     for kind, work in alone.items():
         for phase in PHASES:
-            candidates[f"{kind} in {phase}"] = partial(lives.with_planted, work, phase)
+            candidates[f"{kind} in {phase}"] = partial(little.with_planted, work, phase)
 
     def tell(laps: Laps, cold: Laps) -> Iterator[Row]:
         spent_s = {name: [lap["spent"] for lap in laps[name]] for name in costs}
         for name in ("bare", "metered", "tracked"):
             about = {"life": "training", "phase": "step", "per": "step", "conditions": case.training(how=name)}
-            yield row(case, **about, **timed([time_s / EVERY for time_s in spent_s[name]]))
+            yield row(case, **about, **timed([time_s / STRETCH for time_s in spent_s[name]]))
         for name, calls in (("meter", 100), ("tracker", 1)):
             about = {"life": "training", "phase": "framework", "per": "step", "quantity": "own time"}
             fields = timed([time_s / calls for time_s in spent_s[name]], **about)
             yield row(case, **fields, conditions=case.training(of=name))
         for kind in alone:
-            yield from found(case, kind, spent_s[f"{kind} alone"], laps)
-        yield from exactly(lives)
-        yield equals(case, lives, packed["rounds"])
+            yield from found(little.case, kind, spent_s[f"{kind} alone"], laps)
+        yield from exactly(little)
+        yield equals(little, packed["rounds"])
 
     try:
         return record(packed, candidates, tell)
@@ -220,8 +225,9 @@ def at(phase: str) -> dict[str, str]:
     return {"life": "inference" if phase in ("prefill", "decode") else "training", "phase": phase}
 
 
-def equals(case: Case, lives: BothLives, rounds: int) -> Row:
+def equals(lives: BothLives, rounds: int) -> Row:
     """How many of `rounds` comparisons of a forward with itself report a difference."""
+    case = lives.case
     forward = partial(spent, case, torch.inference_mode()(lambda: lives.frozen(lives.tokens)))
     different = 0
     for number in range(rounds):
