@@ -1,10 +1,16 @@
-"""python generate.py checkpoint=runs/latest prompt="ROMEO:" """
+"""Continue a prompt, one forward pass after another: python generate.py checkpoint=runs/latest prompt="ROMEO:" """
 
 import sys
 
 from isoforward.config import GenerateConfig
 from isoforward.entry import run
-from isoforward.generate import generate
+
+
+def main(config: GenerateConfig) -> None:
+    from isoforward.generate import generate  # a misspelt key is told, and an interrupt heard, before torch is loaded
+
+    generate(config)
+
 
 if __name__ == "__main__":
-    sys.exit(run(generate, "generate", GenerateConfig))
+    sys.exit(run(main, "generate", GenerateConfig))

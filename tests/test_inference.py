@@ -1,8 +1,9 @@
 import pytest
 import torch
 
+from isoforward.decoding import Sampling, forward_passes
 from isoforward.errors import BadInput
-from isoforward.inference import InferenceModule, Sampling, forward_passes, load, overlap
+from isoforward.inference import InferenceModule, load, overlap
 from isoforward.model import GPT
 from isoforward.tokenizer import Tokenizer
 from isoforward.weights import export, freeze

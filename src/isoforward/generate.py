@@ -6,14 +6,22 @@ import sys
 from pathlib import Path
 
 from isoforward.config import GenerateConfig
+from isoforward.decoding import Pass, Sampling
 from isoforward.errors import BadInput
-from isoforward.inference import InferenceModule, Pass, Sampling, load
+from isoforward.inference import InferenceModule, load
+from isoforward.untrusted import harmless
 
 
 def generate(config: GenerateConfig) -> None:
     sampling = Sampling(temperature=config.temperature, top_k=config.top_k, top_p=config.top_p, seed=config.seed)
     prompts = read_prompts(config)
-    module = load(config.checkpoint, precision=config.precision)
+    module = load(
+        config.checkpoint,
+        precision=config.precision,
+        draft=config.draft,
+        draft_tokens=config.draft_tokens,
+        compile=config.compile,
+    )
     if isinstance(prompts, list):
         batch(module, prompts, config)
     else:
@@ -56,7 +64,8 @@ def one(module: InferenceModule, prompt: str, config: GenerateConfig, sampling: 
         write(prompt + whole)
     write("\n")
     say(figures(passes, config.cache))
-    if passes and len(passes) < config.max_new_tokens and passes[-1].context == module.model.config.context:
+    given = sum(len(step.tokens) for step in passes)
+    if passes and given < config.max_new_tokens and passes[-1].context == module.model.config.context:
         say(f"the context of {module.model.config.context} tokens is full")
 
 
@@ -84,33 +93,38 @@ EXPLANATION = "Each line is one forward pass: what it could see, its five likeli
 
 
 def explained(module: InferenceModule, number: int, step: Pass) -> str:
-    probability = step.logits[0].float().softmax(-1)
-    likeliest = probability.topk(min(5, len(probability)))
-    name = module.tokenizer.decode
-    thoughts = "  ".join(
-        f"{name([int(i)])!r} {p:.1%}" for p, i in zip(likeliest.values, likeliest.indices, strict=True)
-    )
-    chosen = name([step.tokens[0]])
+    """A line for each token that the pass gave: with a draft there can be several."""
     kind = "prefill" if number == 1 else "decode "
-    return f"{number:4d} {kind} sees {step.context:4d} {step.time_s * 1e3:7.2f} ms  {thoughts}  -> {chosen!r}"
+    about = f"{number:4d} {kind} sees {step.context:4d} {step.time_s * 1e3:7.2f} ms  "
+    name = module.tokenizer.decode
+    lines = []
+    for token, logits in zip(step.tokens, step.logits, strict=True):
+        probability = logits.float().softmax(-1)
+        likeliest = probability.topk(min(5, len(probability)))
+        thoughts = "  ".join(
+            f"{name([int(i)])!r} {p:.1%}" for p, i in zip(likeliest.values, likeliest.indices, strict=True)
+        )
+        lines.append(f"{about}{thoughts}  -> {name([token])!r}")
+        about = " " * len(about)
+    return "\n".join(lines)
 
 
 def figures(passes: list[Pass], cache: bool) -> str:
-    """TTFT: start of the prompt's forward to its token chosen. TPOT: the mean of all later passes."""
+    """TTFT: start of the prompt's forward to its first token chosen. TPOT: later passes' time by their tokens."""
     if not passes:
         return "no token was asked for"
     later = passes[1:]
     line = f"TTFT {passes[0].time_s * 1e3:.1f} ms for {passes[0].context} prompt tokens"
     if later:
-        time_s = sum(step.time_s for step in later)
-        line += (
-            f" · TPOT {time_s / len(later) * 1e3:.2f} ms · {len(later) / time_s:.0f} tokens/s over {len(later)} decoded"
-        )
+        time_s, tokens = sum(step.time_s for step in later), sum(len(step.tokens) for step in later)
+        line += f" · TPOT {time_s / tokens * 1e3:.2f} ms · {tokens / time_s:.0f} tokens/s over {tokens} decoded"
+        if tokens > len(later):
+            line += f" in {len(later)} forward passes"
     return line + ("" if cache else " · without KV cache")
 
 
 def write(text: str) -> None:
-    sys.stdout.write(text)
+    sys.stdout.write(harmless(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
 

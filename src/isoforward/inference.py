@@ -1,4 +1,4 @@
-"""Serving: a frozen model, the loop that turns forward passes into text, and nothing of training.
+"""Serving: a frozen model, its tokenizer, and nothing of training.
 
 from isoforward.inference import load
 print(load("runs/latest").generate("ROMEO:"))
@@ -6,131 +6,51 @@ print(load("runs/latest").generate("ROMEO:"))
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from isoforward import statefile
-from isoforward.config import ModelConfig, one_of
-from isoforward.errors import BadInput
-from isoforward.model import GPT, KVCache
-from isoforward.steps import decode, decode_uncached, prefill
+from isoforward.config import PRECISIONS, one_of
+from isoforward.decoding import Pass, Sampling, forward_passes
+from isoforward.errors import BadInput, Integrity
+from isoforward.model import GPT
+from isoforward.quantised import quantise, refuse_unquantisable
+from isoforward.speculative import speculative_passes
 from isoforward.tokenizer import Stream, Tokenizer
-from isoforward.weights import freeze, load_export, load_tokenizer
+from isoforward.untrusted import ORIGIN, checked, shown
+from isoforward.weights import allocate, freeze, load_export, load_tokenizer, unfilled
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """Temperature first, then the `top_k` likeliest, then the fewest whose probabilities reach `top_p`."""
-
-    temperature: float = 0.8  # 0: the likeliest token
-    top_k: int | None = None
-    top_p: float | None = None
-    seed: int = 1234
-
-    def choose(self, logits: Tensor, generator: torch.Generator) -> Tensor:
-        """logits (B, V) to token ids (B,)"""
-        if self.temperature == 0:
-            return logits.argmax(-1)
-        logits = logits.float() / self.temperature
-        if self.top_k is not None and self.top_k < logits.shape[-1]:
-            least = logits.topk(self.top_k).values[:, -1:]
-            logits = logits.masked_fill(logits < least, -torch.inf)
-        if self.top_p is not None and self.top_p < 1:
-            ordered, order = logits.sort(descending=True)
-            before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
-            logits = logits.masked_fill((before >= self.top_p).scatter(-1, order, before >= self.top_p), -torch.inf)
-        return torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pass:
-    """One forward pass of the generation loop, for the rows (sequences) still under way."""
-
-    rows: list[int]
-    tokens: list[int]  # the one chosen, a row each
-    context: int  # positions that the forward could see
-    time_s: float
-    logits: Tensor  # (B, V)
-
-
-def forward_passes(
-    model: GPT,
-    prompts: Sequence[Sequence[int]],
-    *,
-    max_new_tokens: int,
-    sampling: Sampling,
-    end: int | None = None,
-    cache: bool = True,
-) -> Iterator[Pass]:
-    """The whole of inference: a forward over the prompts, then a forward a token until each row has ended.
-
-    Rows of unlike lengths are padded at the left. A row ends with `end`, with `max_new_tokens`, or where the
-    context is full; ended rows leave the batch. Prompts longer than the context raise BadInput.
-    """
-    lengths = [len(prompt) for prompt in prompts]
-    longest = max(lengths)
-    if min(lengths) == 0:
-        raise BadInput("the prompt is empty and the tokenizer has no end-of-text token to start from")
-    if longest > model.config.context:
-        raise BadInput(f"the prompt has {longest} tokens and the model's context holds {model.config.context}")
-    device = model.embedding.weight.device
-    padding = None
-    if min(lengths) < longest:
-        padding = torch.tensor([longest - length for length in lengths], device=device)
-    tokens = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)  # (B, T)
-    steps = min(max_new_tokens, model.config.context - longest + 1)
-    generator = torch.Generator(device).manual_seed(sampling.seed)
-    past = None
-    if cache or padding is not None:
-        past = KVCache(
-            model.config,
-            batch=len(prompts),
-            capacity=min(longest + steps, model.config.context),
-            dtype=model.dtype,
-            device=device,
-            padding=padding,
-        )
-    rows = list(range(len(prompts)))
-    for step in range(steps):
-        start = time.perf_counter()
-        if past is None:
-            logits = decode_uncached(model, tokens)
-        elif not cache:  # padded rows need the cache's mask and positions; emptied, it saves nothing
-            past.length = 0
-            logits = prefill(model, tokens, past)
-        elif step == 0:
-            logits = prefill(model, tokens, past)
-        else:
-            logits = decode(model, tokens[:, -1:], past)
-        chosen = sampling.choose(logits, generator)
-        ids = chosen.tolist()
-        seen = tokens.shape[1]
-        yield Pass(rows=rows, tokens=ids, context=seen, time_s=time.perf_counter() - start, logits=logits)
-        tokens = torch.cat((tokens, chosen[:, None]), dim=1)
-        going = [i for i, token in enumerate(ids) if token != end]
-        if not going:
-            return
-        if len(going) < len(rows):
-            keep = torch.tensor(going, device=device)
-            tokens, rows = tokens[keep], [rows[i] for i in going]
-            if past is not None:
-                past.keep(keep)
-
-
 class InferenceModule(nn.Module):
-    """A frozen GPT and its tokenizer. Its forward is the model's own, under `torch.inference_mode`."""
+    """A frozen GPT and its tokenizer. Its forward is the model's own, under `torch.inference_mode`.
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer) -> None:
+    With a `draft`, a smaller model of the same tokenizer proposes `draft_tokens` at a time, which changes the speed and
+    not what is drawn; `compile` decodes through a compiled step.
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        tokenizer: Tokenizer,
+        *,
+        draft: InferenceModule | None = None,
+        draft_tokens: int = 4,
+        compile: bool = False,
+    ) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
+        self.passes: Callable[..., Iterator[Pass]] = partial(forward_passes, compile=compile)
+        if draft is not None:
+            if draft.tokenizer.sha256 != tokenizer.sha256:
+                raise Integrity("draft: its tokenizer is another than the model's; take one trained with the same")
+            self.passes = partial(speculative_passes, draft=draft.model, draft_tokens=draft_tokens)
 
     @torch.inference_mode()
     def forward(self, tokens: Tensor) -> Tensor:
@@ -156,7 +76,7 @@ class InferenceModule(nn.Module):
         pieces = Stream(self.tokenizer, ids)
         held = ""  # text that may be the beginning of `stop`
         last: Pass | None = None
-        for step in forward_passes(
+        for step in self.passes(
             self.model,
             [ids],
             max_new_tokens=max_new_tokens,
@@ -165,7 +85,7 @@ class InferenceModule(nn.Module):
             cache=cache,
         ):
             last = step
-            held += "" if step.tokens[0] == self.tokenizer.end else pieces.push(step.tokens[0])
+            held += "".join(pieces.push(token) for token in step.tokens if token != self.tokenizer.end)
             if stop and stop in held:
                 yield held.partition(stop)[0], step
                 return
@@ -193,7 +113,7 @@ class InferenceModule(nn.Module):
             pieces = self.stream(prompts, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, cache=cache)
             return "".join(text for text, _ in pieces)
         ids: list[list[int]] = [[] for _ in prompts]
-        for step in forward_passes(
+        for step in self.passes(
             self.model,
             [self.encode(prompt) for prompt in prompts],
             max_new_tokens=max_new_tokens,
@@ -230,24 +150,53 @@ def find_export(checkpoint: str | Path) -> Path:
 
 
 def from_checkpoint(path: Path) -> GPT:
-    """The model in training that a checkpoint file holds, with the dtype of its activations."""
+    """The model in training that a checkpoint file holds, with the dtype of its activations.
+
+    Its shapes are compared before anything is allocated, so that a forged size costs nothing.
+    """
     state = statefile.load(path, only=("state_dict", "isoforward"))
-    about = state["isoforward"]
-    model = GPT(ModelConfig(**about["model"]), dtype=DTYPES[about["precision"]])
-    model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in state["state_dict"].items()})
+    try:
+        about = state["isoforward"]
+        config = checked({name: value for name, value in about["model"].items() if name not in ORIGIN})
+        tensors = {name.removeprefix("model."): tensor for name, tensor in state["state_dict"].items()}
+        if config.layers > len(tensors):
+            raise ValueError(f"it claims {config.layers} layers and holds {len(tensors)} tensors")
+        model = unfilled(config, DTYPES[about["precision"]])
+        wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
+        if wanted != {name: tensor.shape for name, tensor in tensors.items()}:
+            raise ValueError("its tensors are not those of its model")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise Integrity(f"{path} is whole, but holds no model that can be served: {shown(str(error))}") from error
+    allocate(model, torch.float32, "cpu")
+    model.load_state_dict(tensors)
     return model
 
 
-def load(checkpoint: str | Path, *, precision: str = "auto", device: str = "cpu") -> InferenceModule:
+def load(
+    checkpoint: str | Path,
+    *,
+    precision: str = "auto",
+    device: str = "cpu",
+    draft: str | Path | None = None,
+    draft_tokens: int = 4,
+    compile: bool = False,
+) -> InferenceModule:
     """From an export directory, a run directory or a training checkpoint file.
 
-    `precision` auto keeps the dtype of the export. Raises BadInput where nothing is there, Integrity where a file
-    is not what its manifest says.
+    `precision` auto keeps the dtype of the export; int8 changes the forward. `draft` is another such place. Raises
+    BadInput where nothing is there, Integrity where a file is not what its manifest says, or the draft's tokenizer
+    another.
     """
-    one_of("precision", precision, ("auto", *DTYPES))
+    one_of("precision", precision, PRECISIONS)
     path = find_export(checkpoint)
-    dtype = DTYPES.get(precision)
+    if precision == "int8":
+        refuse_unquantisable(torch.device(device))
+    dtype = torch.float32 if precision == "int8" else DTYPES.get(precision)
     if path.is_file():
-        return InferenceModule(freeze(from_checkpoint(path), dtype=dtype).to(device), load_tokenizer(path.parent))
-    model, tokenizer = load_export(path, dtype=dtype, device=device)
-    return InferenceModule(model, tokenizer)
+        model, tokenizer = freeze(from_checkpoint(path), dtype=dtype).to(device), load_tokenizer(path.parent)
+    else:
+        model, tokenizer = load_export(path, dtype=dtype, device=device)
+    if precision == "int8":
+        quantise(model)
+    smaller = None if draft is None else load(draft, precision=precision, device=device)
+    return InferenceModule(model, tokenizer, draft=smaller, draft_tokens=draft_tokens, compile=compile)

@@ -28,7 +28,11 @@ class Linear(nn.Linear):
         """GPT.initialise draws every weight, once."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+        weight, bias = self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
+        if x.dtype == torch.bfloat16 and x.is_cpu and x.numel() == self.in_features:  # one row: a vector reads faster
+            y = torch.matmul(weight, x.flatten())
+            return (y if bias is None else y + bias).view(*x.shape[:-1], self.out_features)
+        return F.linear(x, weight, bias)
 
 
 class Embedding(nn.Embedding):
@@ -71,6 +75,11 @@ class KVCache:
         self.length = 0
 
     @property
+    def fresh(self) -> bool:
+        """Nothing is held yet: the next tokens see each other alone."""
+        return self.length == 0 and self.padding is None
+
+    @property
     def capacity(self) -> int:
         return self.slots.shape[4]
 
@@ -103,6 +112,10 @@ class KVCache:
         slots[0, :, :, self.length : end] = keys
         slots[1, :, :, self.length : end] = values
         return slots[0, :, :, :end], slots[1, :, :, :end]
+
+    def advance(self, count: int) -> None:
+        """The last `count` tokens have gone through every layer."""
+        self.length += count
 
     def keep(self, rows: Tensor) -> None:
         """Drops every sequence but `rows`, so that finished ones stop costing."""
@@ -158,7 +171,7 @@ class Attention(nn.Module):
         v = v.view(B, T, self.kv_heads, self.head_width).transpose(1, 2)  # (B, K, T, D)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
-        fresh = cache is None or (cache.length == 0 and cache.padding is None)
+        fresh = cache is None or cache.fresh
         if cache is not None:
             cached = cache.append(layer, k, v)
             if not fresh:
@@ -280,9 +293,8 @@ class GPT(nn.Module):
     def trunk(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
         """tokens (B, T) to hidden (B, T, C); with a cache, tokens follow what it holds, which then holds them too."""
         T = tokens.shape[1]
-        past = 0 if cache is None else cache.length
-        if past + T > self.config.context:
-            raise BadInput(f"{past + T} positions are more than the model's context of {self.config.context}")
+        if self.config.context < T:
+            raise BadInput(f"{T} positions are more than the model's context of {self.config.context}")
         positions = torch.arange(T, device=tokens.device) if cache is None else cache.positions(T)
         mask = None if cache is None else cache.mask(T)
         x = F.embedding(tokens, self.embedding.weight).to(self.dtype)
@@ -297,7 +309,7 @@ class GPT(nn.Module):
         for layer, block in enumerate(self.blocks):
             x = self.run_block(block, x, rotation, cache, layer, mask)
         if cache is not None:
-            cache.length += T
+            cache.advance(T)
         return self.norm(x)  # type: ignore[no-any-return]
 
     def head(self, hidden: Tensor) -> Tensor:

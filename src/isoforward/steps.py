@@ -41,6 +41,7 @@ def train_step(
     *,
     accumulate: int = 1,
     clip: float | None = None,
+    criterion: Callable[[Tensor, Tensor], Tensor] = next_token_loss,
     backward: Callable[[Tensor], object] = Tensor.backward,
     phase: Phase = unmeasured,
 ) -> tuple[Tensor, Tensor]:
@@ -54,7 +55,7 @@ def train_step(
         with phase("forward"):
             logits = model(x)  # (B, T, V)
         with phase("loss"):
-            loss = next_token_loss(logits, y) / accumulate  # ()
+            loss = criterion(logits, y) / accumulate  # ()
             del logits
         with phase("backward"):
             backward(loss)
@@ -80,6 +81,13 @@ def decode(model: GPT, token: Tensor, cache: KVCache, *, phase: Phase = unmeasur
     """One more token (B, 1) in one forward over the cached past; logits of the next, (B, V)."""
     with phase("decode"):
         return model.head(model.trunk(token, cache)[:, -1])
+
+
+@torch.inference_mode()
+def verify(model: GPT, tokens: Tensor, cache: KVCache, *, phase: Phase = unmeasured) -> Tensor:
+    """Several tokens (B, T) in one forward over the cached past; logits after each of them, (B, T, V)."""
+    with phase("decode"):
+        return model(tokens, cache)  # type: ignore[no-any-return]
 
 
 @torch.inference_mode()

@@ -1,0 +1,183 @@
+"""What do the same weights cost in Transformers' own training step and `generate`?
+
+Both hold the same numbers and give the same logits; every phase runs in both in turns, in one process.
+"""
+
+import dataclasses
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from isoforward import units
+from isoforward.account import InferenceCase, TrainingCase, account
+from isoforward.both_lives import TRAINING, training_candidates
+from isoforward.compare import only
+from isoforward.config import ExperimentConfig
+from isoforward.decoding import Sampling, forward_passes
+from isoforward.entry import run
+from isoforward.errors import BadInput
+from isoforward.estimates import judge, ratio
+from isoforward.experiment import ask, case_of
+from isoforward.inference import DTYPES
+from isoforward.isolate import run_isolated
+from isoforward.measure import Case, Laps, batch_of, done, identity_row, master_of, record, row, spent, timed
+from isoforward.model import GPT
+from isoforward.results import Results, Row
+from isoforward.weights import export, freeze
+from isoforward.wrapped import Wrapped, load_wrapped
+from isoforward.wrapped_lives import optimizer_of
+
+OURS, THEIRS = "isoforward", "transformers"
+PROMPTS = (16, 128, 1024)
+
+
+def prompts(case: Case) -> list[int]:
+    """Those that leave room for a token more."""
+    return [n for n in PROMPTS if n < case.model.context] or [case.model.context - 1]
+
+
+def our_serving(case: Case, model: GPT, text: torch.Tensor) -> Callable[[int, int], object]:
+    def generate(prompt: int, new_tokens: int) -> object:
+        ids = text[0, :prompt].tolist()
+        return list(forward_passes(model, [ids], max_new_tokens=new_tokens, sampling=Sampling(temperature=0)))
+
+    return generate
+
+
+def their_serving(case: Case, model: Any, text: torch.Tensor) -> Callable[[int, int], object]:
+    def generate(prompt: int, new_tokens: int) -> object:
+        ids = text[:, :prompt]
+        exactly = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False}
+        return model.generate(ids, attention_mask=torch.ones_like(ids), pad_token_id=0, eos_token_id=None, **exactly)
+
+    return generate
+
+
+def serving(case: Case, generate: Callable[[int, int], object]) -> Callable[[], dict[str, float]]:
+    """Prefill is a generation of one token; decode what each token more takes."""
+
+    def run() -> dict[str, float]:
+        times = {f"prefill {n}": spent(case, lambda n=n: generate(n, 1)) for n in prompts(case)}
+        first = spent(case, lambda: generate(case.prompt, 1))
+        whole = spent(case, lambda: generate(case.prompt, case.new_tokens))
+        return times | {"decode": (whole - first) / (case.new_tokens - 1)}
+
+    return run
+
+
+def their_step(case: Case, wrapped: Wrapped, tokens: torch.Tensor) -> Callable[[], object]:
+    """As their guide writes it: labels go in, and the loss, its labels shifted inside, comes out with the logits."""
+    optimizer = optimizer_of(wrapped, case.optim)
+
+    def step() -> None:
+        loss = wrapped.model(input_ids=tokens, labels=tokens).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(wrapped.parameters(), case.optim.clip or float("inf"))
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def measure(packed: dict) -> str:
+    case = Case.unpack(packed["case"])
+    master = master_of(case)
+    frozen = freeze(master)
+    wrapped = load_wrapped(Path(packed["weights"]), dtype=DTYPES[case.precision], device=case.device)
+    served = load_wrapped(Path(packed["weights"]), dtype=DTYPES[case.precision], device=case.device).model.eval()
+    tokens, targets = batch_of(case)
+    text = tokens.flatten().repeat(-(-case.model.context // tokens.numel()))[None]
+    identity = identity_row(case, master, frozen, tokens[:1])
+    with torch.inference_mode():
+        apart = float((frozen(tokens[:1]) - served(tokens[:1]).logits).abs().max())
+    theirs = training_candidates(case, wrapped, tokens, targets, optimizer=optimizer_of(wrapped, case.optim))
+    own_step = their_step(case, wrapped, tokens)
+    candidates = {f"{OURS} {name}": work for name, work in training_candidates(case, master, tokens, targets).items()}
+    candidates |= {
+        f"{THEIRS} phased": theirs["phased"],
+        f"{THEIRS} whole": lambda: {"whole": spent(case, own_step)},
+        f"{OURS} serving": serving(case, our_serving(case, frozen, text)),
+        f"{THEIRS} serving": serving(case, their_serving(case, served, text)),
+    }
+
+    def tell(laps: Laps, cold: Laps) -> Iterator[Row]:
+        yield identity
+        about = {"life": "inference", "phase": "forward", "quantity": "difference", "unit": "logit", "per": "run"}
+        yield row(case, **about, value=apart, conditions=case.conditions(peer=THEIRS))
+        for peer in (OURS, THEIRS):
+            samples: dict[str, list[float]] = {}
+            for name in ("phased", "whole", "serving"):
+                for lap in laps[f"{peer} {name}"]:
+                    for part, time_s in lap.items():
+                        samples.setdefault(part, []).append(time_s)
+            for phase in (*TRAINING, "step"):
+                at = {"life": "training", "phase": phase, "per": "step", "conditions": case.training(peer=peer)}
+                yield row(case, **at, **timed(samples["whole" if phase == "step" else phase]))
+            for n in prompts(case):
+                conditions = case.conditions(batch=1, prompt=n, tokens=n, peer=peer)
+                at = {"life": "inference", "phase": "prefill", "per": "sequence", "conditions": conditions}
+                yield row(case, **at, **timed(samples[f"prefill {n}"]))
+            conditions = case.conditions(batch=1, prompt=case.prompt, new_tokens=case.new_tokens, tokens=1, peer=peer)
+            at = {"life": "inference", "phase": "decode", "per": "token", "conditions": conditions}
+            yield row(case, **at, **timed(samples["decode"]))
+        yield from memory_rows(case, packed["weights"])
+
+    return record(packed, candidates, tell)
+
+
+def memory_rows(case: Case, weights: str) -> Iterator[Row]:
+    """The highest peak of any phase, each life and each peer in a process of its own."""
+    size: dict[str, Any] = {"model": case.model, "dtype": case.precision, "device": case.device}
+    training = TrainingCase(**size, batch=case.batch, length=case.length, optim=case.optim)
+    generation = InferenceCase(**size, batch=1, prompt=case.prompt, new_tokens=case.new_tokens)
+    packed = dataclasses.replace(
+        case, model=dataclasses.replace(case.model, source="transformers", path=weights)
+    ).pack()
+    for life, phase, per, ours, audit in (
+        ("training", "step", "step", training, "audit_training"),
+        ("inference", "run", "sequence", generation, "audit_generation"),
+    ):
+        peaks = {OURS: done(account(ours, threads=case.threads), "memory").measured}
+        peaks[THEIRS] = done(run_isolated(f"isoforward.wrapped_lives:{audit}", packed, threads=case.threads), "memory")
+        for peer, found in peaks.items():
+            about = {"life": life, "phase": phase, "quantity": "memory", "unit": "byte", "per": per}
+            yield row(case, **about, value=float(max(found.values())), conditions=case.conditions(peer=peer))
+
+
+def answer(results: Results) -> str:
+    told: dict[str, list[str]] = {"faster": [], "slower": [], "no difference": []}
+    asked = [("training", phase, None) for phase in (*TRAINING, "step")]
+    asked += sorted(
+        {("inference", r.phase, r.conditions["prompt"]) for r in results.rows if r.phase in ("prefill", "decode")},
+        key=lambda one: (one[1] == "decode", one[2]),
+    )
+    for life, phase, prompt in asked:
+        ours, theirs = (
+            only(results, quantity="time", life=life, phase=phase, prompt=prompt, peer=peer) for peer in (OURS, THEIRS)
+        )
+        found = judge(ratio(ours.samples, theirs.samples))
+        name = f"{phase} of {prompt}" if phase == "prefill" else phase
+        told[found.outcome].append(f"{name} {units.times(found.ratio.value)}")
+    memory = []
+    for life in ("training", "inference"):
+        ours, theirs = (only(results, quantity="memory", life=life, peer=peer) for peer in (OURS, THEIRS))
+        memory.append(f"{life} {units.times(ours.value / theirs.value)}")
+    outcomes = "; ".join(f"{outcome}: {', '.join(names)}" for outcome, names in told.items() if names)
+    return f"Time against Transformers on the same weights: {outcomes}. Peak memory: {', '.join(memory)}."
+
+
+def main(config: ExperimentConfig) -> None:
+    if find_spec("transformers") is None:
+        raise BadInput("peers needs Transformers: pip install isoforward[hf]")
+    with tempfile.TemporaryDirectory() as directory:
+        weights = export(freeze(master_of(case_of(config, "peers"))), Path(directory) / "export", tokenizer=None)
+        ask(config, "peers", "peers:measure", answer, weights=str(weights))
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, "peers", ExperimentConfig))

@@ -1,0 +1,78 @@
+"""The static cache is what is compiled; it is held to the growing one, step by step, and compiled in the slow tests."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from isoforward.compiled import StaticKVCache, compiled_decode, one_more
+from isoforward.decoding import Sampling, forward_passes
+from isoforward.model import GPT, KVCache
+from isoforward.steps import decode, prefill
+from isoforward.weights import freeze
+
+from .conftest import lively, tiny
+
+
+def differing(step: Callable[..., torch.Tensor], tokens: torch.Tensor, padding: torch.Tensor | None = None) -> float:
+    """The largest difference of logits between a static cache and a growing one, over several steps."""
+    model = freeze(lively(GPT(tiny())))
+    past = [KVCache(model.config, batch=3, capacity=24, dtype=torch.float32, padding=padding) for _ in range(2)]
+    for each in past:
+        each.slots.fill_(float("nan"))  # what memory may hold
+        prefill(model, tokens[:, :12], each)
+    static, worst = StaticKVCache(past[1]), 0.0
+    with torch.inference_mode():
+        for at in range(12, 20):
+            expected = decode(model, tokens[:, at : at + 1], past[0])
+            worst = max(worst, float((step(model, tokens[:, at : at + 1], static) - expected).abs().max()))
+    return worst
+
+
+def test_a_static_cache_gives_the_logits_of_a_growing_one(tokens):
+    assert differing(one_more, tokens) < 1e-5
+
+
+def test_a_static_cache_keeps_to_its_rows_padding(tokens):
+    assert differing(one_more, tokens, padding=torch.tensor([0, 5, 11])) < 1e-5
+
+
+@pytest.mark.parametrize("mutated", ["positions", "mask"])
+def test_a_mutation_of_the_static_cache_is_noticed(mutated, monkeypatch, tokens):
+    original = getattr(StaticKVCache, mutated)
+    wrong = {
+        "positions": lambda self, count: original(self, count) + 1,
+        "mask": lambda self, count: original(self, count) & (self.keys != 3),
+    }
+    monkeypatch.setattr(StaticKVCache, mutated, wrong[mutated])
+    assert not differing(one_more, tokens) < 1e-4
+
+
+@pytest.mark.slow
+def test_the_compiled_step_gives_the_logits_of_the_eager_one(tokens):
+    assert differing(compiled_decode("cpu"), tokens) < 1e-5
+
+
+@pytest.mark.slow
+def test_a_compiled_generation_writes_what_an_eager_one_writes():
+    model = freeze(lively(GPT(tiny())))
+    greedy = Sampling(temperature=0)
+
+    def texts(**how: object) -> list[list[int]]:
+        prompts = [[1, 2, 3, 4], [5], [6, 7]]
+        return [step.tokens for step in forward_passes(model, prompts, max_new_tokens=8, sampling=greedy, **how)]
+
+    assert texts(compile=True) == texts()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_recorded_graph_writes_what_an_eager_step_writes(dtype):
+    model = freeze(lively(GPT(tiny(), dtype=dtype))).to("cuda")
+    greedy = Sampling(temperature=0)
+    found = [
+        [step.tokens for step in forward_passes(model, [[1, 2, 3]], max_new_tokens=20, sampling=greedy, compile=asked)]
+        for asked in (False, True)
+    ]
+    assert found[0] == found[1]
