@@ -1,7 +1,7 @@
 """What does training add to the forward pass, and what does serving cost?
 
 Measures every phase of both lives of one model: forward, loss, backward, optimizer; the frozen forward on the same
-batch, prefill, and decode with and without a KV cache.
+batch, prefill, and decode with and without a KV cache. `model=transformers` wraps any causal LM as it is.
 """
 
 import sys
@@ -12,14 +12,18 @@ from isoforward.both_lives import measure_both_lives
 from isoforward.config import ExperimentConfig
 from isoforward.entry import claim, run
 from isoforward.experiment import case_of, command_line, conclude
+from isoforward.wrapped_lives import measure_wrapped_lives, wrapped_case
 
 
 def main(config: ExperimentConfig) -> None:
-    case = case_of(config, "phase_costs")
+    if config.checkpoint is None and config.model.source == "transformers":
+        case, measure = wrapped_case(config, "phase_costs"), measure_wrapped_lives
+    else:
+        case, measure = case_of(config, "phase_costs"), measure_both_lives
     console = Console()
     with claim(config) as run_dir:
         with console.status("measuring both lives"):
-            measure_both_lives(case, run_dir / "results.jsonl", command_line())
+            measure(case, run_dir / "results.jsonl", command_line())
         conclude(config, run_dir, console, job_type="experiment")
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, models, normalizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from isoforward.errors import BadInput, Integrity
 from isoforward.tokenizer import BYTE_OF, END, Stream, Tokenizer
@@ -39,6 +39,28 @@ def sentencepiece_like() -> Tokenizer:
 
 
 LLAMA = sentencepiece_like()
+
+
+def wordpiece() -> Tokenizer:
+    backend = Backend(models.WordPiece(unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(vocab_size=120, special_tokens=["[UNK]", "[SEP]"], show_progress=False)
+    backend.train_from_iterator([TEXT], trainer)
+    return Tokenizer(backend)
+
+
+def unigram() -> Tokenizer:
+    backend = Backend(models.Unigram())
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Metaspace()
+    special = ["<unk>", "</s>"]
+    trainer = trainers.UnigramTrainer(vocab_size=80, special_tokens=special, unk_token="<unk>", show_progress=False)
+    backend.train_from_iterator([TEXT], trainer)
+    return Tokenizer(backend)
+
+
+WORDPIECE, UNIGRAM = wordpiece(), unigram()
 
 
 def streamed(tokenizer: Tokenizer, ids: list[int], prompt: list[int] | None = None) -> list[str]:
@@ -75,7 +97,7 @@ def test_characters_bring_their_text_back_one_id_each(text: str) -> None:
 @given(st.text())
 @settings(deadline=None)
 def test_streamed_text_is_decoded_text(text: str) -> None:
-    for tokenizer in (GPT2, BPE, LLAMA):
+    for tokenizer in (GPT2, BPE, LLAMA, WORDPIECE, UNIGRAM):
         ids = tokenizer.encode(text)
         assert "".join(streamed(tokenizer, ids)) == tokenizer.decode(ids)
 
@@ -93,6 +115,14 @@ def test_streamed_words_of_any_other_model_decode_alike_whatever_their_order(ids
     assert space is not None
     for order in (ids, [space, *ids], [space, space, *ids]):
         assert "".join(streamed(LLAMA, order)) == LLAMA.decode(order)
+
+
+@given(st.data())
+@settings(deadline=None)
+def test_streamed_pieces_decode_alike_whatever_joins_them(data: st.DataObject) -> None:
+    for tokenizer in (WORDPIECE, UNIGRAM):
+        ids = data.draw(st.lists(st.integers(0, tokenizer.vocabulary - 1)))
+        assert "".join(streamed(tokenizer, ids)) == tokenizer.decode(ids)
 
 
 @given(st.lists(st.integers(0, LLAMA.vocabulary - 1)))
@@ -198,6 +228,47 @@ def test_training_gives_the_same_tokenizer_in_another_process_with_other_threads
             [sys.executable, "-c", code, TEXT], env=environment, capture_output=True, text=True, check=True
         )
         assert done.stdout.strip() == BPE.sha256
+
+
+def chatty() -> Backend:
+    """Its documents end with the second of its special tokens, which a guess by name would not take."""
+    backend = Backend.from_str(BPE.backend.to_str())
+    backend.add_special_tokens(["<|im_end|>", "<|own|>"])
+    return backend
+
+
+def test_the_end_that_a_model_declares_wins_over_a_guess_and_stays_with_the_file(tmp_path: Path) -> None:
+    assert Tokenizer(chatty()).end == chatty().token_to_id(END)
+    own = chatty().token_to_id("<|own|>")
+    Tokenizer(chatty(), own).save(tmp_path / "tokenizer.json")
+    assert Tokenizer.load(tmp_path / "tokenizer.json").end == own
+    other = chatty().token_to_id("<|im_end|>")
+    assert Tokenizer.load(tmp_path / "tokenizer.json", end=other).end == other
+    assert Tokenizer.load(tmp_path / "tokenizer.json", end=10**6).end != 10**6  # no id of its own
+    assert len({Tokenizer(chatty(), end).sha256 for end in (None, own, other)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("beside", "end"),
+    [
+        ('{"eos_token": "<|own|>"}', "<|own|>"),
+        ('{"eos_token": {"content": "<|im_end|>", "special": true}}', "<|im_end|>"),
+        ('{"eos_token": null}', END),
+        ('{"eos_token": "of no vocabulary"}', END),
+    ],
+)
+def test_the_end_is_read_as_transformers_writes_it(beside: str, end: str, tmp_path: Path) -> None:
+    chatty().save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(beside)
+    assert Tokenizer.load(tmp_path / "tokenizer.json").end == chatty().token_to_id(end)
+
+
+@pytest.mark.parametrize("beside", ["", "[]", "{", "[" * 100_000])
+def test_a_tokenizer_config_that_is_no_object_is_refused_by_name(beside: str, tmp_path: Path) -> None:
+    BPE.save(tmp_path / "tokenizer.json")
+    (tmp_path / "tokenizer_config.json").write_text(beside)
+    with pytest.raises(Integrity, match=r"tokenizer_config\.json"):
+        Tokenizer.load(tmp_path / "tokenizer.json")
 
 
 @given(st.one_of(st.binary(), st.integers(0, 2000).map(lambda end: BPE.backend.to_str()[:end].encode())))

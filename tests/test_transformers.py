@@ -2,6 +2,8 @@
 
 import json
 import logging
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -24,7 +26,7 @@ from isoforward.errors import BadInput, Integrity
 from isoforward.model import GPT, KVCache
 from isoforward.steps import decode, prefill
 from isoforward.tokenizer import Tokenizer
-from isoforward.weights import export, from_gguf, load, main
+from isoforward.weights import export, load, load_tokenizer, main
 
 GPT2 = {
     "vocab_size": 96,
@@ -277,7 +279,7 @@ def smollm2() -> Path:
 def test_smollm2_says_what_it_says_in_transformers(smollm2: Path, tmp_path: Path) -> None:
     reference = AutoModelForCausalLM.from_pretrained(smollm2.parent, gguf_file=smollm2.name).eval()
     tokenizer = AutoTokenizer.from_pretrained(smollm2.parent, gguf_file=smollm2.name)
-    ours = from_gguf(smollm2)
+    ours = load(smollm2)
     tokens = tokenizer("The capital of France is", return_tensors="pt").input_ids
     with torch.inference_mode():
         torch.testing.assert_close(ours(tokens), reference(tokens).logits, atol=1e-4, rtol=1e-5)
@@ -294,6 +296,23 @@ def test_smollm2_says_what_it_says_in_transformers(smollm2: Path, tmp_path: Path
     assert main(["import", str(smollm2), str(tmp_path / "smollm2")]) == 0
     text = "Fleas on emoji 🐛, ﬁne\n\n  print(1)"
     assert Tokenizer.load(tmp_path / "smollm2" / "tokenizer.json").encode(text) == tokenizer(text).input_ids
+    assert load_tokenizer(tmp_path / "smollm2").end == tokenizer.eos_token_id == load_tokenizer(smollm2).end
+    assert AutoTokenizer.from_pretrained(tmp_path / "smollm2").eos_token == tokenizer.eos_token
     imported = load(tmp_path / "smollm2")
     with torch.inference_mode():
         assert imported(continued)[0, -1].argmax() == logits.argmax()
+
+
+@pytest.mark.slow
+def test_smollm2_is_tuned_from_its_file(smollm2: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("To be, or not to be, that is the question.\n\n" * 200)
+    script = [sys.executable, str(Path(__file__).parents[1] / "train.py"), "model=hf", f"model.path={smollm2}"]
+    data = ["data=text", "data.path=text.txt", "data.batch=1", "data.length=64", "optim.lr=1e-4"]
+    short = ["trainer.max_steps=3", "trainer.validation_batches=1", "measure=none", "tracking=none", "run_dir=run"]
+    done = subprocess.run([*script, *data, *short], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "bit for bit" in done.stdout
+    before, after = load(smollm2), load(tmp_path / "run" / "export")
+    assert before.config == after.config
+    assert not torch.equal(before.embedding.weight, after.embedding.weight)
+    assert load_tokenizer(tmp_path / "run" / "export").end == load_tokenizer(smollm2).end

@@ -389,6 +389,24 @@ def test_the_tokenizer_travels_with_the_weights(tmp_path: Path) -> None:
     assert torch.equal(logits(model), logits(trained()))
 
 
+@pytest.mark.parametrize(("declared", "end"), [(7, 7), ([9, 7], 9), (None, 0), (10**6, 0), ("7", 0), ([], 0)])
+def test_a_models_own_end_of_text_wins_over_that_of_its_tokenizer(declared: object, end: int, tmp_path: Path) -> None:
+    export(trained(), tmp_path / "export", tokenizer=Tokenizer.from_characters(["abcdefghijk"]))
+    (tmp_path / "export" / "manifest.json").unlink()  # as a directory of Transformers
+    config = tmp_path / "export" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"eos_token_id": declared}))
+    assert weights.load_tokenizer(tmp_path / "export").end == end
+
+
+def test_an_export_has_a_card_that_anybody_may_add_to(exported: Path) -> None:
+    card = exported / "README.md"
+    text = card.read_text()
+    assert f"{sum(p.numel() for p in load(exported).parameters()):,} parameters" in text
+    assert "AutoModelForCausalLM.from_pretrained" in text
+    card.write_text(text + "\nAdded by hand.\n")
+    load(exported)
+
+
 def test_another_tokenizer_of_the_same_size_is_noticed(tmp_path: Path) -> None:
     export(trained(), tmp_path / "export", tokenizer=Tokenizer.from_characters(["abc"]))
     Tokenizer.from_characters(["xyz"]).save(tmp_path / "export" / "tokenizer.json")
@@ -636,14 +654,14 @@ SMALL_LLAMA = replace(TINY, family="llama", kv_heads=2, tied=False, rope_theta=5
 
 def test_a_gguf_gives_the_logits_of_the_model_it_was_made_from(tmp_path: Path) -> None:
     model = trained(SMALL_LLAMA)
-    assert torch.equal(logits(weights.from_gguf(gguf_file(tmp_path / "model.gguf", model))), logits(model))
+    assert torch.equal(logits(weights.load(gguf_file(tmp_path / "model.gguf", model))), logits(model))
 
 
 @pytest.mark.parametrize("settings", [{"rope__scaling__type": "yarn"}, {"expert_count": "8"}])
 def test_a_gguf_of_another_kind_of_llama_is_refused_by_name(settings: dict[str, str], tmp_path: Path) -> None:
     file = gguf_file(tmp_path / "model.gguf", trained(SMALL_LLAMA), **settings)
     with pytest.raises(BadInput, match=next(iter(settings)).replace("__", r"\.")):
-        weights.from_gguf(file)
+        weights.load(file)
 
 
 def test_a_gguf_whose_counts_are_lies_is_refused_at_once(tmp_path: Path) -> None:
@@ -654,7 +672,7 @@ def test_a_gguf_whose_counts_are_lies_is_refused_at_once(tmp_path: Path) -> None
     for lie in (b"", *(b"GGUF" + lie for lie in lies)):
         file.write_bytes(lie)
         with pytest.raises(Integrity, match="not a GGUF file"):
-            weights.from_gguf(file)
+            weights.load(file)
 
 
 @settings(max_examples=100, deadline=None)
@@ -667,7 +685,7 @@ def test_a_damaged_gguf_is_read_or_refused(
     damaged = whole[:place] + value + whole[place + len(value) :]
     file.write_bytes(damaged[:cut] if cut % 3 == 0 else damaged)
     try:
-        weights.from_gguf(file)
+        weights.load(file)
     except Refusal as refusal:
         assert str(file) in str(refusal)
 

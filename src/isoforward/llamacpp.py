@@ -214,4 +214,6 @@ def read_tokenizer(path: Path) -> Tokenizer:
         from transformers import AutoTokenizer
     except ImportError as error:
         raise BadInput(f"the tokenizer of {path} needs Transformers: pip install isoforward[hf]") from error
-    return Tokenizer(AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).backend_tokenizer)
+    theirs = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
+    end = read_header(path)[0].settings.get("tokenizer.ggml.eos_token_id")
+    return Tokenizer(theirs.backend_tokenizer, end if type(end) is int else None)

@@ -16,28 +16,30 @@ from tokenizers import Tokenizer as Backend
 from isoforward.errors import BadInput, Integrity
 from isoforward.storage import write_atomically
 
+BESIDE = "tokenizer_config.json"
 END = "<|endoftext|>"
 ENDS = (END, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>")  # the first that a tokenizer has ends its documents
 
 
 class Tokenizer:
-    """Takes the backend over: padding and truncation, which a tokenizer.json may carry, are switched off."""
+    """Takes the backend over: padding and truncation, which a tokenizer.json may carry, are switched off.
 
-    def __init__(self, backend: Backend) -> None:
+    `end` is the id that ends a document. A tokenizer.json does not say, so that Transformers and we keep it beside, in
+    tokenizer_config.json; where nothing says, it is the first of the usual names that the tokenizer has, or None.
+    """
+
+    def __init__(self, backend: Backend, end: int | None = None) -> None:
         backend.no_padding()
         backend.no_truncation()
         backend.encode_special_tokens = True  # that is: as the text they are
         self.backend = backend
+        known = end is not None and backend.id_to_token(end) is not None
+        self.end = end if known else self._guessed_end()
 
     @cached_property
     def vocabulary(self) -> int:
         """The least number of rows of an embedding that has one for every id, so gaps count."""
         return 1 + max(self.backend.get_vocab().values(), default=-1)
-
-    @cached_property
-    def end(self) -> int | None:
-        """The id that ends a document, where the tokenizer has one."""
-        return next((self.backend.token_to_id(token) for token in ENDS if token in self.special), None)
 
     @cached_property
     def special(self) -> frozenset[str]:
@@ -49,7 +51,8 @@ class Tokenizer:
     def sha256(self) -> str:
         """Of what the tokenizer does, not of how its file is laid out."""
         canonical = json.dumps(json.loads(self.backend.to_str()), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()
+        ending = "" if self.end == self._guessed_end() else f" {self.end}"
+        return hashlib.sha256(f"{canonical}{ending}".encode()).hexdigest()
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Text that spells a special token is text. Under `special` it is that token, and what the tokenizer's
@@ -65,21 +68,30 @@ class Tokenizer:
         """Special tokens leave no text unless asked for; bytes that are no UTF-8 become U+FFFD."""
         return str(self.backend.decode(list(ids), skip_special_tokens=not special))
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, *, context: int | None = None) -> None:
+        """And, beside it, what AutoTokenizer wants to know: its class, its end, the `context` of its model."""
+        about: dict[str, object] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+        if self.end is not None:
+            about["eos_token"] = self.backend.id_to_token(self.end)
+        if context is not None:
+            about["model_max_length"] = context
         write_atomically(path, lambda file: file.write(self.backend.to_str(pretty=True).encode()))
+        write_atomically(path.with_name(BESIDE), lambda file: file.write(f"{json.dumps(about, indent=2)}\n".encode()))
 
     @classmethod
-    def load(cls, path: Path) -> Tokenizer:
+    def load(cls, path: Path, *, end: int | None = None) -> Tokenizer:
+        """`end` where a model says it of itself; else what stands beside, in tokenizer_config.json."""
         try:
             data = path.read_bytes()
         except OSError as error:
             raise BadInput(f"{path} could not be read: {error.strerror}; name a tokenizer.json") from error
         try:
-            return cls(Backend.from_str(data.decode()))
+            backend = Backend.from_str(data.decode())
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # a panic of the Rust library is no Exception
             raise Integrity(f"{path} is not a tokenizer.json: {str(error).splitlines()[0]}") from error
+        return cls(backend, _declared_end(path.with_name(BESIDE), backend) if end is None else end)
 
     @classmethod
     def train_bpe(cls, texts: Iterable[str], vocab: int) -> Tokenizer:
@@ -117,6 +129,9 @@ class Tokenizer:
         backend.add_special_tokens([AddedToken(END, special=True)])
         return cls(backend)
 
+    def _guessed_end(self) -> int | None:
+        return next((self.backend.token_to_id(token) for token in ENDS if token in self.special), None)
+
     @cached_property
     def _reads_special(self) -> Backend:
         backend = Backend.from_str(self.backend.to_str())
@@ -147,6 +162,18 @@ class Tokenizer:
         except Exception as error:
             raise BadInput(f"the tokenizer cannot encode the text: {error}") from error
         return [encoding.ids for encoding in encodings]
+
+
+def _declared_end(path: Path, backend: Backend) -> int | None:
+    """The id of `eos_token`, a text or an AddedToken's settings; None where the file or the token is not there."""
+    if not path.is_file():
+        return None
+    try:
+        token = json.loads(path.read_bytes()).get("eos_token")
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise Integrity(f"{path} is not a JSON object") from error
+    token = token.get("content") if isinstance(token, dict) else token
+    return backend.token_to_id(token) if isinstance(token, str) else None
 
 
 def _without(tokens: Iterable[str], text: str) -> str:

@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from isoforward import __version__
+from isoforward.card import about_weights, write_card
 from isoforward.config import ModelConfig
 from isoforward.errors import BadInput, Integrity, Refusal, StorageFailed
 from isoforward.interchange import pieces, read_transformers, to_transformers
@@ -36,6 +37,7 @@ from isoforward.tokenizer import Tokenizer
 from isoforward.untrusted import Checkpoint, checked, described, names_in, open_file, read_json, shown
 
 FORMAT = 1
+GGUF = ".gguf"
 
 
 def freeze(model: GPT, *, dtype: torch.dtype | None = None) -> GPT:
@@ -65,7 +67,10 @@ def unfilled(config: ModelConfig, dtype: torch.dtype, checkpointing: str = "none
 
 
 def allocate(model: GPT, dtype: torch.dtype, device: torch.device | str) -> None:
-    model.to(dtype).to_empty(device=device)
+    def filled(empty: Tensor) -> Tensor:
+        return torch.empty(empty.shape, dtype=dtype, device=device)
+
+    model._apply(filled)  # type: ignore[no-untyped-call]  # to_empty would load sympy
     if model.config.tied:
         model.unembedding.weight = model.embedding.weight
     if model.config.family == "llama":
@@ -87,15 +92,7 @@ def export(model: GPT, directory: Path, *, tokenizer: Tokenizer | None, about: M
         save_file(as_transformers(model), stage / "model.safetensors", metadata={"format": "pt"})
         shutil.copymode(stage / "config.json", stage / "model.safetensors")  # safetensors lets none but its writer read
         if tokenizer is not None:
-            tokenizer.save(stage / "tokenizer.json")
-            write_json(
-                stage / "tokenizer_config.json",
-                {
-                    "tokenizer_class": "PreTrainedTokenizerFast",
-                    "model_max_length": model.config.context,
-                    "eos_token": None if end is None else tokenizer.backend.id_to_token(end),
-                },
-            )
+            tokenizer.save(stage / "tokenizer.json", context=model.config.context)
         manifest = {
             "format": FORMAT,
             "isoforward": __version__,
@@ -107,7 +104,13 @@ def export(model: GPT, directory: Path, *, tokenizer: Tokenizer | None, about: M
             "about": dict(about or {}),
         }
         write_json(stage / "manifest.json", manifest | {"sha256": digest_of(manifest)})
+        write_card(stage, [weights_section(model, manifest)])
     return directory
+
+
+def weights_section(model: GPT, manifest: Mapping[str, Any]) -> str:
+    facts = {name: manifest[name] for name in ("parameters", "dtype", "fingerprint")}
+    return about_weights(model.config, **facts)
 
 
 def must_fit(tokenizer: Tokenizer, config: ModelConfig) -> None:
@@ -182,16 +185,13 @@ def load(
     device: torch.device | str = "cpu",
     verify: bool = True,
 ) -> GPT:
-    """Frozen, from an export or from a GPT-2 or Llama directory of Transformers; `dtype` None keeps the stored one.
+    """Frozen, from an export, from a GPT-2 or Llama directory of Transformers, or from a Llama's GGUF file.
+
+    `dtype` None keeps the stored one; a GGUF's blocks, quantized or not, are multiplied out to fp32.
 
     Integrity names the file or tensor that is not what it should be, BadInput what our forward does not do.
     """
     return build(find(Path(directory), verify), dtype=dtype, device=device).eval().requires_grad_(False)
-
-
-def from_gguf(path: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> GPT:
-    """Frozen, from a Llama that llama.cpp wrote, quantized or not; its blocks are multiplied out to `dtype`."""
-    return build(read_gguf(Path(path)), dtype=dtype, device=device).eval().requires_grad_(False)
 
 
 def load_export(
@@ -217,11 +217,20 @@ def load_trainable(
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:
+    if directory.suffix == GGUF:
+        return read_tokenizer(directory)
     path = directory / "tokenizer.json"
     manifest = read_manifest(directory)
     if not path.is_file() or (manifest is not None and path.name not in manifest["files"]):
         raise BadInput(f"{directory} holds no tokenizer.json of its own, and text needs one")
-    return Tokenizer.load(path)
+    return Tokenizer.load(path, end=own_end(directory / "config.json"))
+
+
+def own_end(config: Path) -> int | None:
+    """The model's own end of text, which wins over its tokenizer's; of several, the first."""
+    found = read_json(config).get("eos_token_id") if config.is_file() else None
+    found = found[0] if isinstance(found, list) and found else found
+    return found if type(found) is int else None
 
 
 def build(
@@ -257,6 +266,8 @@ def build(
 def find(directory: Path, verify: bool) -> Checkpoint:
     if not directory.exists():
         raise BadInput(f"{directory} does not exist")
+    if directory.suffix == GGUF:
+        return read_gguf(directory)
     manifest = read_manifest(directory, verify)
     if manifest is None:
         return read_transformers(directory)
@@ -298,10 +309,7 @@ def main(arguments: list[str] | None = None) -> int:
     importing.add_argument("out", type=Path, metavar="OUT")
     asked = parser.parse_args(arguments)
     try:
-        if asked.source.suffix == ".gguf":
-            model, tokenizer = from_gguf(asked.source), read_tokenizer(asked.source)
-        else:
-            model, tokenizer = load_export(asked.source)
+        model, tokenizer = load_export(asked.source)
         export(model, asked.out, tokenizer=tokenizer, about={"imported_from": asked.source.name})
     except Refusal as refusal:
         print(f"error: {refusal}", file=sys.stderr)
