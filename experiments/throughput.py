@@ -20,7 +20,7 @@ from isoforward.entry import run
 from isoforward.estimates import ratio
 from isoforward.experiment import ask
 from isoforward.hardware import environment, reference_kernel
-from isoforward.lit import LitGPT, Timed, quieten
+from isoforward.lit import LitGPT, quieten
 from isoforward.measure import Case, batch_of, master_of, row, spent, timed
 from isoforward.meter import clock_for
 from isoforward.results import Results, Row, write
@@ -73,7 +73,7 @@ def measure(packed: dict) -> None:
         accelerator="cpu" if case.device == "cpu" else "gpu", max_steps=rounds, callbacks=[plain], **quiet
     )
     with Watch(reference_kernel(case.device)) as watch:
-        trainer.fit(module, Timed([batch] * rounds))
+        trainer.fit(module, [batch] * rounds)
 
     def tell() -> Iterator[Row]:
         for name, samples in (("plain fp32 loop", plain.plain_s), ("Lightning module", plain.lightning_s)):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -45,14 +47,16 @@ class Watch(Callback):  # type: ignore[misc]
         if self.live is None:
             return
         self.progress.update(self.task, completed=trainer.global_step)
-        self.loss = module.losses[-1].item() if trainer.global_step % 5 == 0 or index == 0 else self.loss
-        self.live.update(Group(self.progress, self.numbers(trainer.global_step), shares(module.recent)))
+        self.loss = module.loss.item() if trainer.global_step % 5 == 0 or index == 0 else self.loss
+        self.live.update(
+            Group(self.progress, self.numbers(trainer.global_step), bar_of(shares_of(module.recent, module.waits_s)))
+        )
 
     def on_validation_end(self, trainer: Trainer, module: Any) -> None:
         if trainer.sanity_checking:
             return
         self.validation = float(trainer.callback_metrics["validation_loss"])
-        self.loss = module.losses[-1].item() if module.losses else math.nan
+        self.loss = module.loss.item()
         line = self.numbers(trainer.global_step)
         (self.live.console if self.live else self.console).print(line)
 
@@ -77,12 +81,19 @@ class Watch(Callback):  # type: ignore[misc]
         return Text(f"{line}  {rate:,.0f} tokens/s")
 
 
-def shares(laps: Any) -> Text:
-    """The share of each phase in the recent steps, as words and as a bar of 40 characters."""
-    total = sum(lap["step"] for lap in laps) or 1.0
+def shares_of(laps: Iterable[Mapping[str, float]], waits_s: Iterable[float]) -> dict[str, float]:
+    """Of the time of the recent steps and of their waits for data, by phase."""
+    times: Counter[str] = Counter({"data": sum(waits_s)})
+    for lap in laps:
+        times.update(lap)
+    whole = times.pop("step", 0.0) + times["data"]
+    return {phase: times[phase] / whole for phase in ("data", *PHASES) if whole and phase in times}
+
+
+def bar_of(shares: Mapping[str, float]) -> Text:
+    """As words, and 40 characters long."""
     text, bar = Text(), Text()
-    for phase in PHASES:
-        if part := sum(lap.get(phase, 0.0) for lap in laps) / total:
-            text.append(f"{phase} {part:.0%}  ", style=COLOURS.get(phase, ""))
-            bar.append("█" * round(40 * part), style=COLOURS.get(phase, ""))
+    for phase, share in shares.items():
+        text.append(f"{phase} {share:.0%}  ", style=COLOURS.get(phase, ""))
+        bar.append("█" * round(40 * share), style=COLOURS.get(phase, ""))
     return Text.assemble(text, "\n", bar)

@@ -7,17 +7,22 @@ report all three as one.
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from isoforward.config import OptimConfig, TrainerConfig
+from isoforward.distributed import shard, travelling
 from isoforward.errors import NonFinite
 from isoforward.meter import Stopwatch, clock_for
 from isoforward.model import GPT
@@ -28,19 +33,28 @@ RECENT = 20  # steps that the live display averages over
 
 
 class LitGPT(LightningModule):  # type: ignore[misc]
-    def __init__(self, model: GPT, optim: OptimConfig, trainer: TrainerConfig) -> None:
+    """What dropout draws is a function of (seed, step, rank), as batches are: nothing else that draws, and no stop
+    and resume, can change it.
+    """
+
+    def __init__(self, model: GPT, optim: OptimConfig, trainer: TrainerConfig, *, seed: int = 0) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.model = model
         self.optim = optim
         self.plan = trainer
+        self.seed = seed
         self.stopwatch = Stopwatch(clock_for(torch.device("cpu")))
-        self.laps: list[dict[str, float]] = []  # seconds by phase, a training step each
-        self.losses: list[Tensor] = []  # of those steps
-        self.recent: deque[dict[str, float]] = deque(maxlen=RECENT)
+        self.recent: deque[dict[str, float]] = deque(maxlen=RECENT)  # seconds by phase, a training step each
+        self.waits_s: deque[float] = deque(maxlen=RECENT)  # for the data of those steps
+        self.loss = torch.tensor(math.nan)  # of the step before
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.model(tokens)  # type: ignore[no-any-return]
+
+    def configure_model(self) -> None:
+        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            shard(self.model, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return build(self.model, self.optim)
@@ -56,7 +70,17 @@ class LitGPT(LightningModule):  # type: ignore[misc]
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         optimizer: Any = self.optimizers()
         step = self.global_step
+        torch.manual_seed(int(np.random.Philox(key=[self.seed, step << 16 | self.global_rank]).random_raw() >> 1))
         set_learning_rate(optimizer.optimizer, learning_rate(step, self.optim, self.plan.max_steps))
+        left = self.plan.accumulate
+
+        def backward(loss: Tensor) -> None:
+            """Gradients travel between processes once a step, with the last micro-batch."""
+            nonlocal left
+            left -= 1
+            with travelling(self.trainer.strategy, left == 0):
+                self.manual_backward(loss)
+
         with self.stopwatch.step():
             try:
                 loss, norm = train_step(
@@ -65,7 +89,7 @@ class LitGPT(LightningModule):  # type: ignore[misc]
                     *batch,
                     accumulate=self.plan.accumulate,
                     clip=self.optim.clip,
-                    backward=self.manual_backward,
+                    backward=backward,
                     phase=self.stopwatch,
                 )
             except RuntimeError as error:
@@ -75,35 +99,32 @@ class LitGPT(LightningModule):  # type: ignore[misc]
                     f"the gradient at step {step} is not finite; the weights were left as they were. "
                     f"Try a smaller optim.lr (now {self.optim.lr:g})"
                 ) from error
-        self.norm = norm
-        self.losses.append(loss)
+        self.norm = norm.full_tensor() if isinstance(norm, DTensor) else norm  # the gradient's, before it is cut
+        self.loss = self.trainer.strategy.reduce(loss, reduce_op="mean")
         return loss
 
     def on_train_batch_end(self, *_: Any) -> None:
-        fresh = self.stopwatch.laps() if self.device.type == "cpu" or self.global_step % RECENT == 0 else []
-        self.laps += fresh
-        self.recent.extend(fresh)
-
-    def on_train_end(self) -> None:
-        self.laps += self.stopwatch.laps()
+        if self.device.type == "cpu" or self.global_step % RECENT == 0:
+            self.recent.extend(self.stopwatch.laps())
 
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
         tokens, targets = batch
-        self.log("validation_loss", next_token_loss(self.model(tokens), targets), batch_size=len(tokens))
+        loss = next_token_loss(self.model(tokens), targets)
+        self.log("validation_loss", loss, batch_size=len(tokens), sync_dist=True)
 
 
 def quieten() -> None:
     """Lightning advises on what is meant here."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning")
 
 
 class Timed:
     """A loader whose every wait is a phase of its own."""
 
-    def __init__(self, batches: Iterable[Any]) -> None:
-        self.batches = batches
-        self.waits_s: list[float] = []
+    def __init__(self, batches: Iterable[Any], waits_s: deque[float]) -> None:
+        self.batches, self.waits_s = batches, waits_s
 
     def __iter__(self) -> Iterator[Any]:
         clock = clock_for(torch.device("cpu"))

@@ -1,0 +1,62 @@
+"""What does cutting a batch into micro-batches save in memory, and what does it cost in time?
+
+Every setting takes the same optimizer step on the same batch, cut into 1, 2, 4 or 8 parts.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from isoforward import units
+from isoforward.compare import only
+from isoforward.config import ExperimentConfig, at_least
+from isoforward.entry import claim, run
+from isoforward.errors import BadInput
+from isoforward.estimates import ratio
+from isoforward.experiment import case_of, command_line, tell
+from isoforward.results import Results
+from isoforward.variants import time_variants, weigh_variants
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Accumulation(ExperimentConfig):
+    parts: list[int] = dataclasses.field(default_factory=lambda: [1, 2, 4, 8])
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for part in self.parts:
+            at_least("parts", part, 1)
+            if self.data.batch % part:
+                raise BadInput(f"parts: data.batch={self.data.batch} cannot be cut into {part} equal parts")
+        if len(set(self.parts)) < 2:
+            raise BadInput(f"parts={self.parts} must be at least two that differ, such as parts=[1,8]")
+
+
+def answer(results: Results) -> str:
+    steps = {r.conditions["micro_batches"]: r for r in results.rows if r.quantity == "time" and r.phase == "step"}
+    first, *rest = steps
+    whole = only(results, category="measured peak", micro_batches=first)
+    told = []
+    for parts in rest:
+        memory = only(results, category="measured peak", micro_batches=parts).value / whole.value
+        found = ratio(steps[parts].samples, steps[first].samples)
+        time = f"{units.times(found.value)} ({found.low:.2f} to {found.high:.2f})"
+        told.append(f"{parts} parts take {memory:.0%} of the memory and {time} the time")
+    return f"Against one step of {units.size(whole.value)} in {first} part: {'; '.join(told)}."
+
+
+def main(config: Accumulation) -> None:
+    case = case_of(config, "accumulation")
+    cases = [dataclasses.replace(case, accumulate=parts, labels={"micro_batches": parts}) for parts in config.parts]
+    console = Console()
+    with claim(config) as run_dir:
+        results = Path(run_dir) / "results.jsonl"
+        with console.status("measuring accumulation"):
+            weigh_variants(cases, results, time_variants(cases, results, command_line()))
+        tell(config, run_dir, console, answer)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, "accumulation", Accumulation))

@@ -1,0 +1,49 @@
+"""How much memory does recomputing activations save, and how much longer does the backward take for it?"""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from isoforward import units
+from isoforward.compare import only
+from isoforward.config import ExperimentConfig
+from isoforward.entry import claim, run
+from isoforward.estimates import ratio
+from isoforward.experiment import case_of, command_line, tell
+from isoforward.results import Results
+from isoforward.variants import time_variants, weigh_variants
+
+SETTINGS = ("none", "selective", "full")
+
+
+def answer(results: Results) -> str:
+    def row(setting: str, **wanted: str):
+        return only(results, checkpointing=setting, **wanted)
+
+    told = []
+    for setting in SETTINGS[1:]:
+        memory = [row(each, category="measured peak").value for each in (setting, "none")]
+        saved = f"{setting} recomputation takes {memory[0] / memory[1]:.0%} of the memory"
+        for phase in ("backward", "step"):
+            found = ratio(*(row(each, quantity="time", phase=phase).samples for each in (setting, "none")))
+            saved += f", {units.times(found.value)} the {phase} time ({found.low:.2f} to {found.high:.2f})"
+        told.append(saved)
+    flops = [row(each, quantity="flops", phase="backward").value for each in ("full", "none")]
+    return f"Against keeping everything, {'; '.join(told)}. In FLOPs a full backward is {flops[0] / flops[1]:.2f}x."
+
+
+def main(config: ExperimentConfig) -> None:
+    case = case_of(config, "checkpointing")
+    cases = [dataclasses.replace(case, checkpointing=each, labels={"checkpointing": each}) for each in SETTINGS]
+    console = Console()
+    with claim(config) as run_dir:
+        results = Path(run_dir) / "results.jsonl"
+        with console.status("measuring checkpointing"):
+            weigh_variants(cases, results, time_variants(cases, results, command_line()))
+        tell(config, run_dir, console, answer)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, "checkpointing", ExperimentConfig))

@@ -1,0 +1,126 @@
+"""What does an optimizer hold, what does its update cost, and what loss does that buy per second and per FLOP?
+
+State is read from the optimizer itself after a step. Updates are timed at several batch sizes, since their cost does
+not grow with the batch. Each optimizer then trains the same model on the same characters, at the learning rate of its
+own file in conf/optim.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from isoforward import units
+from isoforward.compare import only, select
+from isoforward.config import DataConfig, ExperimentConfig, OptimConfig, TrainConfig, TrainerConfig, at_least
+from isoforward.counting import count_training
+from isoforward.curves import Point, learning_curve, loss_rows
+from isoforward.data import prepare
+from isoforward.entry import claim, conf_directory, run, typed, writable
+from isoforward.experiment import case_of, command_line, tell
+from isoforward.ledger import optimizer_state
+from isoforward.measure import Case, apart, batch_of, master_of, row
+from isoforward.optim import build
+from isoforward.results import Results, Row, write
+from isoforward.steps import train_step
+from isoforward.variants import time_variants
+
+NAMES = ("sgd", "adam", "adamw", "muon")
+BATCHES = (1, 4, 16)  # of data.length tokens each
+MARKS = 4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optimizers(ExperimentConfig):
+    steps: int = 120  # of each training
+    seeds: list[int] = dataclasses.field(default_factory=lambda: [1, 2])
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("steps", self.steps, MARKS)
+
+
+def optim(name: str) -> OptimConfig:
+    stored = OmegaConf.load(conf_directory() / "optim" / f"{name}.yaml")
+    stored.pop("defaults")
+    return typed(OmegaConf.merge(writable(OptimConfig), stored), OptimConfig)
+
+
+def learn(packed: dict) -> None:
+    """State and curves: neither wants the interleaving that times do."""
+    cases = [Case.unpack(each) for each in packed["cases"]]
+    rows = [each for case in cases for each in state_rows(case)]
+    corpus = prepare(DataConfig(tokenizer="char", length=cases[0].length))
+    curves: dict[str, list[list[Point]]] = {case.optim.name: [] for case in cases}
+    for seed in packed["seeds"]:
+        for case in cases:
+            config = TrainConfig(
+                model=case.model,
+                data=DataConfig(tokenizer="char", length=case.length, batch=case.batch),
+                optim=case.optim,
+                trainer=TrainerConfig(max_steps=packed["steps"]),
+            )
+            found = learning_curve(config, corpus, seed=seed, length=case.length, marks=MARKS)
+            curves[case.optim.name].append(found)
+    for case in cases:
+        rows += curve_rows(case, curves[case.optim.name])
+    write(Path(packed["results"]), [dataclasses.replace(r, environment=packed["environment"]) for r in rows])
+
+
+def state_rows(case: Case) -> Iterator[Row]:
+    model = master_of(case)
+    optimizer = build(model, case.optim)
+    train_step(model, optimizer, *batch_of(dataclasses.replace(case, batch=1)))
+    held = sum(value.nbytes for value in optimizer_state(optimizer) if isinstance(value, torch.Tensor))
+    about = {"life": "training", "phase": "optimizer", "quantity": "state", "unit": "byte", "per": "run"}
+    yield row(case, **about, value=float(held), provenance="counted", conditions=case.conditions())
+
+
+def curve_rows(case: Case, runs: list[list[Point]]) -> Iterator[Row]:
+    """Against seconds, and against the FLOPs of forward, backward and update."""
+    flops = sum(count_training(case.model, batch=case.batch, length=case.length, optim=case.optim).values())
+    yield from loss_rows(case, runs, optimizer=case.optim.name, lr=case.optim.lr)
+    for each in loss_rows(case, runs, optimizer=case.optim.name):
+        conditions = {**each.conditions, "training_gflop": round(flops * each.conditions["step"] / 1e9)}
+        del conditions["training_time_s"]
+        yield dataclasses.replace(each, quantity="loss_by_flops", conditions=conditions)
+
+
+def answer(results: Results) -> str:
+    told = []
+    for name in NAMES:
+        state = only(results, quantity="state", optimizer=name).value
+        updates = [r for r in select(results, quantity="time", phase="optimizer") if r.conditions["optimizer"] == name]
+        wholes = [r for r in select(results, quantity="time", phase="step") if r.conditions["optimizer"] == name]
+        shares = [update.value / whole.value for update, whole in zip(updates, wholes, strict=True)]
+        last = select(results, quantity="loss", optimizer=name)[-1]
+        told.append(
+            f"{name} holds {units.size(state)}, takes {shares[0]:.0%} of a step of {updates[0].conditions['tokens']} "
+            f"tokens and {shares[-1]:.0%} of one of {updates[-1].conditions['tokens']}, and is at {last.value:.3f} "
+            f"nats after {units.seconds(last.conditions['training_time_s'])}"
+        )
+    return f"{'; '.join(told)}."
+
+
+def main(config: Optimizers) -> None:
+    vocab = prepare(DataConfig(tokenizer="char", length=config.data.length)).tokenizer.vocabulary
+    case = case_of(dataclasses.replace(config, model=dataclasses.replace(config.model, vocab=vocab)), "optimizers")
+    cases = [dataclasses.replace(case, optim=optim(name), labels={"optimizer": name}) for name in NAMES]
+    sized = [dataclasses.replace(each, batch=batch) for each in cases for batch in BATCHES]
+    console = Console()
+    with claim(config) as run_dir:
+        results = Path(run_dir) / "results.jsonl"
+        with console.status("measuring optimizers"):
+            environment = time_variants(sized, results, command_line())
+            more = {"steps": config.steps, "seeds": config.seeds, "environment": environment}
+            packed = [each.pack() for each in cases]
+            apart(case, "optimizers:learn", results, command_line(), cases=packed, **more)
+        tell(config, run_dir, console, answer)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, "optimizers", Optimizers))

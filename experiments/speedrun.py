@@ -1,0 +1,112 @@
+"""How much sooner does the fast recipe reach the loss that the usual small-GPT recipe ends at?
+
+Both train through the Lightning module, a seed of each in turn, on the same text, and are judged on the same windows
+of the validation plays. Intervals are the range over the seeds.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+
+import torch
+from omegaconf import OmegaConf
+
+from isoforward import units
+from isoforward.compare import select
+from isoforward.config import ExperimentConfig, TrainConfig, at_least
+from isoforward.curves import Point, learning_curve, loss_rows, middle, reached_s
+from isoforward.data import prepare
+from isoforward.entry import conf_directory, run, typed, writable
+from isoforward.errors import BadInput
+from isoforward.experiment import ask
+from isoforward.hardware import environment, reference_kernel
+from isoforward.measure import Case, row
+from isoforward.results import Results, Row, write
+from isoforward.watch import Watch, judge_trust
+
+MARKS = 6  # validations of a run
+LENGTH = 64  # of the windows that both are judged on
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Speedrun(ExperimentConfig):
+    recipes: list[str] = dataclasses.field(default_factory=lambda: ["usual", "fast"])
+    seeds: list[int] = dataclasses.field(default_factory=lambda: [1, 2, 3])
+    scale: float = 0.3  # of the steps of both recipes; the schedules shrink with them
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("scale", self.scale, 0.01)
+        if len(set(self.recipes)) != 2:
+            raise BadInput(f"recipes={self.recipes} must be two that differ, such as recipes=[usual,fast]")
+        for name in self.recipes:
+            recipe(name, self.scale)
+
+
+def recipe(name: str, scale: float) -> TrainConfig:
+    path = conf_directory() / "recipe" / f"{name}.yaml"
+    if not path.is_file():
+        raise BadInput(f"recipes: {name} is not known; there is no {path}")
+    config = typed(OmegaConf.merge(writable(TrainConfig), OmegaConf.load(path)), TrainConfig)
+    steps = max(MARKS, round(config.trainer.max_steps * scale))
+    return dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, max_steps=steps))
+
+
+def measure(packed: dict) -> None:
+    case = Case.unpack(packed["case"])
+    where = environment(packed["command"], torch.device(case.device))
+    recipes = {name: recipe(name, packed["scale"]) for name in packed["recipes"]}
+    corpora = {name: prepare(config.data) for name, config in recipes.items()}
+    if len({corpus.hash for corpus in corpora.values()}) > 1:
+        raise BadInput("recipes: their tokens differ, so that their losses cannot be compared")
+    curves: dict[str, list[list[Point]]] = {name: [] for name in recipes}
+    with Watch(reference_kernel(case.device)) as watch:
+        for turn, seed in enumerate(packed["seeds"]):
+            for name in sorted(recipes, reverse=turn % 2 == 0):
+                found = learning_curve(recipes[name], corpora[name], seed=seed, length=LENGTH, marks=MARKS)
+                curves[name].append(found)
+    rows = [dataclasses.replace(each, environment=where.id) for each in told(case, recipes, curves)]
+    write(Path(packed["results"]), [where, *rows, judge_trust(case.experiment, rows, watch, environment=where.id)])
+
+
+def told(case: Case, recipes: dict[str, TrainConfig], curves: dict[str, list[list[Point]]]) -> Iterator[Row]:
+    for name, runs in curves.items():
+        data = recipes[name].data
+        yield from loss_rows(case, runs, recipe=name, tokens=data.batch * data.length)
+    usual = next(iter(recipes))
+    goals = [points[-1].loss for points in curves[usual]]
+    about = {"life": "training", "phase": "run", "quantity": "time_to_loss", "unit": "s", "per": "run"}
+    for name, runs in curves.items():
+        at = {"recipe": name, "goal": f"the loss that {usual} ends at", "goal_nats": round(median(goals), 3)}
+        times = [reached_s(points, goal) for points, goal in zip(runs, goals, strict=True)]
+        if None in times:
+            why = f"{name} did not reach it under every seed"
+            yield row(case, **about, value=None, provenance="unavailable", reason=why, conditions=at)
+        else:
+            yield row(case, **about, **middle(times), conditions=at)
+
+
+def answer(results: Results) -> str:
+    usual, other = select(results, quantity="time_to_loss")
+    begun = (
+        f"The {usual.conditions['recipe']} recipe ends at {usual.conditions['goal_nats']} nats a character "
+        f"(validation) after {units.seconds(usual.value)} of training"
+    )
+    if other.value is None:
+        return f"{begun}; {other.reason}."
+    ratios = sorted(mine / theirs for mine, theirs in zip(other.samples, usual.samples, strict=True))
+    return (
+        f"{begun}; the {other.conditions['recipe']} recipe is there after {units.seconds(other.value)}, "
+        f"{units.times(median(ratios))} the time ({ratios[0]:.2f} to {ratios[-1]:.2f} over {len(ratios)} seeds)."
+    )
+
+
+def main(config: Speedrun) -> None:
+    more = {"recipes": config.recipes, "seeds": config.seeds, "scale": config.scale}
+    ask(config, "speedrun", "speedrun:measure", answer, **more)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, "speedrun", Speedrun))

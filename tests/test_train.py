@@ -1,0 +1,78 @@
+"""What a run does beyond its losses, in this process: real Lightning, a tiny model, synthetic tokens."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from isoforward.config import DataConfig, MeasureConfig, ModelConfig, OptimConfig, TrackingConfig, TrainConfig
+from isoforward.config import TrainerConfig as Plan
+from isoforward.errors import BadInput
+from isoforward.inference import load
+from isoforward.statefile import load as state_of
+from isoforward.train import train
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> TrainConfig:
+    return TrainConfig(
+        model=ModelConfig(layers=1, heads=2, width=16, context=16),
+        data=DataConfig(source="synthetic", tokenizer="char", batch=4, length=8),
+        trainer=Plan(max_steps=6, validate_every=2, validation_batches=1, accelerator="cpu", progress=False),
+        measure=MeasureConfig(enabled=False),
+        tracking=TrackingConfig(mode="none"),
+        sample_prompt="a",
+        run_dir=str(tmp_path / "run"),
+    )
+
+
+def planned(config: TrainConfig, **plan: object) -> TrainConfig:
+    return replace(config, trainer=replace(config.trainer, **plan))
+
+
+def steps_of(config: TrainConfig) -> list[int]:
+    return [state_of(path)["global_step"] for path in Path(config.run_dir, "checkpoints").glob("last-*.ckpt")]
+
+
+def test_the_profiler_writes_a_trace_that_a_browser_opens(config):
+    train(planned(config, profiler="pytorch"))
+    events = json.loads(Path(config.run_dir, "trace.json").read_text())["traceEvents"]
+    assert {"aten::mm", "aten::embedding"} <= {event.get("name") for event in events}
+
+
+def test_training_that_learns_nothing_stops_early(config):
+    train(replace(planned(config, early_stopping=1, max_steps=20), optim=OptimConfig(lr=0.0)))
+    assert steps_of(config) == [4]  # the second validation was no better than the first
+
+
+def test_training_stops_when_its_time_is_up(config):
+    train(planned(config, max_time="00:00:00:01", max_steps=10**6, validate_every=10**6))
+    assert 0 < steps_of(config)[0] < 10**6
+
+
+def test_dropout_is_no_excuse_for_other_logits(config):
+    train(replace(config, model=replace(config.model, dropout=0.5)))
+    assert load(Path(config.run_dir)).model.config.dropout == 0.5
+
+
+def test_micro_batches_change_rounding_alone(config, tmp_path):
+    train(config)
+    train(replace(planned(config, accumulate=4), run_dir=str(tmp_path / "cut")))
+    whole, cut = (load(Path(path)).model.state_dict() for path in (config.run_dir, tmp_path / "cut"))
+    for name, tensor in whole.items():
+        torch.testing.assert_close(cut[name], tensor, rtol=0, atol=1e-5)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it is there")
+def test_an_accelerator_that_is_not_there_is_refused_before_anything_is_written(config):
+    with pytest.raises(BadInput, match=r"trainer\.accelerator=gpu: no CUDA device"):
+        train(planned(config, accelerator="gpu"))
+    assert not Path(config.run_dir).exists()
+
+
+@pytest.mark.slow
+def test_compiled_training_exports_the_forward_that_was_not_compiled(config):
+    train(replace(config, compile=True))
+    assert load(Path(config.run_dir)).generate("a", max_new_tokens=3, temperature=0)
