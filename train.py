@@ -1,4 +1,4 @@
-"""python train.py [overrides]: train, export, compare, report."""
+"""Train a GPT, export it, compare both its lives, write the report: python train.py [overrides]"""
 
 import sys
 

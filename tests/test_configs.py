@@ -5,9 +5,13 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from isoforward.config import ExperimentConfig, GenerateConfig, ModelConfig, TrainConfig
-from isoforward.entry import GROUPS, conf_directory, quoted, register, run, typed
+from isoforward.entry import GROUPS, conf_directory, explain, quoted, register, run, typed, unknown_key
+from isoforward.errors import BadInput
 
 CONF = conf_directory()
 NEEDS = {"hf": ["model.path=x"], "transformers": ["model.path=x"], "text": ["data.path=x"], "hub": ["data.name=x"]}
@@ -36,7 +40,7 @@ def test_every_option_of_every_group_composes(group, option):
 
 
 def test_every_group_has_a_schema():
-    assert {group for group, _ in OPTIONS} == set(GROUPS)
+    assert {group for group, _ in OPTIONS} == set(GROUPS) | {"recipe"}  # which fills the others
 
 
 def test_every_experiment_has_its_config_and_every_config_its_experiment():
@@ -109,20 +113,64 @@ def keys(schema: type, prefix: str = "") -> list[tuple[str, str]]:
     return found
 
 
-@pytest.mark.parametrize("key", [key for key, _ in keys(TrainConfig)])
-def test_every_key_misspelt_is_refused_with_a_hint(key, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    misspelt = f"{key}x"
-    assert run(lambda config: pytest.fail("it ran"), "train", TrainConfig, [f"{misspelt}=1"]) == 2
-    assert f"{misspelt}: no such key; did you mean {key}?" in capsys.readouterr().err
+KEYS = dict(keys(TrainConfig))
+NUMBERS = [key for key, kind in KEYS.items() if kind.startswith(("int", "float"))]
+SWITCHES = [key for key, kind in KEYS.items() if kind.startswith("bool")]
 
 
-@pytest.mark.parametrize("key", [key for key, kind in keys(TrainConfig) if kind.startswith(("int", "float", "bool"))])
-@pytest.mark.parametrize("wrong", ["text", "[1]", "{a: 1}"])
-def test_every_number_given_as_something_else_is_refused(key, wrong, tmp_path, monkeypatch, capsys):
+@pytest.fixture(scope="module")
+def base() -> DictConfig:
+    """What Hydra applies overrides to, composed once: that is what takes long."""
+    register("train", TrainConfig)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", overrides=["run_dir=x"])
+
+
+def refusal(base: DictConfig, override: str) -> str:
+    """What `run` would say to it: applied as Hydra applies it."""
+    parsed = OverridesParser.create().parse_override(override)
+    before = OmegaConf.select(base, parsed.key_or_group)
+    try:
+        OmegaConf.update(base, parsed.key_or_group, parsed.value(), merge=True)
+        typed(base, TrainConfig)
+    except OmegaConfBaseException as error:
+        return str(explain(error, TrainConfig))
+    except BadInput as refused:
+        return str(refused)
+    finally:
+        OmegaConf.update(base, parsed.key_or_group, before, merge=True)
+    pytest.fail(f"{override} was taken")
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_every_key_misspelt_is_refused_with_a_hint(key):
+    assert str(unknown_key(f"{key}x", TrainConfig)).startswith(f"{key}x: no such key; did you mean {key}? ")
+
+
+@pytest.mark.parametrize("key", NUMBERS)
+def test_every_number_of_another_type_or_out_of_range_is_refused_by_its_key(key, base):
+    beyond = "1" + "0" * 400 if KEYS[key].startswith("int") else "-1e999"
+    for wrong in ("text", "[1]", "{a: 1}", "-1", "nan", beyond):
+        told = refusal(base, f"{key}={wrong}")
+        assert key in told and len(told.splitlines()) <= 2
+
+
+@pytest.mark.parametrize("key", SWITCHES)
+def test_every_switch_given_as_something_else_is_refused_by_its_key(key, base):
+    for wrong in ("text", "[1]", "{a: 1}", "2.5"):
+        assert key in refusal(base, f"{key}={wrong}")
+
+
+@pytest.mark.parametrize(
+    "override", ["trainer.max_stepsx=1", "model.width=[1]", "data.batch=-1", "optim.lr=1" + "0" * 400]
+)
+def test_and_so_says_the_command(override, base, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert run(lambda config: pytest.fail("it ran"), "train", TrainConfig, [f"{key}={wrong}"]) == 2
-    assert key in capsys.readouterr().err
+    assert run(lambda config: pytest.fail("it ran"), "train", TrainConfig, [override]) == 2
+    told = capsys.readouterr().err
+    if "stepsx" not in override and "000" not in override:
+        assert told == f"error: {refusal(base, override)}\n"
+    assert override.partition("=")[0] in told
     assert list(tmp_path.iterdir()) == []
 
 
@@ -148,9 +196,18 @@ def test_a_prompt_arrives_as_it_was_typed(text):
     assert seen == [text]
 
 
-@pytest.mark.parametrize("name", [path.stem for path in sorted(CONF.glob("*.yaml")) if path.stem != "common"])
-def test_every_command_has_help_of_its_own(name, capsys):
-    schema = {"train": TrainConfig, "generate": GenerateConfig}.get(name, ExperimentConfig)
+QUESTIONS = [path.stem for path in sorted(CONF.glob("*.yaml")) if path.stem not in ("common", "train", "generate")]
+
+
+@pytest.mark.parametrize("name", ["train", "generate", *QUESTIONS])
+def test_every_command_has_help_of_its_own(name):
+    told = OmegaConf.load(CONF / f"{name}.yaml").hydra.help
+    assert "python " in told.header
+    assert "${hydra.help.header}" in OmegaConf.to_container(told)["template"]
+
+
+@pytest.mark.parametrize(("name", "schema"), [("train", TrainConfig), ("break_even", ExperimentConfig)])
+def test_help_is_shown_and_nothing_run(name, schema, capsys):
     with pytest.raises(SystemExit) as end:
         run(lambda config: pytest.fail("it ran"), name, schema, ["--help"])
     assert end.value.code in (0, None)

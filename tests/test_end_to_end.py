@@ -67,6 +67,8 @@ def test_training_leaves_one_directory_with_everything_in_it(trained):
         "tokenizer.json",
         "manifest.json",
     }
+    card = (latest / "export" / "README.md").read_text()
+    assert "Training this model costs" in card and "| training | backward |" in card and "validation loss" in card
     assert "What does training add to the forward pass" in out
     assert "bit for bit" in out
     assert max(map(len, out.partition("What does")[2].partition("rows  ")[0].splitlines())) <= 80
@@ -150,6 +152,20 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(trained, tmp_path):
     torch.testing.assert_close(states[0]["optimizer_states"], states[1]["optimizer_states"], atol=0, rtol=0)
 
 
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+def test_two_processes_train_the_weights_that_one_does(trained, strategy, tmp_path):
+    """Up to rounding: what one process sums over the batch, two sum over halves. One directory, written by rank 0."""
+    asked = ["trainer.max_steps=8", "measure.enabled=false", "trainer.accelerator=cpu", "trainer.accumulate=2"]
+    shared = ["trainer.devices=2", f"trainer.strategy={strategy}"]
+    out, err = command("train.py", *TINY, *asked, *shared, where=tmp_path)
+    assert len([path for path in (tmp_path / "runs").iterdir() if not path.is_symlink()]) == 1
+    assert out.count("step     8") == 1
+    assert "Error" not in err
+    alone, together = (load(where / "runs/latest").model.state_dict() for where in (trained[0], tmp_path))
+    for name, tensor in alone.items():
+        torch.testing.assert_close(together[name], tensor, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_leaves_a_checkpoint_to_go_on_from(number, code, tmp_path):
     process = start("train.py", *TINY, "trainer.max_steps=100000", "run_dir=runs/stopped", where=tmp_path)
@@ -216,3 +232,26 @@ def test_a_sweep_gives_each_case_its_directory(tmp_path):
     (sweep,) = (path for path in (tmp_path / "runs").iterdir() if path.name.endswith("_sweep"))
     prints = {json.loads((sweep / case / "export" / "manifest.json").read_text())["fingerprint"] for case in "01"}
     assert len(prints) == 2
+
+
+@pytest.mark.slow
+def test_a_sweep_runs_as_jobs_of_a_launcher_and_a_failed_job_is_heard_of(trained, tmp_path, monkeypatch):
+    """submitit's local executor takes the jobs that its Slurm one does; what Slurm sets in a job is set here too."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    for name, value in {
+        "SLURM_NTASKS": "4",
+        "SLURM_JOB_NAME": "sweep",
+        "SLURM_JOB_ID": "7",
+        "SLURM_PROCID": "0",
+    }.items():
+        monkeypatch.setenv(name, value)
+    jobs = ["-m", "seed=1234,2", "hydra/launcher=submitit_local"]
+    command("train.py", *TINY, "trainer.max_steps=8", "measure.enabled=false", *jobs, where=tmp_path)
+    (sweep,) = (path for path in (tmp_path / "runs").iterdir() if path.name.endswith("_sweep"))
+    alone, *swept = (
+        json.loads((run / "export" / "manifest.json").read_text())["fingerprint"]
+        for run in (trained[0] / "runs" / "latest", sweep / "0", sweep / "1")
+    )
+    assert swept[0] == alone != swept[1]
+    _, err = command("train.py", *TINY, "data=text", "data.path=nothing.txt", *jobs, where=tmp_path, code=2)
+    assert "seed=1234 failed" in err

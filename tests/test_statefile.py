@@ -7,6 +7,7 @@ import resource
 import signal
 import struct
 import warnings
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from isoforward.errors import BadInput, Integrity, StorageFailed
 from isoforward.statefile import PIECE, load, newest_good, save, verify
+from tests.kill import at_event, in_a_fork
 
 
 def state_at(step: int) -> dict[str, object]:
@@ -299,48 +301,13 @@ def test_where_none_is_good_there_is_none(tmp_path):
         assert newest_good(tmp_path) is None
 
 
-def killed_at(event: int, path: Path, state: dict[str, object]) -> bool:
-    """Saves in a fork that is killed in the middle of or after a write, before or after an fsync or the rename.
-
-    `event` counts those. False where the save was over before.
-    """
-    events = iter(range(1_000_000))
-
-    def die_here() -> None:
-        if next(events) == event:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def dying(name: str) -> None:
-        real = getattr(os, name)
-        setattr(os, name, lambda *given: (die_here(), real(*given), die_here()))
-
-    class Dying(io.FileIO):
-        def write(self, content):
-            half = len(content) // 2
-            super().write(content[:half])
-            die_here()
-            super().write(content[half:])
-            die_here()
-            return len(content)
-
-    child = os.fork()
-    if child == 0:
-        try:
-            dying("fsync")
-            dying("replace")
-            Path.open = lambda self, mode: io.BufferedRandom(Dying(self, mode.replace("b", "")))
-            save(path, state)
-        finally:
-            os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-
-
 def test_a_kill_at_any_write_fsync_or_rename_leaves_a_good_checkpoint(tmp_path):
     found = []
     while True:
         directory = tmp_path / str(len(found))
         save(directory / "1.ckpt", state_at(1))
-        killed = killed_at(len(found), directory / "2.ckpt", state_at(2))
+        saving = partial(save, directory / "2.ckpt", state_at(2))
+        killed = in_a_fork(at_event(len(found), saving)) == -signal.SIGKILL
         with warnings.catch_warnings(action="error"):  # nothing half-written bears the name of a checkpoint
             newest = newest_good(directory)
         assert newest is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,12 +25,16 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from isoforward import config as schemas
+from isoforward import sweeps
 from isoforward.errors import BadInput, Refusal, StorageFailed
+from isoforward.storage import remove, sha256_of, write_atomically
+from isoforward.sweeps import DONE
 
 Config = TypeVar("Config")
 FREE_TEXT = ("prompt", "stop", "sample_prompt")
 PATHS = (
     "checkpoint",
+    "draft",
     "prompts_file",
     "run_dir",
     "hardware",
@@ -68,6 +74,7 @@ def writable(schema: type) -> DictConfig:
     return root
 
 
+@cache
 def register(name: str, schema: type) -> None:
     store = ConfigStore.instance()
     store.store(name=f"{name}_schema", node=writable(schema))
@@ -159,66 +166,105 @@ def quoted(argument: str) -> str:
 
 @contextmanager
 def claim(config: Any, *, resuming: bool = False) -> Iterator[Path]:
-    """The run's directory, this process' alone while it runs, with the resolved config in it.
+    """The run's directory, this process' alone while it runs, with the resolved config in it; marked once all is done.
 
-    A directory that holds a run is taken only to go on with it, and only under the same config.
+    A directory that holds a run is taken only to go on with it.
     """
     directory = Path(config.run_dir)
-    text = OmegaConf.to_yaml(OmegaConf.structured(config))
+    with lock(directory):
+        kept = directory / "config.yaml"
+        if not resuming:
+            if kept.exists():
+                raise BadInput(f"run_dir={directory} holds a run already; choose another run_dir")
+            text = OmegaConf.to_yaml(OmegaConf.structured(config)).encode()
+            write_atomically(kept, lambda file: file.write(text))
+        remove(directory / DONE)
+        yield directory
+        write_atomically(directory / DONE, lambda file: file.write(sha256_of(kept).encode()))
+
+
+@contextmanager
+def lock(directory: Path) -> Iterator[None]:
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with (directory / ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not resuming:
-                with (directory / "config.yaml").open("x", encoding="utf-8") as file:
-                    file.write(text)
-            yield directory
-    except BlockingIOError:
-        raise BadInput(f"run_dir={directory} is in use by another run; wait for it or choose another") from None
-    except FileExistsError:
-        what = "holds a run already" if directory.is_dir() else "is a file"
-        raise BadInput(f"run_dir={directory} {what}; choose another run_dir") from None
+        file = (directory / ".lock").open("w")
     except OSError as error:
-        if error.filename is None or not str(error.filename).startswith(str(directory)):
-            raise
-        raise StorageFailed(f"{error.filename} cannot be written: {error.strerror}; choose another run_dir") from error
+        raise StorageFailed(f"run_dir={directory} cannot be written: {error.strerror}; choose another") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadInput(f"run_dir={directory} is in use by another run; wait for it or choose another") from None
+        yield
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 
 
 def run(main: Callable[[Any], None], name: str, schema: type, argv: list[str] | None = None) -> int:
     """Runs `main` on the config that `argv` describes; gives the exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    as_typed = list(sys.argv[1:] if argv is None else argv)
+    arguments = as_typed
     overrides = [argument for argument in arguments if argument not in ("-m", "--multirun")]
+    program, sweep = sys.argv[0], None
     if len(overrides) < len(arguments):
         arguments = ["--multirun", *overrides]  # wherever it was typed: argparse wants it before or after all keys
+        if not any(override.startswith("hydra.sweep.dir=") for override in overrides):
+            sweep = sweeps.directory_for(name, overrides)
+            arguments.append(f"hydra.sweep.dir={sweep}")
     else:
         arguments = [quoted(argument) for argument in arguments]
-    program = sys.argv[0]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us; Hydra would print its own and exit with 1
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     register(name, schema)
 
-    codes = [0]
+    codes, here = [0], os.getpid()
 
     def task(raw: DictConfig) -> None:
+        job: Any = HydraConfig.get()
+        sys.argv = [program, *as_typed]  # which rows record, without our quotes
         try:
             built: Any = typed(raw, schema)
-            if HydraConfig.get().mode == RunMode.MULTIRUN and hasattr(built, "run_dir"):
-                built = replace(built, run_dir=HydraConfig.get().runtime.output_dir)
-            main(built)
+            if job.mode != RunMode.MULTIRUN or not hasattr(built, "run_dir"):
+                main(built)
+                return
+            sweeps.start(Path(job.sweep.dir), overrides)
+            built = replace(built, run_dir=job.runtime.output_dir)
+            code, reason = sweeps.run_case(main, built, Path(program).resolve(), job.overrides.task)
+            codes.append(code)
+            if code:
+                print(f"error: {' '.join(job.overrides.task)}: {reason}", file=sys.stderr)
+            if code == 128 + signal.SIGINT:
+                raise KeyboardInterrupt
         except Refusal as refusal:  # told here: in a sweep the other cases go on
             codes.append(complain(refusal))
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            codes.append(complain(StorageFailed(f"{error.filename or 'a file'} cannot be written: {error.strerror}")))
+        if os.getpid() != here and max(codes):  # a launcher's job: nothing else reaches where the sweep was typed
+            failure = Refusal(f"{' '.join(job.overrides.task)} failed; {job.sweep.dir} says why")
+            failure.exit_code = max(codes)
+            raise failure
 
     entry = hydra.main(version_base="1.3", config_path=str(conf_directory()), config_name=name)(task)
     try:
         sys.argv = [program, *arguments]
         entry()
+        if sweep is not None and max(codes) == 0:
+            sweeps.finish(sweep)
     except (HydraException, OmegaConfBaseException, MissingConfigException) as error:
         return complain(explain(error, schema))
+    except OverflowError:
+        longest = max(arguments, key=len).partition("=")[0]
+        return complain(BadInput(f"{longest}: no number is that large"))
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 130
+    except Refusal as refusal:
+        return complain(refusal)
     return max(codes)
 
 

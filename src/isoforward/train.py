@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
-import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -13,27 +13,39 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from lightning.pytorch.profilers import PyTorchProfiler
-from omegaconf import OmegaConf
 from rich.console import Console
 from torch.utils.data import DataLoader
 
-from isoforward import statefile
-from isoforward.both_lives import TRAINING, measure_both_lives
+from isoforward import cost, statefile
+from isoforward.batches import TrainingBatches, ValidationBatches
+from isoforward.both_lives import measure_both_lives
+from isoforward.card import about_costs, about_text, about_training, write_card
 from isoforward.checkpoint import StateFileIO
-from isoforward.config import TrainConfig
-from isoforward.data import Corpus, TrainingBatches, ValidationBatches, prepare
-from isoforward.display import Watch
+from isoforward.compare import compare
+from isoforward.config import ModelConfig, TrainConfig, unpack
+from isoforward.data import Corpus, prepare
+from isoforward.display import Watch, shares_of
+from isoforward.distributed import (
+    environment,
+    followers,
+    rank,
+    refuse_what_cannot_be_shared,
+    strategy_of,
+    whole,
+)
 from isoforward.entry import claim
 from isoforward.errors import BadInput, Integrity, Stopped
-from isoforward.experiment import command_line, conclude, fingerprint_of, precision_of, say, tracker_of
+from isoforward.experiment import call, command_line, conclude, fingerprint_of, fitting, precision_of, say, tracker_of
 from isoforward.inference import DTYPES, load
 from isoforward.lit import LitGPT, Timed, quieten
-from isoforward.measure import Case
+from isoforward.measure import Case, differing_logits
 from isoforward.model import GPT
-from isoforward.statefile import newest_good, verify
+from isoforward.results import read
+from isoforward.stopping import KeepLast, StopOnSignal, refuse_another, refuse_other_tokens, to_resume
 from isoforward.tracking import Tracker
-from isoforward.weights import export, load_tokenizer, load_trainable
+from isoforward.units import size
+from isoforward.untrusted import harmless
+from isoforward.weights import export, load_tokenizer, load_trainable, read_manifest, weights_section
 
 
 class Track(Callback):  # type: ignore[misc]
@@ -46,40 +58,47 @@ class Track(Callback):  # type: ignore[misc]
         step = trainer.global_step
         if step % self.every or not module.recent:
             return
-        whole_s = sum(lap["step"] for lap in module.recent)
-        shares = {
-            f"phase/{name}_share": sum(lap.get(name, 0.0) for lap in module.recent) / whole_s for name in TRAINING
-        }
+        shares = {f"phase/{name}_share": share for name, share in shares_of(module.recent, module.waits_s).items()}
+        whole_s = sum(lap["step"] for lap in module.recent) + sum(module.waits_s)
         rate = len(module.recent) * self.tokens_per_step / whole_s
-        figures = {"loss": module.losses[-1].item(), "gradient_norm": module.norm.item(), "tokens_per_s": rate}
+        figures = {"loss": module.loss.item(), "gradient_norm": module.norm.item(), "tokens_per_s": rate}
         self.tracker.live(step, figures | shares)
 
     def on_validation_end(self, trainer: Trainer, module: Any) -> None:
         self.tracker.live(trainer.global_step, {"validation_loss": float(trainer.callback_metrics["validation_loss"])})
 
 
-class StopOnSignal(Callback):  # type: ignore[misc]
-    """SIGINT and SIGTERM end training after the step under way, with a checkpoint; a second SIGINT ends it at once."""
+class Trace(Callback):  # type: ignore[misc]
+    """What ran when in the first steps that are warm, for chrome://tracing or Perfetto.
 
-    def __init__(self) -> None:
-        self.received: int | None = None
+    Lightning's own PyTorchProfiler starts over at every validation, and a short run then leaves no trace.
+    """
 
-    def on_train_start(self, trainer: Trainer, module: Any) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.note)
+    WARM, STEPS = 2, 3
 
-    def note(self, number: int, frame: object) -> None:
-        if self.received is not None:
-            os._exit(128 + number)
-        self.received = number
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.profile: torch.profiler.profile | None = None
+        self.steps = 0
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        if self.received is not None:
-            trainer.should_stop = True
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if self.steps == min(self.WARM, trainer.max_steps - 1):
+            self.profile = torch.profiler.profile()
+            self.profile.start()
+        self.steps += 1
 
-    def on_train_end(self, trainer: Trainer, module: Any) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    def on_train_batch_end(self, *_: Any) -> None:
+        if self.steps == self.WARM + self.STEPS:
+            self.finish()
+
+    def on_train_end(self, *_: Any) -> None:
+        self.finish()
+
+    def finish(self) -> None:
+        if self.profile is not None:
+            self.profile.stop()
+            self.profile.export_chrome_trace(str(self.path))
+            self.profile = None
 
 
 def device_of(accelerator: str) -> torch.device:
@@ -89,20 +108,42 @@ def device_of(accelerator: str) -> torch.device:
 
 
 def fresh_or_loaded(config: TrainConfig, corpus: Corpus, dtype: torch.dtype) -> GPT:
-    size = corpus.tokenizer.vocabulary
+    tokens = corpus.tokenizer.vocabulary
     if config.model.source == "hf":
-        return load_trainable(Path(str(config.model.path)), dtype=dtype, checkpointing=config.trainer.checkpointing)
+        path = Path(str(config.model.path))
+        model = load_trainable(path, dtype=dtype, checkpointing=config.trainer.checkpointing)
+        fitting(config, model.config)
+        return model
     if config.model.source == "transformers":
         raise BadInput("model=transformers is measured, not trained; write model=hf for GPT-2 and Llama families")
-    if config.model.vocab is not None and config.model.vocab < size:
-        raise BadInput(f"model.vocab={config.model.vocab} is smaller than the tokenizer's {size}; leave it out")
-    model = dataclasses.replace(config.model, vocab=config.model.vocab or size)
-    return GPT(model, dtype=dtype, checkpointing=config.trainer.checkpointing)
+    if config.model.vocab is not None and config.model.vocab < tokens:
+        raise BadInput(f"model.vocab={config.model.vocab} is smaller than the tokenizer's {tokens}; leave it out")
+    fresh = dataclasses.replace(config.model, vocab=config.model.vocab or tokens)
+    refuse_beyond_memory(config, fresh)
+    return GPT(fresh, dtype=dtype, checkpointing=config.trainer.checkpointing)
+
+
+def refuse_beyond_memory(config: TrainConfig, model: ModelConfig) -> None:
+    """Told in a second, where the system would take minutes to end the program without a word."""
+    device = device_of(config.trainer.accelerator)
+    on_gpu = device.type == "cuda"
+    there = torch.cuda.mem_get_info()[1] if on_gpu else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    there *= config.trainer.nodes * (config.trainer.devices if on_gpu else 1)
+    parameters = cost.parameters(model).total
+    logits = config.data.batch // config.trainer.accumulate * config.data.length * model.vocabulary
+    needed = 16 * parameters + 4 * logits  # fp32 weights, gradients, Adam's two moments; then the largest activation
+    if needed > there:
+        raise BadInput(
+            f"training {parameters:,} parameters with data.batch={config.data.batch} takes {size(needed)} at least, "
+            f"and here are {size(there)}: choose a smaller model.width, model.layers or data.batch"
+        )
 
 
 def train(config: TrainConfig) -> None:
-    console = Console()
+    """Of several processes only rank 0 shows, tracks, exports, measures and reports; the others train with it."""
+    console = Console(quiet=rank() > 0)
     device = device_of(config.trainer.accelerator)
+    refuse_what_cannot_be_shared(config)
     precision, why = precision_of(config.precision, device)
     checkpoint = to_resume(config, console)
     if checkpoint is not None:
@@ -110,72 +151,33 @@ def train(config: TrainConfig) -> None:
         refuse_another(config)
     pretrained = Path(str(config.model.path)) if config.model.source == "hf" else None
     corpus = prepare(config.data, load_tokenizer(pretrained) if pretrained else None, seed=config.seed)
+    if checkpoint is not None:
+        refuse_other_tokens(checkpoint, corpus.tokenizer)
     for line in corpus.description:
         console.print(line, markup=False, highlight=False)
     seed_everything(config.seed, verbose=False)
     model = fresh_or_loaded(config, corpus, DTYPES[precision])
+    if rank() > 0:
+        fit(config, model, corpus, Path(config.run_dir), checkpoint, console)
+        return
     with claim(config, resuming=checkpoint is not None) as run_dir:
         parameters = sum(p.numel() for p in model.parameters())
         say(console, f"{parameters:,} parameters in {precision} ({why})")
         say(console, f"everything goes to {run_dir}")
         with tracker_of(config, run_dir, console, "train") as tracker:
-            module, stopped = fit(config, model, corpus, run_dir, checkpoint, console, tracker)
-            if stopped is None:
-                exported = export(module.model.cpu(), run_dir / "export", tokenizer=corpus.tokenizer)
-                tracker.export(exported, fingerprint_of(exported))
-        if stopped is not None:
-            how = f"go on with: python train.py trainer.resume={run_dir}"
-            raise Stopped(stopped, f"stopped after step {module.global_step}; {how}")
+            with followers(config, checkpoint):
+                module, stopped = fit(config, model, corpus, run_dir, checkpoint, console, tracker)
+            if stopped is not None:
+                how = f"go on with: {call('train')} trainer.resume={run_dir}"
+                raise Stopped(stopped, f"stopped after step {module.global_step}; {how}")
+            exported = export(module.model.cpu(), run_dir / "export", tokenizer=corpus.tokenizer)
+            tracker.export(exported, fingerprint_of(exported))
         finish(config, module, corpus, run_dir, console)
 
 
-def to_resume(config: TrainConfig, console: Console) -> Path | None:
-    """The checkpoint that `trainer.resume` means: a file, or the newest good one of a run that has not finished."""
-    wanted = config.trainer.resume
-    if wanted is None:
-        return None
-    if wanted == "auto":
-        runs = sorted(Path(config.run_dir).parent.glob("*/checkpoints"), key=lambda path: path.stat().st_mtime)
-        unfinished = [path for path in runs if not (path.parent / "export").exists()]
-        for directory in reversed(unfinished):
-            if (found := newest_good(directory)) is not None:
-                say(console, f"going on from {found}")
-                return found
-        say(console, "nothing to resume: starting afresh")
-        return None
-    path = Path(wanted)
-    if path.is_file():
-        verify(path)
-        return path
-    if not path.is_dir():
-        raise BadInput(f"trainer.resume={wanted} does not exist; write auto, a run directory or a checkpoint")
-    found = newest_good(path / "checkpoints" if (path / "checkpoints").is_dir() else path)
-    if found is None:
-        raise BadInput(f"trainer.resume={wanted} holds no good checkpoint")
-    return found
-
-
-MAY_DIFFER = ("run_dir", "tracking", "trainer.resume", "trainer.progress", "trainer.max_time", "trainer.profiler")
-
-
-def refuse_another(config: TrainConfig) -> None:
-    """A run goes on under the config that it began with, or its weights would be nobody's."""
-    path = Path(config.run_dir) / "config.yaml"
-    if not path.is_file():
-        raise BadInput(f"{path} is missing: trainer.resume goes on with a run of python train.py")
-    began = flat(OmegaConf.to_container(OmegaConf.load(path)))
-    now = flat(dataclasses.asdict(config))
-    keys = sorted(key for key in began.keys() | now.keys() if not key.startswith(MAY_DIFFER))
-    if unlike := [
-        f"{key}={now.get(key)} (began with {began.get(key)})" for key in keys if began.get(key) != now.get(key)
-    ]:
-        raise BadInput(f"{config.run_dir} is a run of another configuration: {', '.join(unlike)}")
-
-
-def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix[:-1]: tree}
-    return {key: value for name, branch in tree.items() for key, value in flat(branch, f"{prefix}{name}.").items()}
+def follow(packed: dict[str, Any]) -> None:
+    """A rank that rank 0 started, on the config that it runs."""
+    train(unpack(TrainConfig, packed))
 
 
 def finish(config: TrainConfig, module: LitGPT, corpus: Corpus, run_dir: Path, console: Console) -> None:
@@ -183,8 +185,7 @@ def finish(config: TrainConfig, module: LitGPT, corpus: Corpus, run_dir: Path, c
     model, exported = module.model, run_dir / "export"
     served = load(exported)
     tokens = torch.from_numpy(np.asarray(corpus.validation[: config.data.length], dtype=np.int64))[None]
-    differing = int((model.train()(tokens).detach() != served(tokens)).sum())
-    if differing and not config.model.dropout:
+    if differing := differing_logits(model, served.model, tokens):
         raise Integrity(f"{exported}: {differing} logits of the frozen forward differ from those of training's forward")
     say(console, f"exported to {exported}: the frozen forward gives training's logits, bit for bit")
     results = run_dir / "results.jsonl"
@@ -208,8 +209,10 @@ def finish(config: TrainConfig, module: LitGPT, corpus: Corpus, run_dir: Path, c
         )
         with console.status("measuring both lives"):
             measure_both_lives(case, results, command_line())
-    prompt = config.sample_prompt
-    sample = prompt + str(served.generate(prompt, max_new_tokens=100, seed=config.seed))
+    prompt = askable(config.sample_prompt, corpus)
+    sample = harmless(prompt + str(served.generate(prompt, max_new_tokens=100, seed=config.seed)))
+    loss = float(module.trainer.callback_metrics.get("validation_loss", math.nan))
+    describe(config, model, corpus, run_dir, loss, [prompt, sample])
     if config.measure.enabled:
         conclude(config, run_dir, console, job_type="inference", sample=sample)
     else:
@@ -218,7 +221,37 @@ def finish(config: TrainConfig, module: LitGPT, corpus: Corpus, run_dir: Path, c
     waiting = latest.with_name(f".latest-{os.getpid()}")
     waiting.symlink_to(run_dir.name)
     waiting.replace(latest)
-    say(console, f"text     python generate.py checkpoint={run_dir} prompt={prompt!r}")
+    say(console, f"text     {call('generate')} checkpoint={run_dir} prompt={prompt!r}")
+
+
+def askable(prompt: str, corpus: Corpus) -> str:
+    """The prompt, or none where a tokenizer of single characters has never met it: training is done by then."""
+    try:
+        corpus.tokenizer.encode(prompt)
+    except BadInput:
+        return ""
+    return prompt
+
+
+def describe(config: TrainConfig, model: GPT, corpus: Corpus, run_dir: Path, loss: float, said: list[str]) -> None:
+    """The export's card: its weights, their training, what the run measured, and a sample."""
+    data, plan = config.data, config.trainer
+    facts = {
+        "from": f"{config.model.path}" if config.model.source == "hf" else "fresh weights",
+        "text": " ".join(corpus.description[:1]),
+        "steps": f"{plan.max_steps:,} of {data.batch} x {data.length} tokens",
+        "optimizer": f"{config.optim.name}, learning rate {config.optim.lr:g}",
+        "validation loss": f"{loss:.3f} nats a token",
+        "seed": config.seed,
+    }
+    manifest = read_manifest(run_dir / "export")
+    assert manifest is not None
+    sections = [weights_section(model, manifest), about_training(facts)]
+    if config.measure.enabled:
+        results = read(run_dir / "results.jsonl")
+        (where, *_) = results.environments.values()
+        sections.append(about_costs(compare(results), where.identity))
+    write_card(run_dir / "export", [*sections, about_text(*said)])
 
 
 def fit(
@@ -228,10 +261,14 @@ def fit(
     run_dir: Path,
     checkpoint: Path | None,
     console: Console,
-    tracker: Tracker,
+    tracker: Tracker | None = None,
 ) -> tuple[LitGPT, int | None]:
+    """The trained module and the signal that ended it early. Without a tracker this is a rank that leaves no trace."""
     plan = config.trainer
-    module = LitGPT(model, config.optim, plan)
+    share = (rank(), plan.devices * plan.nodes)
+    if config.compile:
+        model.compile()
+    module = LitGPT(model, config.optim, plan, seed=config.seed)
     signals = StopOnSignal()
     watch = Watch(
         console,
@@ -240,14 +277,6 @@ def fit(
         live=plan.progress,
     )
     checkpoints = run_dir / "checkpoints"
-    corpus.tokenizer.save(checkpoints / "tokenizer.json")
-    last = ModelCheckpoint(
-        dirpath=checkpoints,
-        filename="last-{step:06d}",
-        auto_insert_metric_name=False,
-        every_n_train_steps=plan.checkpoint_every,
-        save_top_k=1,
-    )
     best = ModelCheckpoint(
         dirpath=checkpoints,
         filename="best-{step:06d}",
@@ -255,14 +284,22 @@ def fit(
         monitor="validation_loss",
         save_top_k=1,
     )
-    callbacks: list[Callback] = [watch, Track(tracker, watch.tokens_per_step), signals, last, best]
+    last = KeepLast(checkpoints, plan.checkpoint_every)
+    callbacks: list[Callback] = [best]
+    if tracker is not None:
+        corpus.tokenizer.save(checkpoints / "tokenizer.json")
+        callbacks = [watch, Track(tracker, watch.tokens_per_step), best]
+        if plan.profiler is not None:
+            callbacks.append(Trace(run_dir / "trace.json"))
     if plan.early_stopping is not None:
         callbacks.append(EarlyStopping("validation_loss", patience=plan.early_stopping))
+    callbacks += [signals, last]
     quieten()
     trainer = Trainer(
         accelerator=plan.accelerator,
         devices=plan.devices,
-        strategy=plan.strategy,
+        num_nodes=plan.nodes,
+        strategy=strategy_of(config),
         max_steps=plan.max_steps,
         max_time=plan.max_time,
         max_epochs=-1,
@@ -272,8 +309,7 @@ def fit(
         num_sanity_val_steps=0,
         logger=False,
         callbacks=callbacks,
-        plugins=[StateFileIO()],
-        profiler=PyTorchProfiler(dirpath=run_dir, filename="trace") if plan.profiler else None,
+        plugins=[StateFileIO(), environment()],
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=run_dir,
@@ -288,12 +324,17 @@ def fit(
             length=data.length,
             steps=plan.max_steps,
             start=0 if checkpoint is None else statefile.load(checkpoint, only=("global_step",))["global_step"],
+            shard=share,
         ),
         batch_size=None,
         num_workers=data.workers,
     )
-    validation = DataLoader(ValidationBatches(corpus.validation, batch=data.batch, length=data.length), batch_size=None)
+    held_out = ValidationBatches(corpus.validation, batch=data.batch, length=data.length, shard=share)
+    validation = DataLoader(held_out, batch_size=None)
     started = time.monotonic()
-    trainer.fit(module, Timed(loader), validation, ckpt_path=checkpoint)
+    with signals.listening():
+        trainer.fit(module, Timed(loader, module.waits_s), validation, ckpt_path=checkpoint)
+    if plan.strategy == "fsdp" or config.compile:
+        module.model = whole(module.model)
     say(console, f"trained in {time.monotonic() - started:.0f} s")
     return module, signals.received

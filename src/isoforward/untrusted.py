@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -14,16 +15,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from isoforward.config import ModelConfig
+from isoforward.config import LARGEST, ModelConfig
 from isoforward.errors import BadInput, Integrity
 
-LARGEST = 2**21  # no real model has more positions, tokens, layers or features; rotary tables are bounded by it
 TEXT_LIMIT = 4 * 2**20  # bytes of a JSON file or of a safetensors header: far above any real one
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 ORIGIN = ("source", "path")  # what a ModelConfig says of where it came from
 SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_context")
 LINE = 120  # characters
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
 DESCRIBE = reprlib.Repr()  # never walks the whole of a large value
 DESCRIBE.maxstring = DESCRIBE.maxother = LINE
 
@@ -50,6 +51,11 @@ def shown(value: object) -> str:
     """Whatever a stranger's file says, shortened and escaped, for one line of a message."""
     text = DESCRIBE.repr(value)
     return text if len(text) <= LINE else f"{text[:LINE]}..."
+
+
+def harmless(text: str) -> str:
+    """For a terminal: control characters that could move its cursor, or worse, are spelled out."""
+    return CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def described(config: ModelConfig) -> dict[str, Any]:
