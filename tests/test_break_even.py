@@ -10,15 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 from experiments import break_even
-from experiments.break_even import BreakEven, Plan, lengths, main, plan, simulated_days
+from experiments.break_even import BreakEven, main
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isoforward.compare import only, select
 from isoforward.config import ModelConfig
+from isoforward.devices import lookup
 from isoforward.economics import break_even_tokens
 from isoforward.entry import run
 from isoforward.errors import BadInput
+from isoforward.lifetime import Plan, lengths, plan, simulated_days
 from isoforward.results import Row, read
 
 LLAMA2_7B = ModelConfig(
@@ -39,7 +41,8 @@ H100, A100 = {"hardware": "h100"}, {"hardware": "a100"}
 
 
 def planned(model: ModelConfig = LLAMA3_8B, **asked: Any) -> Plan:
-    return plan(BreakEven(model=model, **asked))
+    config = BreakEven(model=model, **asked)
+    return plan(config, lookup(config.hardware))
 
 
 def told(made: Plan) -> tuple[Row, ...]:
@@ -268,8 +271,9 @@ def test_a_mistake_is_told_in_one_message_and_nothing_is_written(
 
 def test_neither_the_question_nor_its_prediction_loads_torch() -> None:
     script = (
-        "import sys; from experiments.break_even import *; "
-        "plan(BreakEven(model=ModelConfig(vocab=99), prompt=9, new_tokens=9)); print('torch' in sys.modules)"
+        "import sys; from experiments.break_even import *; from isoforward.config import ModelConfig; "
+        "asked = BreakEven(model=ModelConfig(vocab=99), prompt=9, new_tokens=9); "
+        "list(rows(plan(asked, lookup('h100')))); print('torch' in sys.modules)"
     )
     root = Path(__file__).parents[1]
     answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=root)

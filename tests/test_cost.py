@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import weakref
 from collections.abc import Iterator
@@ -19,8 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from isoforward import cost, steps
+from isoforward import cost, footprint, steps
 from isoforward.config import ModelConfig
+from isoforward.counting import count_training
 from isoforward.errors import BadInput
 from isoforward.model import GPT, KVCache
 
@@ -192,8 +194,8 @@ def test_newton_schulz_adds_what_muons_author_says(width: int, tokens: int, over
 
 def test_activations_of_llm_c_are_its_own_count() -> None:
     """llm.c README (GPT-2, B=4, T=64) and pull request 156 (Shakespeare, B=4, T=64)."""
-    assert cost.llmc_activations(GPT2, batch=4, length=64) == 73323776
-    assert cost.llmc_activations(gpt2(6, 384, heads=6, vocab=66, context=256), batch=4, length=64) == 12033792
+    assert footprint.llmc_activations(GPT2, batch=4, length=64) == 73323776
+    assert footprint.llmc_activations(gpt2(6, 384, heads=6, vocab=66, context=256), batch=4, length=64) == 12033792
 
 
 @pytest.mark.parametrize(
@@ -205,7 +207,8 @@ def test_attentions_share_of_activations_is_korthikantis(
     """Korthikanti 2022, eqs. 1 and 6, section 5: GPT-3 and MT-NLG; their "small buffers" are what we add to 34sbh."""
     config = gpt2(layers, width, heads=heads, vocab=51200, context=2048, dropout=0.1)
     saved = {
-        kernel: cost.saved_bytes(config, batch=1, length=2048, dtype="bf16", kernel=kernel) for kernel in cost.KERNELS
+        kernel: footprint.saved_bytes(config, batch=1, length=2048, dtype="bf16", kernel=kernel)
+        for kernel in cost.KERNELS
     }
     sbh = 2048 * width
     statistics = 2048 * (layers * 8 + 4)  # mean and deviation, 16 bits each, of two norms a layer and the last
@@ -222,7 +225,7 @@ def test_full_checkpointing_keeps_a_layers_input_alone() -> None:
     """Korthikanti 2022, section 5: 2sbh a layer."""
     shape = {"batch": 1, "length": 2048}
     two, three = (
-        cost.saved_bytes(gpt2(n, 1024), **shape, dtype="bf16", checkpointing="full").total  # type: ignore[arg-type]
+        footprint.saved_bytes(gpt2(n, 1024), **shape, dtype="bf16", checkpointing="full").total  # type: ignore[arg-type]
         for n in (2, 3)
     )
     assert three - two == 2 * 2048 * 1024
@@ -237,12 +240,12 @@ def test_full_checkpointing_keeps_a_layers_input_alone() -> None:
     ],
 )
 def test_a_cached_token_takes_the_published_bytes(source: str, config: ModelConfig, expected: int) -> None:
-    assert cost.kv_bytes(config, dtype="bf16") == expected
+    assert footprint.kv_bytes(config, dtype="bf16") == expected
 
 
 def test_decoding_moves_the_bytes_that_gpt_fast_reports() -> None:
     """gpt-fast README: Llama-2-7B, bf16, 104.9 tokens/s, 1397.31 GB/s over weights and 208 positions of cache."""
-    moved = cost.inference_bytes(LLAMA2_7B, batch=1, cached=207, dtype="bf16")
+    moved = footprint.inference_bytes(LLAMA2_7B, batch=1, cached=207, dtype="bf16")
     assert (moved["weights"] + moved["kv_read"]) * 104.9 / 1e9 == pytest.approx(1397.31, rel=0.001)
     assert moved["kv_read"] == 208 * 524288
     assert moved["kv_written"] == 524288
@@ -251,7 +254,7 @@ def test_decoding_moves_the_bytes_that_gpt_fast_reports() -> None:
 
 def test_decoding_gpt2_looks_up_a_token_and_a_position_and_reads_the_tied_head_once() -> None:
     """By hand, 3 sequences, 16 bits."""
-    moved = cost.inference_bytes(GPT2, batch=3, cached=7)
+    moved = footprint.inference_bytes(GPT2, batch=3, cached=7)
     assert moved["embedding"] == 2 * 3 * 2 * 768
     assert moved["weights"] == 2 * (124439808 - 1024 * 768)
 
@@ -259,7 +262,7 @@ def test_decoding_gpt2_looks_up_a_token_and_a_position_and_reads_the_tied_head_o
 @pytest.mark.parametrize(("mixed", "expected"), [(False, (4, 4, 8)), (True, (2, 2, 12))])
 def test_adams_training_state_is_sixteen_bytes_a_parameter(mixed: bool, expected: tuple[int, int, int]) -> None:
     """ZeRO (Rajbhandari 2020), section 3.1, for mixed precision; 4 + 4 + 4 + 4 by hand for fp32."""
-    state = cost.training_state(GPT2, mixed=mixed)
+    state = footprint.training_state(GPT2, mixed=mixed)
     assert tuple(amount // 124439808 for amount in state.values()) == expected
     assert state.total == 16 * 124439808
 
@@ -268,7 +271,7 @@ def test_an_adam_step_moves_seven_numbers_a_parameter_and_keeps_two() -> None:
     """By hand: weight, gradient, two moments in; weight, two moments out."""
     assert cost.optimizer_bytes(GPT2, optimizer="adamw") == 28 * 124439808
     assert cost.optimizer_bytes(GPT2, optimizer="sgd") == 12 * 124439808
-    muon = cost.training_state(GPT2, optimizer="muon")["optimizer"]
+    muon = footprint.training_state(GPT2, optimizer="muon")["optimizer"]
     assert muon == 8 * 124439808 - 4 * 12 * 12 * 768**2
 
 
@@ -347,7 +350,7 @@ def test_flops_of_a_frozen_base_with_adapters_are_those_that_torch_counts(config
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     assert (forward.total, backward.total) == counted(model, tokens)
     assert cost.lora_parameters(config, rank=5) == trained
-    assert cost.training_state(config, lora_rank=5)["gradients"] == 4 * trained
+    assert footprint.training_state(config, lora_rank=5)["gradients"] == 4 * trained
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -378,9 +381,15 @@ def test_transformers_own_models_have_these_parameters_and_flops(family: str) ->
 
 
 @small
-def test_muons_products_are_those_that_torch_counts_in_its_own_muon(config: ModelConfig) -> None:
-    model = GPT(config)
-    matrices = [parameter for parameter in model.blocks.parameters() if parameter.dim() == 2]
+def test_muons_products_are_those_that_torch_counts_in_its_own_muon_on_every_map_apart(config: ModelConfig) -> None:
+    fused = {"attention.qkv.weight": [config.width, config.kv_width, config.kv_width]}
+    fused["mlp.gate_up.weight"] = [config.ffn_width] * 2
+    matrices = [
+        part.detach().clone().requires_grad_()
+        for name, parameter in GPT(config).blocks.named_parameters()
+        if parameter.dim() == 2
+        for part in parameter.split(fused.get(name.partition(".")[2], parameter.shape[0]))
+    ]
     for matrix in matrices:
         matrix.grad = torch.ones_like(matrix)
     with FlopCounterMode(display=False) as step:
@@ -389,6 +398,14 @@ def test_muons_products_are_those_that_torch_counts_in_its_own_muon(config: Mode
     assert flops["products"] == step.get_total_flops()
     others = cost.parameters(config).total - sum(matrix.numel() for matrix in matrices)
     assert flops["elementwise"] == 10 * (cost.parameters(config).total - others) + 14 * others
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_what_full_checkpointing_recomputes_is_what_torch_dispatches(dropout: float) -> None:
+    config = dataclasses.replace(SMALL["gpt2"], dropout=dropout)
+    counted = count_training(config, batch=2, length=8, checkpointing="full", convention="hardware")
+    flops = cost.backward_flops(config, batch=2, length=8, checkpointing="full", convention="hardware")
+    assert flops.total == counted["backward"]
 
 
 def test_hardware_adds_a_product_for_flash_and_the_recomputed_blocks_less_their_last_product() -> None:
@@ -463,7 +480,7 @@ def test_saved_bytes_are_those_that_autograd_saves(config: ModelConfig, dtype: s
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION), torch.autograd.graph.saved_tensors_hooks(save, lambda kept: kept):
         logits = model(torch.zeros(3, 10, dtype=torch.long))
     rotation = logits.element_size() * 2 * 10 * config.head_width if config.family == "llama" else 0  # shared by all
-    expected = cost.saved_bytes(config, batch=3, length=10, dtype=dtype).total + rotation
+    expected = footprint.saved_bytes(config, batch=3, length=10, dtype=dtype).total + rotation
     assert expected == sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
 
 
@@ -531,7 +548,7 @@ def test_peaks_of_a_training_step_are_those_of_its_tensors(
     held = Held(*model.parameters(), *model.buffers(), *states)
     with held:
         steps.train_step(model, optimizer, tokens, tokens, accumulate=accumulate, phase=held)
-    predicted = cost.training_peaks(
+    predicted = footprint.training_peaks(
         config, batch=4 // accumulate, length=length, dtype=dtype, checkpointing=checkpointing, accumulate=accumulate
     )
     del held.peaks["outside"]
@@ -551,14 +568,16 @@ def test_peaks_of_prefill_and_decode_are_those_of_their_tensors(family: str, dty
         steps.prefill(model, prompt, cache, phase=held)
         steps.decode(model, prompt[:, :1], cache, phase=held)
     del held.peaks["outside"]
-    assert cost.inference_peaks(config, batch=8, prompt=60, new=4, dtype=dtype) == pytest.approx(held.peaks, rel=0.02)
+    assert footprint.inference_peaks(config, batch=8, prompt=60, new=4, dtype=dtype) == pytest.approx(
+        held.peaks, rel=0.02
+    )
 
 
 def test_least_traffic_of_a_training_step_by_hand() -> None:
     """fp32 Adam, V=40, C=32, F=128, L=3, B=2, T=8: what is saved crosses twice, weights thrice beside the optimizer."""
     config, logits = SMALL["gpt2"], 2 * 8 * 40
-    count, saved = cost.parameters(config).total, cost.saved_bytes(config, batch=2, length=8).total
-    traffic = cost.training_bytes(config, batch=2, length=8)
+    count, saved = cost.parameters(config).total, footprint.saved_bytes(config, batch=2, length=8).total
+    traffic = footprint.training_bytes(config, batch=2, length=8)
     matrices = 3 * (4 * 32**2 + 2 * 32 * 128) + 40 * 32
     assert traffic["forward"] == 4 * count + saved + 4 * logits
     assert traffic["loss"] == 8 * logits
@@ -586,9 +605,9 @@ def test_bad_input_is_named(override: dict[str, Any], named: str) -> None:
 
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(BadInput, match=r"kernel=flahs.*did you mean flash"):
-        cost.saved_bytes(GPT2, batch=1, length=8, kernel="flahs")
+        footprint.saved_bytes(GPT2, batch=1, length=8, kernel="flahs")
     with pytest.raises(BadInput, match="dtype=fp8"):
-        cost.weight_bytes(GPT2, dtype="fp8")
+        footprint.weight_bytes(GPT2, dtype="fp8")
     with pytest.raises(BadInput, match="optimizer=lion"):
         cost.optimizer_flops(GPT2, optimizer="lion")
     with pytest.raises(BadInput, match=r"model\.vocab"):

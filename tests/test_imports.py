@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 
 import isoforward
+from isoforward.config import ModelConfig
+from isoforward.model import GPT
+from isoforward.tokenizer import Tokenizer
+from isoforward.weights import export, freeze
 
 SOURCE = Path(isoforward.__file__).parent
 HEAVY = {"lightning", "hydra", "omegaconf", "datasets", "wandb", "transformers", "altair", "pandas"}
@@ -45,7 +49,9 @@ def test_no_module_reaches_itself():
     assert [module for module in MODULES if module in reached(module)] == []
 
 
-@pytest.mark.parametrize("module", ["config", "errors", "cost", "economics", "storage", "units"])
+@pytest.mark.parametrize(
+    "module", ["config", "errors", "cost", "footprint", "economics", "devices", "storage", "units"]
+)
 def test_what_stands_at_the_top_is_stdlib_alone(module):
     outside = {name for name in imported(module) if not name.startswith("isoforward.")}
     assert outside <= set(sys.stdlib_module_names) | {"__future__"}
@@ -58,7 +64,25 @@ def test_the_forward_and_its_steps_know_nothing_but_torch(module):
     assert reached(module) <= {"config", "errors", "model"}
 
 
-@pytest.mark.parametrize("measured", ["model", "steps", "inference", "optim", "data", "tokenizer", "weights"])
+@pytest.mark.parametrize(
+    "measured",
+    [
+        "model",
+        "steps",
+        "inference",
+        "decoding",
+        "speculative",
+        "quantised",
+        "compiled",
+        "optim",
+        "data",
+        "batches",
+        "tokenizer",
+        "weights",
+        "card",
+        "wrapped",
+    ],
+)
 def test_what_is_measured_never_imports_what_measures_it(measured):
     assert not reached(measured) & {"meter", "measure", "ledger", "counting", "estimates", "compare"}
 
@@ -87,3 +111,14 @@ def test_importing_changes_nothing_global():
     script = f"import torch; before = {seen}; import isoforward.inference; print(before == {seen})"
     answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert answer.stdout == "True\n"
+
+
+def test_serving_a_prompt_loads_no_compiler(tmp_path):
+    """sympy and torch._dynamo cost a second that no eager forward needs."""
+    tokenizer = Tokenizer.from_characters(["abc"])
+    model = GPT(ModelConfig(layers=1, heads=2, width=8, context=16, vocab=tokenizer.vocabulary))
+    export(freeze(model), tmp_path / "export", tokenizer=tokenizer)
+    serve = f"from isoforward.inference import load; load({str(tmp_path / 'export')!r}).generate('ab', top_p=0.9)"
+    shown = f"{serve}; import sys; print(*sys.modules)"
+    answer = subprocess.run([sys.executable, "-c", shown], capture_output=True, text=True, check=True)
+    assert set(answer.stdout.split()) & {"sympy", "torch._dynamo", "torch._inductor", "transformers", "gguf"} == set()

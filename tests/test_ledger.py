@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from isoforward import cost, steps
+from isoforward import footprint, steps
 from isoforward.config import ModelConfig, OptimConfig
 from isoforward.inference import DTYPES
 from isoforward.ledger import Ledger, inference_ledger, training_ledger
@@ -102,7 +102,7 @@ def test_the_analytic_model_keeps_the_same_bytes(family: str, dtype: str, checkp
     kept = sum(v for k, v in held.items() if k.startswith("activations")) + held.get("cast weights", 0)
     rotation = 2 * T * (C // H) * DTYPES[dtype].itemsize
     positions = {"gpt2": 8 * T, "llama": rotation}  # looked up once for all layers
-    predicted = cost.saved_bytes(c, batch=B, length=T, dtype=dtype, checkpointing=checkpointing)
+    predicted = footprint.saved_bytes(c, batch=B, length=T, dtype=dtype, checkpointing=checkpointing)
     assert kept == predicted.total + positions[family]
 
 

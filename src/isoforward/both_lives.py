@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
-from isoforward import cost, counting, steps
+from isoforward import counting, footprint, steps
 from isoforward.account import Account, InferenceCase, TrainingCase, account
+from isoforward.devices import calibrated_here, recognise
 from isoforward.energy import open_reader
 from isoforward.measure import (
     Candidates,
@@ -30,7 +32,7 @@ from isoforward.measure import (
     timed,
 )
 from isoforward.meter import Stopwatch, clock_for
-from isoforward.model import GPT, KVCache
+from isoforward.model import KVCache
 from isoforward.optim import build
 from isoforward.results import Condition, Row, write
 from isoforward.weights import freeze
@@ -76,6 +78,7 @@ def time(packed: dict[str, Any]) -> str:
         yield from time_rows(case, laps, cold)
         yield from flop_rows(case)
         yield from byte_rows(case)
+        yield from peak_rows(case)
         yield from energy_rows(case, candidates)
 
     return record(packed, candidates, tell)
@@ -93,9 +96,11 @@ def at_context(case: Case, context: int, cache: bool) -> dict[str, Condition]:
     return case.conditions(batch=1, tokens=1, context=context, cache=cache)
 
 
-def training_candidates(case: Case, master: GPT, tokens: Tensor, targets: Tensor) -> Candidates:
+def training_candidates(
+    case: Case, master: Any, tokens: Tensor, targets: Tensor, *, optimizer: Optimizer | None = None
+) -> Candidates:
     """A phased step for the parts, and an unphased one, which knows nothing of the meter, for the whole."""
-    optimizer = build(master, case.optim)
+    optimizer = optimizer or build(master, case.optim)
     model: Any = torch.compile(master) if case.compile else master
     stopwatch = Stopwatch(clock_for(torch.device(case.device)))
 
@@ -113,13 +118,14 @@ def training_candidates(case: Case, master: GPT, tokens: Tensor, targets: Tensor
     return {"phased": phased, "whole": lambda: {"whole": spent(case, step)}}
 
 
-def serving_candidates(case: Case, frozen: GPT, tokens: Tensor) -> Candidates:
+def serving_candidates(case: Case, frozen: Any, tokens: Tensor, *, cache: Any = None) -> Candidates:
     """The full forward on training's batch, a generation, and the cache curve."""
     model: Any = torch.compile(frozen) if case.compile else frozen
     text = tokens.flatten().repeat(-(-case.model.context // tokens.numel()))[None]  # (1, at least context)
     token = text[:, :1]
-    cache = KVCache(case.model, batch=1, capacity=case.model.context, dtype=frozen.dtype, device=tokens.device)
-    cache.slots.zero_()  # the curve looks at positions that no prompt filled: NaN would be slow arithmetic
+    if cache is None:
+        cache = KVCache(case.model, batch=1, capacity=case.model.context, dtype=frozen.dtype, device=tokens.device)
+        cache.slots.zero_()  # the curve looks at positions that no prompt filled: NaN would be slow arithmetic
 
     @torch.inference_mode()
     def forward() -> object:
@@ -155,8 +161,8 @@ def serving_candidates(case: Case, frozen: GPT, tokens: Tensor) -> Candidates:
 
 
 def contexts(case: Case) -> list[int]:
-    """Where the cache curve is read: up to the model's context by doublings."""
-    found = [case.model.context]
+    """Where the cache curve is read: up to the model's context, or what is measured of it, by doublings."""
+    found = [min(case.model.context, case.measure.context)]
     while found[-1] >= 32 and len(found) < 6:
         found.append(found[-1] // 2)
     return found[::-1]
@@ -239,15 +245,41 @@ def flop_rows(case: Case) -> Iterator[Row]:
 
 
 def byte_rows(case: Case) -> Iterator[Row]:
-    """The least traffic that serving needs: weights once, the cache read, the new keys and values written."""
+    """The least traffic that each phase needs: what no cache of the machine can spare it."""
+    training = footprint.training_bytes(
+        case.model,
+        batch=case.batch,
+        length=case.length,
+        dtype=case.precision,
+        optimizer=case.rule,
+        checkpointing=case.checkpointing,
+    )
+    size: dict[str, Any] = {"batch": case.batch, "length": case.length, "dtype": case.precision}
+    alone: dict[str, Any] = {"batch": 1, "dtype": case.precision}
     middle = case.prompt + case.new_tokens // 2
-    for phase, per, length, cached, conditions in (
-        ("prefill", "sequence", case.prompt, 0, prefilling(case)),
-        ("decode", "token", 1, middle, decoding(case)),
+    prefill = footprint.inference_bytes(case.model, length=case.prompt, **alone)
+    decode = footprint.inference_bytes(case.model, cached=middle, **alone)
+    for life, phase, per, moved, conditions in (
+        *(("training", phase, "step", moved, case.training()) for phase, moved in training.items()),
+        ("inference", "forward", "step", footprint.forward_bytes(case.model, **size).total, case.training()),
+        ("inference", "prefill", "sequence", prefill.total, prefilling(case)),
+        ("inference", "decode", "token", decode.total, decoding(case)),
     ):
-        traffic = cost.inference_bytes(case.model, batch=1, length=length, cached=cached, dtype=case.precision)
-        about = {"life": "inference", "phase": phase, "quantity": "bytes", "unit": "byte", "per": per}
-        yield row(case, **about, value=float(traffic.total), provenance="predicted", conditions=conditions)
+        about = {"life": life, "phase": phase, "quantity": "bytes", "unit": "byte", "per": per}
+        yield row(case, **about, value=float(moved), provenance="predicted", conditions=conditions)
+
+
+def peak_rows(case: Case) -> Iterator[Row]:
+    """What the machine could do at most, where that is known: as calibrated here, or by the GPU's data sheet."""
+    hardware = recognise(torch.cuda.get_device_name()) if case.device == "cuda" else calibrated_here()
+    if hardware is None or case.precision not in hardware.peak_flops_per_s:
+        return
+    about: dict[str, Any] = {"life": "training", "phase": "run", "per": "run"}
+    about["provenance"] = "measured" if hardware.provenance == "measured" else "estimated"
+    about["conditions"] = {"hardware": hardware.name, "source": hardware.source, "dtype": case.precision}
+    peak = hardware.peak_flops_per_s[case.precision]
+    yield row(case, **about, quantity="peak_flops", unit="flop/s", value=peak)
+    yield row(case, **about, quantity="peak_bandwidth", unit="byte/s", value=hardware.bandwidth_bytes_per_s)
 
 
 def energy_rows(case: Case, candidates: Candidates) -> Iterator[Row]:

@@ -77,7 +77,7 @@ class Comparison:
     step: Line
     inference: list[Line]
     time_ratio: Ratio  # a training step against the frozen forward on the same batch
-    flops_ratio: float
+    flops_ratio: float | None  # None where the forward could not be counted
     memory_ratio: float | None
     decode_ratio: float  # a decoded token against a trained one, in time
     residual: float  # of the step
@@ -85,12 +85,16 @@ class Comparison:
 
     @property
     def headline(self) -> str:
-        memory = "" if self.memory_ratio is None else f" and {units.times(self.memory_ratio)} in memory"
+        costs = [f"{units.times(self.time_ratio.value)} its forward pass in time"]
+        if self.flops_ratio is not None:
+            costs.append(f"{units.times(self.flops_ratio)} in FLOPs")
+        if self.memory_ratio is not None:
+            costs.append(f"{units.times(self.memory_ratio)} in memory")
+        told = " and ".join(filter(None, (", ".join(costs[:-1]), costs[-1])))
         decode = next(line for line in self.inference if line.phase == "decode")
         assert decode.time_per_token_s is not None and self.step.time_per_token_s is not None
         return (
-            f"Training this model costs {units.times(self.time_ratio.value)} its forward pass in time, "
-            f"{units.times(self.flops_ratio)} in FLOPs{memory}; a decoded token takes "
+            f"Training this model costs {told}; a decoded token takes "
             f"{units.seconds(decode.time_per_token_s)}, {units.times(self.decode_ratio)} a trained one "
             f"({units.seconds(self.step.time_per_token_s)})."
         )
@@ -145,7 +149,7 @@ def compare(results: Results) -> Comparison:
         step=step,
         inference=serving,
         time_ratio=ratio(step_time.samples, frozen.samples),
-        flops_ratio=sum(flops) / (forward_flops.value if forward_flops and forward_flops.value else 1.0),
+        flops_ratio=sum(flops) / forward_flops.value if forward_flops and forward_flops.value else None,
         memory_ratio=(
             step.memory.value / forward_memory.value
             if step.memory and step.memory.value and forward_memory and forward_memory.value

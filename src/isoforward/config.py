@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, is_dataclass
 from difflib import get_close_matches
+from typing import Any, TypeVar, get_type_hints
 
 from isoforward.errors import BadInput
+
+LARGEST = 2**21  # no real model has more positions, tokens, layers or features, and no batch more sequences
+
+
+Schema = TypeVar("Schema")
+
+
+def unpack(schema: type[Schema], packed: Mapping[str, Any]) -> Schema:
+    """The opposite of dataclasses.asdict."""
+    kinds = get_type_hints(schema)
+    parts = {key: unpack(kinds[key], value) if is_dataclass(kinds[key]) else value for key, value in packed.items()}
+    return schema(**parts)
 
 
 def one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -17,9 +31,16 @@ def one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 def at_least(key: str, value: float | None, least: float) -> None:
-    """None means "not set" and passes; NaN never does."""
-    if value is not None and not (math.isfinite(value) and value >= least):
-        raise BadInput(f"{key}={value} must be a finite number of at least {least:g}")
+    """None means "not set" and passes; NaN never does, nor what no float or 64 bits hold."""
+    if value is not None and not least <= value < 2**53:
+        more = " and below 2^53" if value >= least else ""
+        raise BadInput(f"{key}={value} must be a finite number of at least {least:g}{more}")
+
+
+def sized(key: str, value: int | None) -> None:
+    at_least(key, value, 1)
+    if value is not None and value > LARGEST:
+        raise BadInput(f"{key}={value} is more than any has; it can be {LARGEST} at most")
 
 
 def within(key: str, value: float, low: float, high: float) -> None:
@@ -56,7 +77,7 @@ class ModelConfig:
         one_of("model.family", self.family, ("gpt2", "llama"))
         one_of("model.source", self.source, ("fresh", "hf", "transformers"))
         for name in ("layers", "heads", "kv_heads", "width", "ffn", "context", "vocab"):
-            at_least(f"model.{name}", getattr(self, name), 1)
+            sized(f"model.{name}", getattr(self, name))
         if self.width % self.heads:
             fits = [n for n in range(1, min(self.width, 128) + 1) if self.width % n == 0]
             near = sorted(sorted(fits, key=lambda n: abs(n - self.heads))[:4])
@@ -126,10 +147,10 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         one_of("data.source", self.source, ("shakespeare", "text", "hub", "synthetic"))
-        for name in ("batch", "length"):
-            at_least(f"data.{name}", getattr(self, name), 1)
+        for name in ("batch", "length", "vocab"):
+            sized(f"data.{name}", getattr(self, name))
         at_least("data.vocab", self.vocab, 257)
-        at_least("data.workers", self.workers, 0)
+        within("data.workers", self.workers, 0, 1024)
         within("data.validation", self.validation, 0.0, 0.9)
         if self.source == "text" and not self.path:
             raise BadInput("data=text needs data.path=FILE, DIRECTORY or GLOB")
@@ -168,7 +189,8 @@ class TrainerConfig:
     max_steps: int = 700
     max_time: str | None = None  # DD:HH:MM:SS
     accelerator: str = "auto"
-    devices: int = 1
+    devices: int = 1  # of each machine
+    nodes: int = 1  # machines; more than one are started by torchrun
     strategy: str = "auto"
     accumulate: int = 1  # micro-batches that one optimizer step is cut into
     checkpointing: str = "none"  # activations: kept, or recomputed in backward
@@ -177,14 +199,22 @@ class TrainerConfig:
     checkpoint_every: int = 100
     resume: str | None = None  # a checkpoint or run directory, or auto
     early_stopping: int | None = None  # validations without improvement
-    profiler: str | None = None  # pytorch: a trace that a browser opens
+    profiler: str | None = None  # pytorch: three steps in trace.json, which a browser opens
     progress: bool = True
 
     def __post_init__(self) -> None:
         one_of("trainer.accelerator", self.accelerator, ("auto", "cpu", "gpu"))
         one_of("trainer.strategy", self.strategy, ("auto", "ddp", "fsdp"))
         one_of("trainer.checkpointing", self.checkpointing, ("none", "selective", "full"))
-        for name in ("max_steps", "devices", "accumulate", "validate_every", "validation_batches", "checkpoint_every"):
+        for name in (
+            "max_steps",
+            "devices",
+            "nodes",
+            "accumulate",
+            "validate_every",
+            "validation_batches",
+            "checkpoint_every",
+        ):
             at_least(f"trainer.{name}", getattr(self, name), 1)
         at_least("trainer.early_stopping", self.early_stopping, 1)
         if self.profiler is not None:
@@ -200,6 +230,7 @@ class MeasureConfig:
     warmup: int = 3
     prompt: int = 64  # tokens of the prefill; the decode starts there
     new_tokens: int = 64  # decode steps of one measured generation
+    context: int = 1024  # the longest past that the cache curve looks at
     energy: str = "auto"  # auto: measured or unavailable; or a wattage to estimate with, such as 65W
 
     def __post_init__(self) -> None:
@@ -207,6 +238,7 @@ class MeasureConfig:
         at_least("measure.warmup", self.warmup, 1)
         at_least("measure.prompt", self.prompt, 1)
         at_least("measure.new_tokens", self.new_tokens, 2)
+        at_least("measure.context", self.context, 2)
         if self.energy != "auto":
             try:
                 watts = float(self.energy.removesuffix("W"))
@@ -228,7 +260,7 @@ class TrackingConfig:
         one_of("tracking.mode", self.mode, ("auto", "wandb", "none"))
 
 
-PRECISIONS = ("auto", "fp32", "bf16")
+PRECISIONS = ("auto", "fp32", "bf16", "int8")  # int8 serves alone: nothing is trained in it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,7 +278,7 @@ class Run:
     run_dir: str = ""
 
     def __post_init__(self) -> None:
-        one_of("precision", self.precision, PRECISIONS)
+        one_of("precision", self.precision, PRECISIONS[:-1])
         within("seed", self.seed, 0, 2**63 - 1)
 
 
@@ -258,15 +290,16 @@ class TrainConfig(Run):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.data.length > self.model.context:
+        if self.model.source == "fresh" and self.data.length > self.model.context:
             raise BadInput(
                 f"data.length={self.data.length} is longer than model.context={self.model.context}; "
                 f"write data.length={self.model.context} or model.context={self.data.length}"
             )
-        pieces = self.trainer.accumulate * self.trainer.devices
+        pieces = self.trainer.accumulate * self.trainer.devices * self.trainer.nodes
         if self.data.batch % pieces:
             raise BadInput(
-                f"data.batch={self.data.batch} cannot be cut into trainer.accumulate x trainer.devices = {pieces} "
+                f"data.batch={self.data.batch} cannot be cut into trainer.accumulate x trainer.devices x "
+                f"trainer.nodes = {pieces} "
                 f"equal parts; write data.batch={pieces * max(1, round(self.data.batch / pieces))}"
             )
 
@@ -294,6 +327,9 @@ class GenerateConfig:
     stream: bool = True
     explain: bool = False
     precision: str = "auto"  # auto: as exported
+    draft: str | None = None  # a smaller model's checkpoint, to propose tokens
+    draft_tokens: int = 4  # that it proposes before each forward of the model
+    compile: bool = False  # the decoding step
 
     def __post_init__(self) -> None:
         at_least("max_new_tokens", self.max_new_tokens, 0)
@@ -303,5 +339,10 @@ class GenerateConfig:
             raise BadInput(f"top_p={self.top_p} must lie in (0, 1]")
         one_of("precision", self.precision, PRECISIONS)
         within("seed", self.seed, 0, 2**63 - 1)
+        at_least("draft_tokens", self.draft_tokens, 1)
         if self.prompt is not None and self.prompts_file is not None:
             raise BadInput("give prompt= or prompts_file=, not both")
+        if self.draft is not None and (self.prompts_file is not None or self.compile or not self.cache):
+            raise BadInput("draft= serves one prompt, with a cache: leave out prompts_file=, compile= and cache=")
+        if self.compile and not self.cache:
+            raise BadInput("compile=true compiles the cached step: leave out cache=false")

@@ -99,7 +99,7 @@ class Scope:
 
 
 def product(a: Tensor, b: Tensor) -> int:
-    """(..., m, k) by (..., k, n)"""
+    """(..., m, k) by (..., k, n); of grouped products, each row or column goes through one group"""
     return 2 * prod(a.shape) * b.shape[-1]
 
 
@@ -137,7 +137,7 @@ class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return operator(*args, **(kwargs or {})) if result is NotImplemented else result
 
     def count(self, operator: Any, args: Any) -> int:
-        if operator in (aten.mm.default, aten.bmm.default):
+        if operator in (aten.mm.default, aten.bmm.default, aten._grouped_mm.default):
             return product(args[0], args[1])
         if operator in (aten.addmm.default, aten.baddbmm.default):
             return product(args[1], args[2])

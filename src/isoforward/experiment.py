@@ -30,7 +30,15 @@ FRESH_VOCABULARY = 1024  # of fresh weights that no tokenizer belongs to: what d
 
 
 def command_line() -> str:
-    return shlex.join(["python", *sys.argv])
+    script = Path(sys.argv[0])
+    installed = script.parent == Path(__file__).parent / "commands"
+    return shlex.join([*(["isoforward", script.stem] if installed else ["python", sys.argv[0]]), *sys.argv[1:]])
+
+
+def call(script: str) -> str:
+    """How a script is called here: as a file in a clone, as a command where only the package is."""
+    installed = (Path(__file__).parent / "commands").is_dir()
+    return f"isoforward {script}" if installed else f"python {script}.py"
 
 
 def precision_of(asked: str, device: torch.device) -> tuple[str, str]:

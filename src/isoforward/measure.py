@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from isoforward import cost
 from isoforward.config import MeasureConfig, ModelConfig, OptimConfig
@@ -60,6 +60,11 @@ class Case:
     @property
     def new_tokens(self) -> int:
         return min(self.measure.new_tokens, self.model.context - self.prompt)
+
+    @property
+    def rule(self) -> str:
+        """The optimizer by the name that cost.py knows it by."""
+        return "momentum" if self.optim.name == "sgd" and self.optim.momentum else self.optim.name
 
     def conditions(self, **more: Condition) -> dict[str, Condition]:
         own: dict[str, Condition] = {
@@ -139,7 +144,7 @@ def timed(samples: list[float], **fields: Any) -> dict[str, Any]:
     }
 
 
-def differing_logits(master: GPT, frozen: GPT, tokens: Tensor) -> int:
+def differing_logits(master: nn.Module, frozen: nn.Module, tokens: Tensor) -> int:
     """How many of the frozen forward's logits are not, bit for bit, those of training's forward."""
     trained = master.eval()(tokens).detach()
     master.train()
@@ -148,7 +153,7 @@ def differing_logits(master: GPT, frozen: GPT, tokens: Tensor) -> int:
     return int((trained != served).sum())
 
 
-def identity_row(case: Case, master: GPT, frozen: GPT, tokens: Tensor) -> Row:
+def identity_row(case: Case, master: nn.Module, frozen: nn.Module, tokens: Tensor) -> Row:
     """Every comparison begins with it, on its own weights."""
     conditions = case.conditions(logits=tokens.numel() * case.model.vocabulary)
     differing = float(differing_logits(master, frozen, tokens))

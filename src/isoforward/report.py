@@ -190,8 +190,10 @@ def ratios(run: Comparison) -> list[Cell]:
             phase="the time of its forward, for a training step",
             below=f"{units.times(time.low)} to {units.times(time.high)}",
         ),
-        Cell(text=units.times(run.flops_ratio), phase="its FLOPs", origin="counted", hint="model convention"),
     ]
+    if run.flops_ratio is not None:
+        ratio_of_flops = units.times(run.flops_ratio)
+        tiles.append(Cell(text=ratio_of_flops, phase="its FLOPs", origin="counted", hint="model convention"))
     if run.memory_ratio is not None and held is not None:
         tiles.append(Cell(text=units.times(run.memory_ratio), phase="its peak memory", origin=held.provenance))
     return [

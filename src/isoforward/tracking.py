@@ -250,11 +250,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     from isoforward.dashboards import report, workspace
 
     def made() -> Any:
-        return report(*where, asked.experiment) if asked.what == "report" else workspace(*where)
+        if asked.what == "workspace":
+            return workspace(asked.entity, asked.project)
+        return report(asked.entity, asked.project, asked.experiment)
 
-    where = (asked.entity, asked.project)
     try:
-        print(save(made, f"{asked.what} of {'/'.join(where)}"))
+        print(save(made, f"{asked.what} of {asked.entity}/{asked.project}"))
     except Refusal as refusal:
         to_stderr(f"error: {refusal}")
         return refusal.exit_code

@@ -1,0 +1,98 @@
+"""What does this machine take for each operator of a GPT, and what is the most that it can do?
+
+Writes a hardware file, which `hardware=FILE` takes like a name of the built-in table, and which `hardware=here` finds.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from isoforward import units
+from isoforward.calibration import calibrate
+from isoforward.compare import only, select
+from isoforward.config import TrackingConfig, within
+from isoforward.devices import Hardware, kept_here, save
+from isoforward.entry import claim, run
+from isoforward.experiment import command_line, say, tell
+from isoforward.hardware import environment, reference_kernel
+from isoforward.results import Results, Row, write
+from isoforward.watch import Watch, judge_trust
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Calibrate:
+    tracking: TrackingConfig = dataclasses.field(default_factory=TrackingConfig)
+    threads: int = 0  # 0: as many as torch takes
+    keep: bool = True  # for hardware=here to find
+    run_dir: str = ""
+
+    def __post_init__(self) -> None:
+        within("threads", self.threads, 0, 4096)
+
+
+def rows(hardware: Hardware) -> Iterator[Row]:
+    made = hardware.calibration
+
+    def told(phase: str, quantity: str, unit: str, value: float, **conditions: object) -> Row:
+        about = {"experiment": "calibrate", "life": "training", "per": "run"}
+        at = {"calibration": made["id"], "hardware": hardware.name, **conditions}
+        return Row(**about, phase=phase, quantity=quantity, unit=unit, value=value, conditions=at)
+
+    for dtype, peak in hardware.peak_flops_per_s.items():
+        yield told("run", "peak_flops", "flop/s", peak, dtype=dtype)
+    yield told("run", "peak_bandwidth", "byte/s", hardware.bandwidth_bytes_per_s)
+    yield told("run", "bandwidth of copies", "byte/s", made["copying_bytes_per_s"])
+    for size, rate in made["reading"]:
+        yield told("run", "bandwidth of reads", "byte/s", rate, bytes_together=size)
+    for phase, fit in made["beyond"].items():
+        yield told(phase, "time beside each operator", "s", fit["dispatch_s"])
+        yield told(phase, "operators together", "x", fit["scale"])
+    for ways, (size, rate) in made.get("all_reduce", {}).items():
+        yield told("communication", "bandwidth of all-reduce", "byte/s", rate, processes=int(ways), bytes_together=size)
+    for kind, points in made["operators"].items():
+        if kind.startswith(("product", "attention")):
+            *size, unit_s = min(points, key=lambda point: point[-1])
+            shape = " x ".join(str(n) for n in size)
+            yield told("run", "best rate", "flop/s", 1 / unit_s, operator=kind, shape=shape, measured=len(points))
+
+
+def answer(results: Results) -> str:
+    peaks = {row.conditions["dtype"]: row.value for row in select(results, quantity="peak_flops")}
+    read = only(results, quantity="peak_bandwidth")
+    dispatch = only(results, quantity="time beside each operator", phase="decode").value
+    ratio = peaks["bf16"] / peaks["fp32"]
+    return (
+        f"At best this machine multiplies {units.count(peaks['fp32'], 'FLOP/s')} in fp32 and "
+        f"{units.count(peaks['bf16'], 'FLOP/s')} in bf16 ({units.times(ratio)}), and reads memory at "
+        f"{units.count(read.value, 'B/s')}; in decoding an operator costs {units.seconds(dispatch)} beside its work. "
+        f"Calibration {read.conditions['calibration']}."
+    )
+
+
+def main(config: Calibrate) -> None:
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    console = Console()
+    device = torch.device("cpu")
+    with claim(config) as run_dir:
+        where = environment(command_line(), device)
+        with Watch(reference_kernel(device)) as watch, console.status("calibrating") as status:
+            hardware = calibrate(lambda what: status.update(f"calibrating: {what}"))
+        placed = [dataclasses.replace(row, environment=where.id) for row in rows(hardware)]
+        judged = judge_trust("calibrate", placed, watch, environment=where.id)
+        write(run_dir / "results.jsonl", [where, *placed, judged])
+        paths = [Path(run_dir) / "hardware.json"]
+        if config.keep:
+            paths.append(kept_here() / f"{hardware.calibration['id']}.json")
+        for path in paths:
+            save(path, hardware)
+        tell(config, run_dir, console, answer)
+        say(console, f"hardware={paths[0]}" + (", found by hardware=here" if config.keep else ""))
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, "calibrate", Calibrate))
