@@ -14,10 +14,10 @@ from isoforward.compare import only
 from isoforward.config import ExperimentConfig, at_least
 from isoforward.entry import claim, run
 from isoforward.errors import BadInput
-from isoforward.estimates import ratio
 from isoforward.experiment import case_of, command_line, tell
+from isoforward.measuring.estimates import ratio
+from isoforward.measuring.variants import time_variants, weigh_variants
 from isoforward.results import Results
-from isoforward.variants import time_variants, weigh_variants
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

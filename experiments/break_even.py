@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from isoforward import cost, economics, footprint, units
+from isoforward import cost, units
 from isoforward.compare import only, select
 from isoforward.config import TrackingConfig
-from isoforward.devices import lookup
 from isoforward.entry import claim, run
-from isoforward.lifetime import BARE, COSTS, EXACT, Assumptions, Plan, kinds, plan, simulated_days
+from isoforward.planning import economics, footprint
+from isoforward.planning.devices import lookup
+from isoforward.planning.lifetime import BARE, COSTS, EXACT, Assumptions, Plan, kinds, plan, simulated_days
 from isoforward.results import Results, Row, Verdict, read, write
 
 if TYPE_CHECKING:
@@ -210,7 +211,7 @@ def main(config: BreakEven) -> None:
 
     from isoforward.experiment import command_line, publish
     from isoforward.hardware import environment
-    from isoforward.tables import trust
+    from isoforward.showing.tables import trust
 
     unknown = (row.reason for row in predicted if row.reason is not None)
     reasons = ("nothing was measured: utilisations and prices are as given", *dict.fromkeys(unknown))

@@ -12,15 +12,15 @@ import torch
 from rich.console import Console
 
 from isoforward import units
-from isoforward.calibration import calibrate
 from isoforward.compare import only, select
 from isoforward.config import TrackingConfig, within
-from isoforward.devices import Hardware, kept_here, save
 from isoforward.entry import claim, run
 from isoforward.experiment import command_line, say, tell
 from isoforward.hardware import environment, reference_kernel
+from isoforward.measuring.watch import Watch, judge_trust
+from isoforward.planning.calibration import calibrate
+from isoforward.planning.devices import Hardware, kept_here, save
 from isoforward.results import Results, Row, write
-from isoforward.watch import Watch, judge_trust
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

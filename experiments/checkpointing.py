@@ -10,10 +10,10 @@ from isoforward import units
 from isoforward.compare import only
 from isoforward.config import ExperimentConfig
 from isoforward.entry import claim, run
-from isoforward.estimates import ratio
 from isoforward.experiment import case_of, command_line, tell
+from isoforward.measuring.estimates import ratio
+from isoforward.measuring.variants import time_variants, weigh_variants
 from isoforward.results import Results
-from isoforward.variants import time_variants, weigh_variants
 
 SETTINGS = ("none", "selective", "full")
 

@@ -10,16 +10,17 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from isoforward import counting, steps, units
-from isoforward.account import HONEST_MALLOC, PeakOf, tiny_like
+from isoforward import steps, units
 from isoforward.compare import only
 from isoforward.config import ExperimentConfig
 from isoforward.entry import run
-from isoforward.estimates import ratio
 from isoforward.experiment import ask
-from isoforward.isolate import Failed, run_isolated
-from isoforward.ledger import ProcessMemory
-from isoforward.measure import Case, Laps, batch_of, master_of, record, row, spent, timed
+from isoforward.measuring import counting
+from isoforward.measuring.account import HONEST_MALLOC, PeakOf, tiny_like
+from isoforward.measuring.case import Case, Laps, batch_of, master_of, record, row, spent, timed
+from isoforward.measuring.estimates import ratio
+from isoforward.measuring.isolate import Failed, run_isolated
+from isoforward.measuring.ledger import ProcessMemory
 from isoforward.model import GPT
 from isoforward.optim import build
 from isoforward.results import Results, Row

@@ -9,17 +9,19 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from isoforward import counting, footprint, steps, units
+from isoforward import steps, units
 from isoforward.compare import only, select
 from isoforward.config import ExperimentConfig, at_least
-from isoforward.decoding import room_for
 from isoforward.entry import run
 from isoforward.errors import BadInput
-from isoforward.estimates import ratio
 from isoforward.experiment import ask
-from isoforward.measure import Case, Laps, batch_of, identity_row, master_of, record, row, spent, timed
+from isoforward.measuring import counting
+from isoforward.measuring.case import Case, Laps, batch_of, identity_row, master_of, record, row, spent, timed
+from isoforward.measuring.estimates import ratio
 from isoforward.model import GPT
+from isoforward.planning import footprint
 from isoforward.results import Results, Row
+from isoforward.serving.decoding import room_for
 from isoforward.weights import freeze
 
 ENOUGH_S = 0.02  # that a sample lasts at least, or about

@@ -22,20 +22,20 @@ from isoforward import units
 from isoforward.compare import only
 from isoforward.config import ExperimentConfig
 from isoforward.cost import parameters
-from isoforward.distributed import free_port, ranks, start
-from isoforward.economics import collective_bytes
 from isoforward.entry import run
 from isoforward.errors import BadInput
-from isoforward.estimates import interleaved, ratio
 from isoforward.experiment import ask
 from isoforward.hardware import environment, reference_kernel
-from isoforward.measure import Case, batch_of, master_of, row, timed
+from isoforward.measuring.case import Case, batch_of, master_of, row, timed
+from isoforward.measuring.estimates import interleaved, ratio
+from isoforward.measuring.watch import Watch, judge_trust
 from isoforward.meter import Stopwatch, clock_for
 from isoforward.model import GPT
 from isoforward.optim import build
+from isoforward.planning.economics import collective_bytes
 from isoforward.results import Results, Row, write
 from isoforward.steps import next_token_loss, train_step
-from isoforward.watch import Watch, judge_trust
+from isoforward.training.distributed import free_port, ranks, start
 
 WORLD = 2
 WAYS = ("after the backward", "within the backward", "never", "one process")

@@ -8,15 +8,17 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from isoforward import counting, footprint, steps, units
-from isoforward.both_lives import at_context
+from isoforward import steps, units
 from isoforward.compare import only, select
 from isoforward.config import ExperimentConfig
 from isoforward.entry import run
-from isoforward.estimates import ratio, summarise
 from isoforward.experiment import ask
-from isoforward.measure import Case, Laps, batch_of, identity_row, master_of, record, row, spent, timed
+from isoforward.measuring import counting
+from isoforward.measuring.both_lives import at_context
+from isoforward.measuring.case import Case, Laps, batch_of, identity_row, master_of, record, row, spent, timed
+from isoforward.measuring.estimates import ratio, summarise
 from isoforward.model import GPT, KVCache
+from isoforward.planning import footprint
 from isoforward.results import Results, Row
 from isoforward.weights import freeze
 

@@ -13,9 +13,9 @@ from isoforward import units
 from isoforward.compare import only
 from isoforward.config import ExperimentConfig
 from isoforward.entry import run
-from isoforward.estimates import ratio
 from isoforward.experiment import ask
-from isoforward.measure import Case, Laps, batch_of, master_of, record, row, spent, timed
+from isoforward.measuring.case import Case, Laps, batch_of, master_of, record, row, spent, timed
+from isoforward.measuring.estimates import ratio
 from isoforward.model import GPT
 from isoforward.results import Results, Row
 

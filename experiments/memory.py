@@ -13,16 +13,16 @@ import torch
 from rich.console import Console
 
 from isoforward import units
-from isoforward.account import InferenceCase, TrainingCase, account
-from isoforward.both_lives import account_rows, decoding
 from isoforward.compare import only, select
 from isoforward.config import ExperimentConfig, OptimConfig
 from isoforward.entry import claim, run
 from isoforward.errors import BadInput
 from isoforward.experiment import case_of, command_line, tell
 from isoforward.hardware import environment
-from isoforward.isolate import Failed
-from isoforward.measure import Case, row
+from isoforward.measuring.account import InferenceCase, TrainingCase, account
+from isoforward.measuring.both_lives import account_rows, decoding
+from isoforward.measuring.case import Case, row
+from isoforward.measuring.isolate import Failed
 from isoforward.results import Results, Row, write
 
 

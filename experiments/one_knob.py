@@ -12,14 +12,14 @@ from typing import Any
 import torch
 
 from isoforward import units
-from isoforward.both_lives import TRAINING, by_name, serving_candidates, training_candidates
 from isoforward.compare import only
 from isoforward.config import ExperimentConfig, OptimConfig, one_of
 from isoforward.entry import run
 from isoforward.errors import BadInput
-from isoforward.estimates import judge, ratio
 from isoforward.experiment import ask
-from isoforward.measure import Case, Laps, batch_of, master_of, record, row, timed
+from isoforward.measuring.both_lives import TRAINING, by_name, serving_candidates, training_candidates
+from isoforward.measuring.case import Case, Laps, batch_of, master_of, record, row, timed
+from isoforward.measuring.estimates import judge, ratio
 from isoforward.results import Results, Row
 from isoforward.weights import freeze
 

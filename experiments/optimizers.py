@@ -17,17 +17,17 @@ from rich.console import Console
 from isoforward import units
 from isoforward.compare import only, select
 from isoforward.config import DataConfig, ExperimentConfig, OptimConfig, TrainConfig, TrainerConfig, at_least
-from isoforward.counting import count_training
-from isoforward.curves import Point, learning_curve, loss_rows
 from isoforward.data import prepare
 from isoforward.entry import claim, conf_directory, run, typed, writable
 from isoforward.experiment import case_of, command_line, tell
-from isoforward.ledger import optimizer_state
-from isoforward.measure import Case, apart, batch_of, master_of, row
+from isoforward.measuring.case import Case, apart, batch_of, master_of, row
+from isoforward.measuring.counting import count_training
+from isoforward.measuring.ledger import optimizer_state
+from isoforward.measuring.variants import time_variants
 from isoforward.optim import build
 from isoforward.results import Results, Row, write
 from isoforward.steps import train_step
-from isoforward.variants import time_variants
+from isoforward.training.curves import Point, learning_curve, loss_rows
 
 NAMES = ("sgd", "adam", "adamw", "muon")
 BATCHES = (1, 4, 16)  # of data.length tokens each

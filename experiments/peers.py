@@ -14,23 +14,23 @@ from typing import Any
 import torch
 
 from isoforward import units
-from isoforward.account import InferenceCase, TrainingCase, account
-from isoforward.both_lives import TRAINING, training_candidates
 from isoforward.compare import only
 from isoforward.config import ExperimentConfig
-from isoforward.decoding import Sampling, forward_passes
 from isoforward.entry import run
 from isoforward.errors import BadInput
-from isoforward.estimates import judge, ratio
 from isoforward.experiment import ask, case_of
 from isoforward.inference import DTYPES
-from isoforward.isolate import run_isolated
-from isoforward.measure import Case, Laps, batch_of, done, identity_row, master_of, record, row, spent, timed
+from isoforward.measuring.account import InferenceCase, TrainingCase, account
+from isoforward.measuring.both_lives import TRAINING, training_candidates
+from isoforward.measuring.case import Case, Laps, batch_of, done, identity_row, master_of, record, row, spent, timed
+from isoforward.measuring.estimates import judge, ratio
+from isoforward.measuring.isolate import run_isolated
+from isoforward.measuring.wrapped_lives import optimizer_of
 from isoforward.model import GPT
 from isoforward.results import Results, Row
+from isoforward.serving.decoding import Sampling, forward_passes
+from isoforward.serving.wrapped import Wrapped, load_wrapped
 from isoforward.weights import export, freeze
-from isoforward.wrapped import Wrapped, load_wrapped
-from isoforward.wrapped_lives import optimizer_of
 
 OURS, THEIRS = "isoforward", "transformers"
 PROMPTS = (16, 128, 1024)
@@ -143,7 +143,9 @@ def memory_rows(case: Case, weights: str) -> Iterator[Row]:
         ("inference", "run", "sequence", generation, "audit_generation"),
     ):
         peaks = {OURS: done(account(ours, threads=case.threads), "memory").measured}
-        peaks[THEIRS] = done(run_isolated(f"isoforward.wrapped_lives:{audit}", packed, threads=case.threads), "memory")
+        peaks[THEIRS] = done(
+            run_isolated(f"isoforward.measuring.wrapped_lives:{audit}", packed, threads=case.threads), "memory"
+        )
         for peer, found in peaks.items():
             about = {"life": life, "phase": phase, "quantity": "memory", "unit": "byte", "per": per}
             yield row(case, **about, value=float(max(found.values())), conditions=case.conditions(peer=peer))

@@ -8,11 +8,11 @@ import sys
 
 from rich.console import Console
 
-from isoforward.both_lives import measure_both_lives
 from isoforward.config import ExperimentConfig
 from isoforward.entry import claim, run
 from isoforward.experiment import case_of, command_line, conclude
-from isoforward.wrapped_lives import measure_wrapped_lives, wrapped_case
+from isoforward.measuring.both_lives import measure_both_lives
+from isoforward.measuring.wrapped_lives import measure_wrapped_lives, wrapped_case
 
 
 def main(config: ExperimentConfig) -> None:

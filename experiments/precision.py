@@ -11,20 +11,20 @@ from pathlib import Path
 import torch
 
 from isoforward import steps, units
-from isoforward.batches import ValidationBatches
-from isoforward.both_lives import by_name, serving_candidates, training_candidates
 from isoforward.compare import only
 from isoforward.config import DataConfig, ExperimentConfig
 from isoforward.data import prepare
 from isoforward.entry import run
 from isoforward.errors import BadInput
-from isoforward.estimates import ratio
 from isoforward.experiment import ask
 from isoforward.inference import DTYPES
-from isoforward.measure import Case, Laps, batch_of, identity_row, master_of, record, row, timed
+from isoforward.measuring.both_lives import by_name, serving_candidates, training_candidates
+from isoforward.measuring.case import Case, Laps, batch_of, identity_row, master_of, record, row, timed
+from isoforward.measuring.estimates import ratio
 from isoforward.model import GPT
-from isoforward.quantised import quantise, refuse_unquantisable
 from isoforward.results import Results, Row
+from isoforward.serving.quantised import quantise, refuse_unquantisable
+from isoforward.training.batches import ValidationBatches
 from isoforward.weights import freeze, load_tokenizer
 
 WAYS = ("fp32", "bf16", "int8")

@@ -16,18 +16,18 @@ import torch
 from rich.console import Console
 
 from isoforward import units
-from isoforward.account import InferenceCase, TrainingCase, account
-from isoforward.both_lives import decoding, prefilling
-from isoforward.calibration import pace, phased, references
 from isoforward.compare import only, select
 from isoforward.config import ExperimentConfig, ModelConfig
-from isoforward.devices import Hardware, calibrated_here, lookup
 from isoforward.entry import claim, run
 from isoforward.experiment import case_of, command_line, tell
-from isoforward.forecast import PHASES, predicted
 from isoforward.hardware import environment
-from isoforward.isolate import Failed
-from isoforward.measure import Case, Laps, apart, record, row, timed
+from isoforward.measuring.account import InferenceCase, TrainingCase, account
+from isoforward.measuring.both_lives import decoding, prefilling
+from isoforward.measuring.case import Case, Laps, apart, record, row, timed
+from isoforward.measuring.isolate import Failed
+from isoforward.planning.calibration import pace, phased, references
+from isoforward.planning.devices import Hardware, calibrated_here, lookup
+from isoforward.planning.forecast import PHASES, predicted
 from isoforward.results import Results, Row, Verdict, read, write
 
 HELD_OUT = (  # family, width, heads, layers, batch, length, dtype

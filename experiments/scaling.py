@@ -15,16 +15,16 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from isoforward.both_lives import byte_rows, decoding, flop_rows, peak_rows, prefilling
-from isoforward.calibration import phased
 from isoforward.compare import select
 from isoforward.config import ExperimentConfig, one_of
-from isoforward.devices import lookup
 from isoforward.entry import claim, run
 from isoforward.experiment import case_of, command_line, tell
-from isoforward.forecast import PHASES, forecaster
 from isoforward.hardware import environment
-from isoforward.measure import Case, Laps, apart, record, row, timed
+from isoforward.measuring.both_lives import byte_rows, decoding, flop_rows, peak_rows, prefilling
+from isoforward.measuring.case import Case, Laps, apart, record, row, timed
+from isoforward.planning.calibration import phased
+from isoforward.planning.devices import lookup
+from isoforward.planning.forecast import PHASES, forecaster
 from isoforward.results import Results, Row, read, write
 
 AXES = ("width", "depth", "length", "batch", "context")

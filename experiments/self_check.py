@@ -23,12 +23,12 @@ import torch
 from isoforward import steps, units
 from isoforward.compare import only, select
 from isoforward.config import ExperimentConfig, ModelConfig, TrackingConfig, at_least
-from isoforward.counting import FlopCounter, Scope, by_phase, layers_of
 from isoforward.entry import run
-from isoforward.estimates import CONFIDENCE, interleaved, judge, ratio
 from isoforward.experiment import ask
-from isoforward.ledger import training_ledger
-from isoforward.measure import Case, Laps, batch_of, master_of, record, row, spent, timed
+from isoforward.measuring.case import Case, Laps, batch_of, master_of, record, row, spent, timed
+from isoforward.measuring.counting import FlopCounter, Scope, by_phase, layers_of
+from isoforward.measuring.estimates import CONFIDENCE, interleaved, judge, ratio
+from isoforward.measuring.ledger import training_ledger
 from isoforward.meter import Stopwatch, clock_for
 from isoforward.model import KVCache
 from isoforward.optim import build

@@ -11,14 +11,14 @@ from pathlib import Path
 from isoforward import units
 from isoforward.compare import only
 from isoforward.config import ExperimentConfig, at_least
-from isoforward.decoding import Pass, Sampling
 from isoforward.entry import run
 from isoforward.errors import BadInput
-from isoforward.estimates import judge, ratio, summarise
 from isoforward.experiment import ask
 from isoforward.inference import InferenceModule, load
-from isoforward.measure import Case, Laps, batch_of, identity_row, master_of, record, row, spent, timed
+from isoforward.measuring.case import Case, Laps, batch_of, identity_row, master_of, record, row, spent, timed
+from isoforward.measuring.estimates import judge, ratio, summarise
 from isoforward.results import Results, Row
+from isoforward.serving.decoding import Pass, Sampling
 from isoforward.weights import freeze
 
 

@@ -16,15 +16,15 @@ from omegaconf import OmegaConf
 from isoforward import units
 from isoforward.compare import select
 from isoforward.config import ExperimentConfig, TrainConfig, at_least
-from isoforward.curves import Point, learning_curve, loss_rows, middle, reached_s
 from isoforward.data import prepare
 from isoforward.entry import conf_directory, run, typed, writable
 from isoforward.errors import BadInput
 from isoforward.experiment import ask
 from isoforward.hardware import environment, reference_kernel
-from isoforward.measure import Case, row
+from isoforward.measuring.case import Case, row
+from isoforward.measuring.watch import Watch, judge_trust
 from isoforward.results import Results, Row, write
-from isoforward.watch import Watch, judge_trust
+from isoforward.training.curves import Point, learning_curve, loss_rows, middle, reached_s
 
 MARKS = 6  # validations of a run
 LENGTH = 64  # of the windows that both are judged on

@@ -17,14 +17,14 @@ from isoforward import steps, units
 from isoforward.compare import only
 from isoforward.config import ExperimentConfig, TrainerConfig
 from isoforward.entry import run
-from isoforward.estimates import ratio
 from isoforward.experiment import ask
 from isoforward.hardware import environment, reference_kernel
 from isoforward.lit import LitGPT, quieten
-from isoforward.measure import Case, batch_of, master_of, row, spent, timed
+from isoforward.measuring.case import Case, batch_of, master_of, row, spent, timed
+from isoforward.measuring.estimates import ratio
+from isoforward.measuring.watch import Watch, judge_trust
 from isoforward.meter import clock_for
 from isoforward.results import Results, Row, write
-from isoforward.watch import Watch, judge_trust
 
 
 class PlainLoop(Callback):

@@ -23,8 +23,8 @@ from typing import Any
 
 import torch
 
-from isoforward import statefile
 from isoforward.config import DataConfig, MeasureConfig, ModelConfig, TrackingConfig, TrainConfig, TrainerConfig
+from isoforward.files import statefile
 from isoforward.sweeps import DONE
 
 TEXT = "To be, or not to be: that is the question.\n" * 60

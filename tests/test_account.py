@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from isoforward.account import HONEST_MALLOC, Account, InferenceCase, PeakOf, TrainingCase, account
 from isoforward.config import ModelConfig
-from isoforward.isolate import run_isolated
-from isoforward.ledger import ProcessMemory
+from isoforward.measuring.account import HONEST_MALLOC, Account, InferenceCase, PeakOf, TrainingCase, account
+from isoforward.measuring.isolate import run_isolated
+from isoforward.measuring.ledger import ProcessMemory
 
 
 def hold_for_a_phase(size: int) -> dict[str, int]:

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from isoforward.batches import TrainingBatches, ValidationBatches, batch
 from isoforward.errors import BadInput
+from isoforward.training.batches import TrainingBatches, ValidationBatches, batch
 
 COUNTED: Callable[[int], np.ndarray[Any, Any]] = lambda size: np.arange(size, dtype=np.uint16)  # noqa: E731
 

@@ -9,18 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from experiments import break_even
-from experiments.break_even import BreakEven, main
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from experiments import break_even
+from experiments.break_even import BreakEven, main
 from isoforward.compare import only, select
 from isoforward.config import ModelConfig
-from isoforward.devices import lookup
-from isoforward.economics import break_even_tokens
 from isoforward.entry import run
 from isoforward.errors import BadInput
-from isoforward.lifetime import Plan, lengths, plan, simulated_days
+from isoforward.planning.devices import lookup
+from isoforward.planning.economics import break_even_tokens
+from isoforward.planning.lifetime import Plan, lengths, plan, simulated_days
 from isoforward.results import Row, read
 
 LLAMA2_7B = ModelConfig(

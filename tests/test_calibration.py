@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from isoforward import calibration, devices
-from isoforward.calibration import Pace, attentions, beyond, products, time_operators
-from isoforward.devices import TABLE, Hardware, calibrated_here, kept_here, lookup, save
 from isoforward.errors import BadInput
 from isoforward.hardware import cpu_model, processors
-from isoforward.operators import described
+from isoforward.measuring.operators import described
+from isoforward.planning import calibration, devices
+from isoforward.planning.calibration import Pace, attentions, beyond, products, time_operators
+from isoforward.planning.devices import TABLE, Hardware, calibrated_here, kept_here, lookup, save
 
 
 @pytest.fixture(autouse=True)

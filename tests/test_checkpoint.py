@@ -7,9 +7,9 @@ from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch.utils.data import DataLoader
 
-from isoforward.checkpoint import StateFileIO
 from isoforward.errors import Integrity
-from isoforward.statefile import load, newest_good, verify
+from isoforward.files.checkpoint import StateFileIO
+from isoforward.files.statefile import load, newest_good, verify
 
 
 class Small(LightningModule):

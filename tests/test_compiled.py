@@ -5,9 +5,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from isoforward.compiled import StaticKVCache, compiled_decode, one_more
-from isoforward.decoding import Sampling, forward_passes
 from isoforward.model import GPT, KVCache
+from isoforward.serving.compiled import StaticKVCache, compiled_decode, one_more
+from isoforward.serving.decoding import Sampling, forward_passes
 from isoforward.steps import decode, prefill
 from isoforward.weights import freeze
 

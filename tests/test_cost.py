@@ -20,11 +20,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from isoforward import cost, footprint, steps
+from isoforward import cost, steps
 from isoforward.config import ModelConfig
-from isoforward.counting import count_training
 from isoforward.errors import BadInput
+from isoforward.measuring.counting import count_training
 from isoforward.model import GPT, KVCache
+from isoforward.planning import footprint
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

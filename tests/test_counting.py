@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from isoforward import cost, steps
 from isoforward.config import ModelConfig, OptimConfig
-from isoforward.counting import (
+from isoforward.measuring.counting import (
     FlopCounter,
     Scope,
     by_phase,

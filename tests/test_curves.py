@@ -1,8 +1,8 @@
 import pytest
 
 from isoforward.config import ModelConfig
-from isoforward.curves import Point, loss_rows, reached_s
-from isoforward.measure import Case
+from isoforward.measuring.case import Case
+from isoforward.training.curves import Point, loss_rows, reached_s
 
 
 def curve(*points: tuple[float, float]) -> list[Point]:

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from isoforward.panels import CHARTS, summary
+from isoforward.showing.panels import CHARTS, summary
 from tests.test_tracking import PLANTED
 
-dashboards = pytest.importorskip("isoforward.dashboards")
+dashboards = pytest.importorskip("isoforward.showing.dashboards")
 pytest.importorskip("wandb_workspaces")
 EXPECTED = Path(__file__).parent / "expected"
 MADE = {

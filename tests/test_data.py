@@ -19,13 +19,14 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
 from torch.utils.data import DataLoader
 
-from isoforward import data, sources
-from isoforward.batches import TrainingBatches, batch
+from isoforward import data
 from isoforward.config import DataConfig
 from isoforward.data import Corpus, prepare
 from isoforward.errors import BadInput, Integrity, StorageFailed
-from isoforward.sources import play_text
 from isoforward.tokenizer import Tokenizer
+from isoforward.training import sources
+from isoforward.training.batches import TrainingBatches, batch
+from isoforward.training.sources import play_text
 
 ROOT = Path(__file__).parents[1]
 LINES = "".join(f"Line {n}: naïve cats purr {n * n} times.\n" for n in range(100))
@@ -243,7 +244,7 @@ def test_only_the_mark_before_a_file_is_dropped(tmp_path: Path, monkeypatch: pyt
     marked = "\ufeff" + "\ufeff" + LINES.replace("\n", "\n\ufeff")
     whole = prepared(tmp_path, marked)
     monkeypatch.setattr(sources, "LARGE", 100)
-    monkeypatch.setattr("isoforward.sources._rows", partial(sources._rows, rows=3))
+    monkeypatch.setattr("isoforward.training.sources._rows", partial(sources._rows, rows=3))
     assert prepared(tmp_path, marked, "again.txt").hash == whole.hash
     assert read(whole, "train").startswith("\ufeffLine 0")
 
@@ -383,7 +384,7 @@ def test_a_corpus_larger_than_what_it_may_take_is_tokenized_in_bounded_memory(tm
 import datasets
 from isoforward.config import DataConfig
 from isoforward.data import prepare
-from isoforward.ledger import ProcessMemory
+from isoforward.measuring.ledger import ProcessMemory
 before = ProcessMemory().now()
 keys = dict(path={str(tmp_path / "*.txt")!r}, cache_dir={str(tmp_path / "cache")!r})
 corpus = prepare(DataConfig(source="text", tokenizer="bpe", vocab=300, **keys))

@@ -2,10 +2,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from isoforward import decoding
-from isoforward.decoding import FEW, Sampling, draw, forward_passes, nucleus
 from isoforward.errors import BadInput
 from isoforward.model import GPT, Linear
+from isoforward.serving import decoding
+from isoforward.serving.decoding import FEW, Sampling, draw, forward_passes, nucleus
 from isoforward.weights import freeze
 
 from .conftest import lively, tiny

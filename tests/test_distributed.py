@@ -4,8 +4,8 @@ import pytest
 from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 
 from isoforward.config import DataConfig, OptimConfig, TrainConfig, TrainerConfig
-from isoforward.distributed import environment, followers, rank, refuse_what_cannot_be_shared
 from isoforward.errors import BadInput
+from isoforward.training.distributed import environment, followers, rank, refuse_what_cannot_be_shared
 
 
 def config(**trainer):

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isoforward import cost, economics
+from isoforward import cost
 from isoforward.config import ModelConfig
 from isoforward.errors import BadInput
+from isoforward.planning import economics
 
 H100, A100, A100_BYTES = 989.5e12, 312e12, 2.039e12
 

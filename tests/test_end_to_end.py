@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from isoforward import statefile
 from isoforward.compare import compare
+from isoforward.files import statefile
 from isoforward.inference import load
 from isoforward.results import read
 

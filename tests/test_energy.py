@@ -9,9 +9,9 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from isoforward import energy
-from isoforward.energy import Estimated, Measured, Unavailable, measure_idle, open_reader
 from isoforward.errors import BadInput
+from isoforward.measuring import energy
+from isoforward.measuring.energy import Estimated, Measured, Unavailable, measure_idle, open_reader
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 1)
 

@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isoforward.errors import BadInput
-from isoforward.estimates import interleaved, judge, ratio, summarise
 from isoforward.hardware import processors
+from isoforward.measuring.estimates import interleaved, judge, ratio, summarise
+from isoforward.measuring.watch import Reading, Watch, judge_trust, look
 from isoforward.results import Row
-from isoforward.watch import Reading, Watch, judge_trust, look
 
 POSITIVE = st.floats(1e-9, 1e9)
 

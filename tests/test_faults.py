@@ -22,15 +22,16 @@ import pytest
 import torch
 from rich.console import Console
 
-from isoforward import lit, statefile
+from isoforward import lit
 from isoforward.config import TrackingConfig, TrainConfig
 from isoforward.errors import BadInput, Integrity, NonFinite, Stopped, StorageFailed
+from isoforward.files import statefile
 from isoforward.inference import InferenceModule
 from isoforward.model import GPT
-from isoforward.stopping import to_resume
 from isoforward.sweeps import DONE
 from isoforward.tokenizer import Tokenizer
 from isoforward.train import train
+from isoforward.training.stopping import to_resume
 from isoforward.weights import export
 from tests import kill
 from tests.conftest import tiny

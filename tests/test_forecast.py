@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from experiments.predict import Predict, main
 from experiments.scaling import AXES, scaled, slope
-
 from isoforward import cost
-from isoforward.calibration import beyond
 from isoforward.config import MeasureConfig, ModelConfig, OptimConfig
-from isoforward.devices import TABLE
 from isoforward.entry import run
 from isoforward.errors import Integrity
-from isoforward.forecast import Beyond, Calibrated, Curve, forecaster, predicted, works_of
-from isoforward.measure import Case
-from isoforward.operators import Operator, Work, deepened, record_training
+from isoforward.measuring.case import Case
+from isoforward.measuring.operators import Operator, Work, deepened, record_training
+from isoforward.planning.calibration import beyond
+from isoforward.planning.devices import TABLE
+from isoforward.planning.forecast import Beyond, Calibrated, Curve, forecaster, predicted, works_of
 from isoforward.results import read
 
 SMALL = ModelConfig(layers=3, heads=2, width=32, vocab=96, context=32)

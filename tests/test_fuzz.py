@@ -24,11 +24,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from isoforward import inference, results, statefile, stopping, weights
+from isoforward import inference, results, weights
 from isoforward.errors import Refusal
+from isoforward.files import statefile
 from isoforward.model import GPT
 from isoforward.results import Environment, Row, Verdict
 from isoforward.tokenizer import Tokenizer
+from isoforward.training import stopping
 from tests.conftest import tiny
 from tests.test_statefile import sealed
 from tests.test_weights import gguf_file

@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from isoforward import hardware
-from isoforward.devices import TABLE, Hardware, load, lookup, recognise, save
 from isoforward.errors import BadInput, Integrity
 from isoforward.hardware import auto_precision, environment
+from isoforward.planning.devices import TABLE, Hardware, load, lookup, recognise, save
 from isoforward.results import refuse_unlike
 
 CPU = torch.device("cpu")

@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from isoforward.decoding import Sampling, forward_passes
 from isoforward.errors import BadInput
 from isoforward.inference import InferenceModule, load, overlap
 from isoforward.model import GPT
+from isoforward.serving.decoding import Sampling, forward_passes
 from isoforward.tokenizer import Tokenizer
 from isoforward.weights import export, freeze
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from isoforward.errors import BadInput
-from isoforward.isolate import Failed, run_isolated
+from isoforward.measuring.isolate import Failed, run_isolated
 
 HERE = "tests.test_isolate"
 
@@ -143,7 +143,8 @@ def parent(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A process that waits for a child of its own, which has started."""
     program = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"  # ignored where a shell has put us &
-        f"from isoforward.isolate import run_isolated; run_isolated('{HERE}:write_down_its_end', '{tmp_path}/end')"
+        "from isoforward.measuring.isolate import run_isolated;"
+        f"run_isolated('{HERE}:write_down_its_end', '{tmp_path}/end')"
     )
     paths = os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path)
     command = [sys.executable, "-c", program]

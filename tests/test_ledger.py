@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from isoforward import footprint, steps
+from isoforward import steps
 from isoforward.config import ModelConfig, OptimConfig
 from isoforward.inference import DTYPES
-from isoforward.ledger import Ledger, inference_ledger, training_ledger
+from isoforward.measuring.ledger import Ledger, inference_ledger, training_ledger
 from isoforward.model import GPT, KVCache
 from isoforward.optim import build
+from isoforward.planning import footprint
 from isoforward.weights import freeze
 
 B, T, V, C, L, H = 2, 24, 101, 48, 3, 4

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from isoforward.config import ModelConfig
-from isoforward.devices import TABLE
 from isoforward.errors import BadInput
-from isoforward.lifetime import Assumptions, lengths, plan
+from isoforward.planning.devices import TABLE
+from isoforward.planning.lifetime import Assumptions, lengths, plan
 
 LLAMA = ModelConfig(
     family="llama", layers=32, heads=32, kv_heads=8, width=4096, ffn=14336, context=8192, vocab=128256, tied=False

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from isoforward.config import OptimConfig, TrainerConfig
-from isoforward.display import shares_of
 from isoforward.lit import LitGPT, Timed
 from isoforward.model import GPT
+from isoforward.training.display import shares_of
 from tests.conftest import tiny
 
 

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 import isoforward
-from isoforward import compare_phases, phases, ratio, read
+from isoforward import compare_phases, ratio, read
 from isoforward.errors import BadInput
+from isoforward.measuring import phases
 from isoforward.model import GPT
 from tests.conftest import tiny
 

@@ -6,7 +6,7 @@ import torch
 from isoforward.errors import BadInput
 from isoforward.inference import load
 from isoforward.model import GPT, Linear
-from isoforward.quantised import Int8Linear, quantise, refuse_unquantisable
+from isoforward.serving.quantised import Int8Linear, quantise, refuse_unquantisable
 from isoforward.tokenizer import Tokenizer
 from isoforward.weights import export, freeze
 

@@ -28,7 +28,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from isoforward import estimates, report
+from isoforward import report
+from isoforward.measuring import estimates
 from isoforward.report import main, write_report
 from isoforward.results import Condition, Environment, Record, Results, Row, Verdict, read, write
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from isoforward import model as forward
 from isoforward.config import ModelConfig
-from isoforward.decoding import Sampling, forward_passes
 from isoforward.model import GPT, KVCache
+from isoforward.serving.decoding import Sampling, forward_passes
 from isoforward.steps import decode, decode_uncached, prefill, train_step
 from isoforward.weights import export, freeze, load
 

@@ -5,10 +5,10 @@ from functools import partial
 
 import pytest
 import torch
-from experiments.self_check import LITTLE, SIDE, BothLives, planting
 
+from experiments.self_check import LITTLE, SIDE, BothLives, planting
 from isoforward import steps
-from isoforward.measure import Case
+from isoforward.measuring.case import Case
 from isoforward.results import PHASES
 
 

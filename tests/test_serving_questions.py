@@ -3,11 +3,11 @@
 import random
 
 import pytest
-from experiments import decode_batch, kv_cache, peers, precision, speculate
 
+from experiments import decode_batch, kv_cache, peers, precision, speculate
 from isoforward.config import ModelConfig
 from isoforward.errors import BadInput
-from isoforward.measure import Case, timed
+from isoforward.measuring.case import Case, timed
 from isoforward.results import Results, Row
 
 MODEL = ModelConfig(layers=2, heads=4, width=32, context=64, vocab=61)

@@ -19,8 +19,8 @@ import torch
 
 from isoforward import train as training
 from isoforward.inference import InferenceModule, load
-from isoforward.isolate import Failed, run_isolated
-from isoforward.stopping import KeepLast
+from isoforward.measuring.isolate import Failed, run_isolated
+from isoforward.training.stopping import KeepLast
 from isoforward.weights import freeze
 from tests.kill import tiny_run
 

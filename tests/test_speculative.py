@@ -5,11 +5,11 @@ import itertools
 import pytest
 import torch
 
-from isoforward.decoding import Sampling, forward_passes
 from isoforward.errors import BadInput, Integrity
 from isoforward.inference import InferenceModule
 from isoforward.model import GPT
-from isoforward.speculative import accept, speculative_passes
+from isoforward.serving.decoding import Sampling, forward_passes
+from isoforward.serving.speculative import accept, speculative_passes
 from isoforward.tokenizer import Tokenizer
 from isoforward.weights import freeze
 

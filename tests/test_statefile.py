@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from isoforward.errors import BadInput, Integrity, StorageFailed
-from isoforward.statefile import PIECE, load, newest_good, save, verify
+from isoforward.files.statefile import PIECE, load, newest_good, save, verify
 from tests.kill import at_event, in_a_fork
 
 

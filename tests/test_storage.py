@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from isoforward.errors import StorageFailed
-from isoforward.storage import remove, remove_partials, sha256_of, write_atomically
+from isoforward.files.storage import remove, remove_partials, sha256_of, write_atomically
 
 
 def names(directory):
@@ -78,7 +78,7 @@ WRITES_TOO_MUCH = """
 import sys
 from pathlib import Path
 from isoforward.errors import StorageFailed
-from isoforward.storage import write_atomically
+from isoforward.files.storage import write_atomically
 path = Path(sys.argv[1])
 try:
     write_atomically(path, lambda file: file.write(bytes(200_000)))

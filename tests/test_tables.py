@@ -5,7 +5,7 @@ import io
 from rich.console import Console
 
 from isoforward.results import Results, Row
-from isoforward.tables import show_rows
+from isoforward.showing.tables import show_rows
 
 
 def row(phase, value, *, quantity="time", unit="s", **conditions):

@@ -19,8 +19,8 @@ import pytest
 from isoforward import tracking
 from isoforward.config import TrackingConfig
 from isoforward.errors import BadInput
-from isoforward.panels import summary
 from isoforward.results import Environment, Results, Row, Verdict
+from isoforward.showing.panels import summary
 from isoforward.tracking import open_tracker
 
 SRC = Path(__file__).parents[1] / "src"

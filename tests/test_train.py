@@ -10,8 +10,8 @@ import torch
 from isoforward.config import DataConfig, MeasureConfig, ModelConfig, OptimConfig, TrackingConfig, TrainConfig
 from isoforward.config import TrainerConfig as Plan
 from isoforward.errors import BadInput
+from isoforward.files.statefile import load as state_of
 from isoforward.inference import load
-from isoforward.statefile import load as state_of
 from isoforward.train import train
 
 

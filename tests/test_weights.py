@@ -366,7 +366,7 @@ JSON = st.recursive(
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_a_config_of_anything_is_read_or_refused(data: st.DataObject) -> None:
-    from isoforward.interchange import from_transformers, to_transformers
+    from isoforward.files.interchange import from_transformers, to_transformers
 
     config = to_transformers(SHAPES[data.draw(st.sampled_from(sorted(SHAPES)))], torch.float32, None)
     config |= {key: data.draw(JSON) for key in data.draw(st.lists(st.sampled_from(sorted(config)), max_size=3))}

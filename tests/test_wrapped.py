@@ -9,15 +9,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config
 
-from isoforward import steps, wrapped_lives
+from isoforward import steps
 from isoforward.compare import compare
 from isoforward.config import ExperimentConfig, MeasureConfig, ModelConfig, OptimConfig
-from isoforward.counting import count_decode, count_training
 from isoforward.errors import BadInput, Integrity
 from isoforward.experiment import case_of
-from isoforward.measure import Case
+from isoforward.measuring import wrapped_lives
+from isoforward.measuring.case import Case
+from isoforward.measuring.counting import count_decode, count_training
 from isoforward.results import read
-from isoforward.wrapped import WrappedCache, described, frozen_copy, load_wrapped
+from isoforward.serving.wrapped import WrappedCache, described, frozen_copy, load_wrapped
 
 SIZES = {
     "vocab_size": 96,

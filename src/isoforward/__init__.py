@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from isoforward.errors import Refusal as Refusal
-    from isoforward.estimates import Ratio as Ratio
-    from isoforward.estimates import ratio as ratio
     from isoforward.inference import load as load
-    from isoforward.phases import Phases as Phases
-    from isoforward.phases import compare_phases as compare_phases
+    from isoforward.measuring.estimates import Ratio as Ratio
+    from isoforward.measuring.estimates import ratio as ratio
+    from isoforward.measuring.phases import Phases as Phases
+    from isoforward.measuring.phases import compare_phases as compare_phases
     from isoforward.results import Results as Results
     from isoforward.results import Row as Row
     from isoforward.results import read as read
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "compare_phases": "phases",
-    "Phases": "phases",
+    "compare_phases": "measuring.phases",
+    "Phases": "measuring.phases",
     "load": "inference",
     "export": "weights",
     "read": "results",
     "Results": "results",
     "Row": "results",
-    "ratio": "estimates",
-    "Ratio": "estimates",
+    "ratio": "measuring.estimates",
+    "Ratio": "measuring.estimates",
     "Refusal": "errors",
 }
 __all__ = list(_HOMES)

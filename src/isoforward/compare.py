@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from isoforward import units
 from isoforward.errors import BadInput
-from isoforward.estimates import Ratio, ratio
+from isoforward.measuring.estimates import Ratio, ratio
 from isoforward.results import Condition, Results, Row
 
 SERVED = ("forward", "prefill", "decode")

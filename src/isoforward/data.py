@@ -17,9 +17,9 @@ import numpy as np
 
 from isoforward.config import DataConfig
 from isoforward.errors import BadInput, Integrity
-from isoforward.sources import Pieces, Source, digest, hub, shakespeare, text_files
-from isoforward.storage import write_atomically
+from isoforward.files.storage import write_atomically
 from isoforward.tokenizer import Tokenizer
+from isoforward.training.sources import Pieces, Source, digest, hub, shakespeare, text_files
 
 FORMAT = 1  # goes up with any change to what the same text becomes, so that no cache outlives it
 GROUP = 1 << 22  # characters encoded in parallel: bounds what is in memory

@@ -27,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from isoforward import config as schemas
 from isoforward import sweeps
 from isoforward.errors import BadInput, Refusal, StorageFailed
-from isoforward.storage import remove, sha256_of, write_atomically
+from isoforward.files.storage import remove, sha256_of, write_atomically
 from isoforward.sweeps import DONE
 
 Config = TypeVar("Config")

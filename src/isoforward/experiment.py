@@ -16,12 +16,12 @@ from isoforward.compare import compare
 from isoforward.config import ExperimentConfig, ModelConfig, Run
 from isoforward.entry import claim
 from isoforward.errors import BadInput
+from isoforward.files.storage import write_atomically
 from isoforward.hardware import auto_precision
 from isoforward.inference import find_export
-from isoforward.measure import Case, apart
+from isoforward.measuring.case import Case, apart
 from isoforward.results import Results, read
-from isoforward.storage import write_atomically
-from isoforward.tables import show, show_rows
+from isoforward.showing.tables import show, show_rows
 from isoforward.tracking import Tracker, open_tracker
 from isoforward.weights import find, read_manifest
 

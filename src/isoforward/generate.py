@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 from isoforward.config import GenerateConfig
-from isoforward.decoding import Pass, Sampling
 from isoforward.errors import BadInput
+from isoforward.files.untrusted import harmless
 from isoforward.inference import InferenceModule, load
-from isoforward.untrusted import harmless
+from isoforward.serving.decoding import Pass, Sampling
 
 
 def generate(config: GenerateConfig) -> None:

@@ -13,15 +13,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from isoforward import statefile
 from isoforward.config import PRECISIONS, one_of
-from isoforward.decoding import Pass, Sampling, forward_passes
 from isoforward.errors import BadInput, Integrity
+from isoforward.files import statefile
+from isoforward.files.untrusted import ORIGIN, checked, shown
 from isoforward.model import GPT
-from isoforward.quantised import quantise, refuse_unquantisable
-from isoforward.speculative import speculative_passes
+from isoforward.serving.decoding import Pass, Sampling, forward_passes
+from isoforward.serving.quantised import quantise, refuse_unquantisable
+from isoforward.serving.speculative import speculative_passes
 from isoforward.tokenizer import Stream, Tokenizer
-from isoforward.untrusted import ORIGIN, checked, shown
 from isoforward.weights import allocate, freeze, load_export, load_tokenizer, unfilled
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -18,12 +18,15 @@ from importlib import resources
 from pathlib import Path
 from typing import BinaryIO
 
-from isoforward import charts, units
-from isoforward.beside import side_by_side
-from isoforward.charts import printable
+from isoforward import units
 from isoforward.compare import Comparison, only
 from isoforward.errors import BadInput, Refusal
-from isoforward.exhibits import (
+from isoforward.files.storage import write_atomically
+from isoforward.results import Condition, Environment, Results, read
+from isoforward.showing import charts
+from isoforward.showing.beside import side_by_side
+from isoforward.showing.charts import printable
+from isoforward.showing.exhibits import (
     Cell,
     Download,
     Runs,
@@ -38,8 +41,6 @@ from isoforward.exhibits import (
     plain,
     slug,
 )
-from isoforward.results import Condition, Environment, Results, read
-from isoforward.storage import write_atomically
 
 LETTERS = {"measured": "m", "counted": "c", "predicted": "p", "estimated": "e", "unavailable": "–"}
 MOST_ROWS = 400  # of all runs together: the file stays below 1.5 MB

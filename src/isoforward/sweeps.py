@@ -17,9 +17,9 @@ from typing import Any
 
 from isoforward.config import unpack
 from isoforward.errors import Refusal, StorageFailed
-from isoforward.isolate import Failed, run_isolated
+from isoforward.files.storage import sha256_of, write_atomically
+from isoforward.measuring.isolate import Failed, run_isolated
 from isoforward.results import Row, write
-from isoforward.storage import sha256_of, write_atomically
 
 COMMAND = ".command"  # in the directory of a sweep: the overrides it was started with
 DONE = ".done"  # in the directory of a run or sweep that went to its end; of a run: the digest of its config.yaml

@@ -14,7 +14,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
 from isoforward.errors import BadInput, Integrity
-from isoforward.storage import write_atomically
+from isoforward.files.storage import write_atomically
 
 BESIDE = "tokenizer_config.json"
 END = "<|endoftext|>"

@@ -18,8 +18,8 @@ from typing import Any, Self
 
 from isoforward.config import TrackingConfig
 from isoforward.errors import BadInput, Refusal, StorageFailed
-from isoforward.panels import CHARTS, COLUMNS, summary, table
 from isoforward.results import Results
+from isoforward.showing.panels import CHARTS, COLUMNS, summary, table
 
 INIT_TIMEOUT_S = 10.0  # WANDB_INIT_TIMEOUT
 FINISH_TIMEOUT_S = 60.0  # WANDB_FINISH_TIMEOUT
@@ -247,7 +247,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(argv)
     if asked.experiment and asked.what != "report":
         parser.error("--experiment goes with report")
-    from isoforward.dashboards import report, workspace
+    from isoforward.showing.dashboards import report, workspace
 
     def made() -> Any:
         if asked.what == "workspace":

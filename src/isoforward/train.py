@@ -16,16 +16,27 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from rich.console import Console
 from torch.utils.data import DataLoader
 
-from isoforward import cost, statefile
-from isoforward.batches import TrainingBatches, ValidationBatches
-from isoforward.both_lives import measure_both_lives
-from isoforward.card import about_costs, about_text, about_training, write_card
-from isoforward.checkpoint import StateFileIO
+from isoforward import cost
 from isoforward.compare import compare
 from isoforward.config import ModelConfig, TrainConfig, unpack
 from isoforward.data import Corpus, prepare
-from isoforward.display import Watch, shares_of
-from isoforward.distributed import (
+from isoforward.entry import claim
+from isoforward.errors import BadInput, Integrity, Stopped
+from isoforward.experiment import call, command_line, conclude, fingerprint_of, fitting, precision_of, say, tracker_of
+from isoforward.files import statefile
+from isoforward.files.card import about_costs, about_text, about_training, write_card
+from isoforward.files.checkpoint import StateFileIO
+from isoforward.files.untrusted import harmless
+from isoforward.inference import DTYPES, load
+from isoforward.lit import LitGPT, Timed, quieten
+from isoforward.measuring.both_lives import measure_both_lives
+from isoforward.measuring.case import Case, differing_logits
+from isoforward.model import GPT
+from isoforward.results import read
+from isoforward.tracking import Tracker
+from isoforward.training.batches import TrainingBatches, ValidationBatches
+from isoforward.training.display import Watch, shares_of
+from isoforward.training.distributed import (
     environment,
     followers,
     rank,
@@ -33,18 +44,8 @@ from isoforward.distributed import (
     strategy_of,
     whole,
 )
-from isoforward.entry import claim
-from isoforward.errors import BadInput, Integrity, Stopped
-from isoforward.experiment import call, command_line, conclude, fingerprint_of, fitting, precision_of, say, tracker_of
-from isoforward.inference import DTYPES, load
-from isoforward.lit import LitGPT, Timed, quieten
-from isoforward.measure import Case, differing_logits
-from isoforward.model import GPT
-from isoforward.results import read
-from isoforward.stopping import KeepLast, StopOnSignal, refuse_another, refuse_other_tokens, to_resume
-from isoforward.tracking import Tracker
+from isoforward.training.stopping import KeepLast, StopOnSignal, refuse_another, refuse_other_tokens, to_resume
 from isoforward.units import size
-from isoforward.untrusted import harmless
 from isoforward.weights import export, load_tokenizer, load_trainable, read_manifest, weights_section
 
 

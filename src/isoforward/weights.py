@@ -26,15 +26,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from isoforward import __version__
-from isoforward.card import about_weights, write_card
 from isoforward.config import ModelConfig
 from isoforward.errors import BadInput, Integrity, Refusal, StorageFailed
-from isoforward.interchange import pieces, read_transformers, to_transformers
-from isoforward.llamacpp import read_gguf, read_tokenizer
+from isoforward.files.card import about_weights, write_card
+from isoforward.files.interchange import pieces, read_transformers, to_transformers
+from isoforward.files.llamacpp import read_gguf, read_tokenizer
+from isoforward.files.storage import sha256_of, sync_directory
+from isoforward.files.untrusted import Checkpoint, checked, described, names_in, open_file, read_json, shown
 from isoforward.model import GPT, rotary_table
-from isoforward.storage import sha256_of, sync_directory
 from isoforward.tokenizer import Tokenizer
-from isoforward.untrusted import Checkpoint, checked, described, names_in, open_file, read_json, shown
 
 FORMAT = 1
 GGUF = ".gguf"

@@ -1,0 +1,1 @@
+"""Rows as people look at them: tables, pictures, exhibits, dashboards."""

@@ -1,0 +1,160 @@
+"""How training ends before its end, and how it goes on from there to the weights that it would have had."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+from lightning.pytorch import Callback, Trainer
+from rich.console import Console
+
+from isoforward.config import TrainConfig
+from isoforward.errors import BadInput, Integrity
+from isoforward.experiment import say
+from isoforward.files.statefile import newest_good, verify
+from isoforward.files.untrusted import TEXT_LIMIT, shown
+from isoforward.sweeps import DONE
+from isoforward.tokenizer import Tokenizer
+
+MAY_DIFFER = ("run_dir", "tracking", "trainer.resume", "trainer.progress", "trainer.max_time", "trainer.profiler")
+
+
+class StopOnSignal(Callback):  # type: ignore[misc]
+    """SIGINT and SIGTERM end training after the step under way. Until its checkpoint is written no other changes that;
+    from then on one ends the program at once, whatever it waits for.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self.over = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """While training runs, and after it where it was stopped."""
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.listen()
+        try:
+            yield
+        finally:
+            self.over = True
+            self.listen()
+            if self.received is None:
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+
+    def listen(self, *_: Any) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.note)
+
+    on_train_start = listen  # again: Lightning has put its own handler of SIGTERM there
+
+    def note(self, number: int, frame: object) -> None:
+        if self.over:
+            os._exit(128 + number)
+        if self.received is None:
+            self.received = number
+            os.write(2, b"\nstopping after this step\n")
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
+            trainer.should_stop = True
+
+
+class KeepLast(Callback):  # type: ignore[misc]
+    """Training's state, every so many steps and wherever it ends; only the newest is kept."""
+
+    def __init__(self, directory: Path, every: int) -> None:
+        self.directory, self.every = directory, every
+        self.saved = -1
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step % self.every == 0 or trainer.should_stop:
+            self.save(trainer)
+
+    def on_train_end(self, trainer: Trainer, module: Any) -> None:
+        self.save(trainer)
+
+    def save(self, trainer: Trainer) -> None:
+        if self.saved == trainer.global_step:
+            return
+        self.saved = trainer.global_step
+        newest = self.directory / f"last-{self.saved:06d}.ckpt"
+        trainer.save_checkpoint(newest)
+        for path in set(self.directory.glob("last-*.ckpt")) - {newest}:
+            trainer.strategy.remove_checkpoint(path)
+
+
+def to_resume(config: TrainConfig, console: Console) -> Path | None:
+    """The checkpoint that `trainer.resume` means: a file, or the newest good one of a run that has not finished."""
+    wanted = config.trainer.resume
+    if wanted is None:
+        return None
+    if wanted == "auto":
+        runs = sorted(Path(config.run_dir).parent.glob("*/checkpoints"), key=lambda path: path.stat().st_mtime)
+        unfinished = [path for path in runs if not (path.parent / DONE).exists()]
+        for directory in reversed(unfinished):
+            if (found := newest_good(directory)) is not None:
+                say(console, f"going on from {found}")
+                return found
+        say(console, "nothing to resume: starting afresh")
+        return None
+    path = Path(wanted)
+    if path.is_file():
+        verify(path)
+        return path
+    if not path.is_dir():
+        raise BadInput(f"trainer.resume={wanted} does not exist; write auto, a run directory or a checkpoint")
+    found = newest_good(path / "checkpoints" if (path / "checkpoints").is_dir() else path)
+    if found is None:
+        raise BadInput(f"trainer.resume={wanted} holds no good checkpoint")
+    return found
+
+
+def refuse_another(config: TrainConfig) -> None:
+    """A run goes on under the config that it began with, or its weights would be nobody's."""
+    path = Path(config.run_dir) / "config.yaml"
+    if not path.is_file():
+        raise BadInput(f"{path} is missing: trainer.resume goes on with a run of python train.py")
+    began = flat(read_yaml(path))
+    now = flat(dataclasses.asdict(config))
+    keys = sorted(key for key in began.keys() | now.keys() if not key.startswith(MAY_DIFFER))
+    if unlike := [
+        f"{key}={now.get(key)} (began with {began.get(key)})" for key in keys if began.get(key) != now.get(key)
+    ]:
+        raise BadInput(f"{config.run_dir} is a run of another configuration: {', '.join(unlike)}")
+
+
+class Plain(yaml.SafeLoader):  # type: ignore[misc]
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):  # a few lines of them can stand for more than all memory
+            raise yaml.YAMLError("it holds an alias")
+        return super().compose_node(parent, index)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            content = yaml.load(file.read(TEXT_LIMIT), Plain)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise Integrity(f"{path} is damaged: {shown(str(error).splitlines()[0])}") from error
+    if not isinstance(content, dict):
+        raise Integrity(f"{path} holds no configuration")
+    return content
+
+
+def refuse_other_tokens(checkpoint: Path, tokenizer: Tokenizer) -> None:
+    kept = checkpoint.parent / "tokenizer.json"
+    if Tokenizer.load(kept).sha256 != tokenizer.sha256:
+        raise Integrity(f"{kept} is not the tokenizer of this data: data or data.tokenizer changed since the run began")
+
+
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix[:-1]: tree}
+    return {key: value for name, branch in tree.items() for key, value in flat(branch, f"{prefix}{name}.").items()}
