@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from isoforward import steps, units
 from isoforward.compare import only
@@ -73,7 +74,7 @@ def measure(packed: dict) -> None:
         accelerator="cpu" if case.device == "cpu" else "gpu", max_steps=rounds, callbacks=[plain], **quiet
     )
     with Watch(reference_kernel(case.device)) as watch:
-        trainer.fit(module, [batch] * rounds)
+        trainer.fit(module, DataLoader([batch] * rounds, batch_size=None))
 
     def tell() -> Iterator[Row]:
         for name, samples in (("plain fp32 loop", plain.plain_s), ("Lightning module", plain.lightning_s)):
