@@ -40,6 +40,8 @@ def rows(hardware: Hardware) -> Iterator[Row]:
     def told(phase: str, quantity: str, unit: str, value: float, **conditions: object) -> Row:
         about = {"experiment": "calibrate", "life": "training", "per": "run"}
         at = {"calibration": made["id"], "hardware": hardware.name, **conditions}
+        if quantity.startswith("peak"):
+            about["provenance"] = "estimated"  # what was timed, at the quickest pace that the machine was seen to keep
         return Row(**about, phase=phase, quantity=quantity, unit=unit, value=value, conditions=at)
 
     for dtype, peak in hardware.peak_flops_per_s.items():
@@ -51,8 +53,6 @@ def rows(hardware: Hardware) -> Iterator[Row]:
     for phase, fit in made["beyond"].items():
         yield told(phase, "time beside each operator", "s", fit["dispatch_s"])
         yield told(phase, "operators together", "x", fit["scale"])
-    for ways, (size, rate) in made.get("all_reduce", {}).items():
-        yield told("communication", "bandwidth of all-reduce", "byte/s", rate, processes=int(ways), bytes_together=size)
     for kind, points in made["operators"].items():
         if kind.startswith(("product", "attention")):
             *size, unit_s = min(points, key=lambda point: point[-1])

@@ -272,12 +272,13 @@ def byte_rows(case: Case) -> Iterator[Row]:
 
 
 def peak_rows(case: Case) -> Iterator[Row]:
-    """What the machine could do at most, where that is known: as calibrated here, or by the GPU's data sheet."""
+    """What the machine could do at most, where that is known: by the GPU's data sheet, or as calibrated here, at the
+    quickest pace that it was seen to keep."""
     hardware = recognise(torch.cuda.get_device_name()) if case.device == "cuda" else calibrated_here()
     if hardware is None or case.precision not in hardware.peak_flops_per_s:
         return
     about: dict[str, Any] = {"life": "training", "phase": "run", "per": "run"}
-    about["provenance"] = "measured" if hardware.provenance == "measured" else "estimated"
+    about["provenance"] = "estimated"
     about["conditions"] = {"hardware": hardware.name, "source": hardware.source, "dtype": case.precision}
     peak = hardware.peak_flops_per_s[case.precision]
     yield row(case, **about, quantity="peak_flops", unit="flop/s", value=peak)
