@@ -44,7 +44,7 @@ def test_dashboards_show_what_runs_log() -> None:
     specification = json.dumps(dashboards.workspace("acme", "gpt")._spec)
     for chart in CHARTS:
         assert f'"charts/{chart.key}_table"' in specification
-    logged = {*summary(PLANTED), "loss", "validation_loss", "tokens_per_s"}
+    logged = {*summary(PLANTED), "loss", "validation_loss", "tokens_per_s", "memory_bytes", "flops_per_s", "mfu"}
     wanted = set(re.findall(r'"((?:summary:)?(?:phase|training|inference)/[\w/]+)"', specification))
     unknown = {name for name in wanted if name.removeprefix("summary:") not in logged}
     assert {name for name in unknown if not re.fullmatch(r"phase/\w+(_share|/peak_bytes)", name)} == set()

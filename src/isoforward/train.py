@@ -31,7 +31,9 @@ from isoforward.inference import DTYPES, load
 from isoforward.lit import LitGPT, Timed, quieten
 from isoforward.measuring.both_lives import measure_both_lives
 from isoforward.measuring.case import Case, differing_logits
+from isoforward.measuring.ledger import CudaMemory, Memory, ProcessMemory
 from isoforward.model import GPT
+from isoforward.planning.devices import known_here
 from isoforward.results import read
 from isoforward.tracking import Tracker
 from isoforward.training.batches import TrainingBatches, ValidationBatches
@@ -50,10 +52,22 @@ from isoforward.weights import export, load_tokenizer, load_trainable, read_mani
 
 
 class Track(Callback):  # type: ignore[misc]
-    """Tells the tracker how training goes, between steps."""
+    """Tells the tracker how training goes, between steps. FLOPs are in the model convention."""
 
-    def __init__(self, tracker: Tracker, tokens_per_step: int, every: int = 10) -> None:
-        self.tracker, self.tokens_per_step, self.every = tracker, tokens_per_step, every
+    def __init__(self, tracker: Tracker, config: TrainConfig, module: LitGPT, every: int = 10) -> None:
+        self.tracker, self.every = tracker, every
+        self.tokens_per_step = config.data.batch * config.data.length
+        shape: dict[str, Any] = {"batch": config.data.batch, "length": config.data.length}
+        model = module.model.config
+        self.flops_per_step = (cost.forward_flops(model, **shape) + cost.backward_flops(model, **shape)).total
+
+    def on_fit_start(self, trainer: Trainer, module: LitGPT) -> None:
+        on_gpu = module.device.type == "cuda"
+        self.memory: Memory = CudaMemory() if on_gpu else ProcessMemory()
+        known = known_here(torch.cuda.get_device_name(module.device) if on_gpu else None)
+        dtype = "bf16" if module.model.dtype == torch.bfloat16 else "fp32"
+        peak = known.peak_flops_per_s.get(dtype) if known else None
+        self.peak_flops_per_s = None if peak is None else peak * trainer.world_size
 
     def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
         step = trainer.global_step
@@ -63,6 +77,9 @@ class Track(Callback):  # type: ignore[misc]
         whole_s = sum(lap["step"] for lap in module.recent) + sum(module.waits_s)
         rate = len(module.recent) * self.tokens_per_step / whole_s
         figures = {"loss": module.loss.item(), "gradient_norm": module.norm.item(), "tokens_per_s": rate}
+        figures |= {"memory_bytes": self.memory.now(), "flops_per_s": rate * self.flops_per_step / self.tokens_per_step}
+        if self.peak_flops_per_s is not None:
+            figures["mfu"] = figures["flops_per_s"] / self.peak_flops_per_s
         self.tracker.live(step, figures | shares)
 
     def on_validation_end(self, trainer: Trainer, module: Any) -> None:
@@ -289,7 +306,7 @@ def fit(
     callbacks: list[Callback] = [best]
     if tracker is not None:
         corpus.tokenizer.save(checkpoints / "tokenizer.json")
-        callbacks = [watch, Track(tracker, watch.tokens_per_step), best]
+        callbacks = [watch, Track(tracker, config, module), best]
         if plan.profiler is not None:
             callbacks.append(Trace(run_dir / "trace.json"))
     if plan.early_stopping is not None:

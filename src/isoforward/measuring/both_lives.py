@@ -35,7 +35,7 @@ from isoforward.meter import Stopwatch, clock_for
 from isoforward.model import KVCache
 from isoforward.optim import build
 from isoforward.planning import footprint
-from isoforward.planning.devices import calibrated_here, recognise
+from isoforward.planning.devices import known_here
 from isoforward.results import Condition, Row, write
 from isoforward.weights import freeze
 
@@ -274,7 +274,7 @@ def byte_rows(case: Case) -> Iterator[Row]:
 def peak_rows(case: Case) -> Iterator[Row]:
     """What the machine could do at most, where that is known: by the GPU's data sheet, or as calibrated here, at the
     quickest pace that it was seen to keep."""
-    hardware = recognise(torch.cuda.get_device_name()) if case.device == "cuda" else calibrated_here()
+    hardware = known_here(torch.cuda.get_device_name() if case.device == "cuda" else None)
     if hardware is None or case.precision not in hardware.peak_flops_per_s:
         return
     about: dict[str, Any] = {"life": "training", "phase": "run", "per": "run"}

@@ -161,6 +161,11 @@ def kept_here() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "isoforward" / "hardware"
 
 
+def known_here(gpu_name: str | None) -> Hardware | None:
+    """The GPU of that name by its data sheet, or this machine's processor as it was calibrated last."""
+    return calibrated_here() if gpu_name is None else recognise(gpu_name)
+
+
 def calibrated_here() -> Hardware | None:
     """By the newest calibration of a machine with our processors."""
     for path in sorted(kept_here().glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True):

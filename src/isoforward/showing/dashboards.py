@@ -42,6 +42,9 @@ def sections() -> dict[str, list[Any]]:
             line("share of each phase", *shares, plot_type="pct-area"),
             line("loss (nats per token)", "loss", "validation_loss"),
             line("tokens per second", "tokens_per_s"),
+            line("memory (bytes)", "memory_bytes"),
+            line("FLOP per second, model convention", "flops_per_s"),
+            line("MFU", "mfu"),
         ],
         "Training against inference": [
             custom(drawn["two_lives"]),
