@@ -61,9 +61,10 @@ def question(experiment: str) -> str:
 
 
 def picture(name: str, results: Results) -> Path | None:
-    chart = next((section.chart for section in view(name, results).sections if section.chart), None)
-    if chart is None:
+    charts = [section.chart for section in view(name, results).sections if section.chart]
+    if not charts:
         return None
+    chart = min(charts, key=lambda chart: "the first" in chart.title)  # one that shows all of its rows, if there is one
     path = PICTURES / f"{name}.png"
     path.write_bytes(chart.png())
     return path

@@ -225,8 +225,9 @@ def main(config: BreakEven) -> None:
         console.print(assumed(results), style="dim", markup=False, highlight=False)
         console.print(table(results))
         trust(console, list(reasons))
-        console.print(f"\n{answer(results)}\n", markup=False, highlight=False, style="bold")
-        publish(config, run_dir, console, results, job_type="experiment")
+        told = answer(results)
+        console.print(f"\n{told}\n", markup=False, highlight=False, style="bold")
+        publish(config, run_dir, console, results, job_type="experiment", headline=told)
 
 
 if __name__ == "__main__":

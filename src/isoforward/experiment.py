@@ -103,7 +103,6 @@ def tell(config: Run, run_dir: Path, console: Console, answer: Answer) -> None:
     show_rows(console, results)
     told = answer(results)
     console.print(f"\n{told}\n", markup=False, highlight=False, style="bold")
-    write_answer(run_dir, told)
     publish(config, run_dir, console, results, job_type="experiment", headline=told)
 
 
@@ -112,15 +111,9 @@ def conclude(config: Run, run_dir: Path, console: Console, *, job_type: str, sam
     results = read(run_dir / "results.jsonl")
     comparison = compare(results)
     show(console, comparison)
-    write_answer(run_dir, comparison.headline)
     if sample:
         console.print(f"{sample}\n", markup=False, highlight=False)
-    publish(config, run_dir, console, results, job_type=job_type, sample=sample)
-
-
-def write_answer(run_dir: Path, told: str) -> None:
-    """Beside the rows, for whoever makes the report again."""
-    write_atomically(run_dir / "answer.txt", lambda file: file.write(f"{told}\n".encode()))
+    publish(config, run_dir, console, results, job_type=job_type, headline=comparison.headline, sample=sample)
 
 
 def publish(
@@ -130,12 +123,13 @@ def publish(
     results: Results,
     *,
     job_type: str,
-    headline: str | None = None,
+    headline: str,
     sample: str | None = None,
 ) -> None:
-    """The report and the W&B run, and where everything is."""
+    """The answer in a sentence, the report, the W&B run, and where everything is."""
     from isoforward.report import write_report
 
+    write_atomically(run_dir / "answer.txt", lambda file: file.write(f"{headline}\n".encode()))
     report = write_report(results, run_dir / "report.html", headline=headline, sample=sample)
     say(console, f"rows     {run_dir / 'results.jsonl'}")
     say(console, f"report   {report}")

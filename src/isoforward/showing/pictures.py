@@ -280,7 +280,7 @@ def roofline(run: Comparison) -> Chart | str:
         points.mark_point(filled=True, size=120, opacity=1).encode(y=y, shape=shape, tooltip=["said:N"]),
     ]
     for n, point in enumerate(drawn):
-        beside = {"align": "right" if point["flop_per_byte"] > ridge else "left", "dy": 18 if n % 2 else -18}
+        beside = {"align": "right" if point["flop_per_byte"] > ridge else "left", "dy": (-18, 18, -38, 38)[n % 4]}
         layers += haloed(alt.Chart(data([point])).encode(x=x, y=y, text="said:N"), fontSize=12, **beside)
     placed = {(point["life"], point["phase"]) for point in table}
     absent = [line.label for line in [*run.training, *run.inference] if (line.life, line.phase) not in placed]
