@@ -258,6 +258,7 @@ def test_a_mistake_is_told_in_one_message_and_nothing_is_written(
     override: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # where no calibration is
     assert run(main, "break_even", BreakEven, [override]) == 2
     complaint = capsys.readouterr().err
     assert complaint.startswith("error: ")

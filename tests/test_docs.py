@@ -21,7 +21,7 @@ def test_the_site_is_made_without_a_warning_and_fetches_nothing(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "WARNING -" not in done.stderr
     reference = (tmp_path / "site" / "reference" / "index.html").read_text()
-    for name in ("phases.compare_phases", "steps.train_step", "inference.InferenceModule.generate"):
+    for name in ("measuring.phases.compare_phases", "steps.train_step", "inference.InferenceModule.generate"):
         assert f'id="isoforward.{name}"' in reference
     fetched = re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(https?://[^"]+)"', reference)
     assert not fetched
@@ -31,7 +31,7 @@ def test_the_reference_and_the_page_on_python_have_every_public_name():
     python, reference = (ROOT / "docs" / "python.md").read_text(), (ROOT / "docs" / "reference.md").read_text()
     for name in isoforward.__all__:
         assert f"`{name}`" in python
-        assert re.search(rf"^::: isoforward\.\w+\.{name}$", reference, re.M)
+        assert re.search(rf"^::: isoforward\.[\w.]+\.{name}$", reference, re.M)
 
 
 def test_every_question_that_the_site_names_is_there_to_be_asked():
