@@ -1,6 +1,7 @@
 """The gallery holds every question, with its answer and picture, as the recorded rows give them."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -42,5 +43,4 @@ def test_the_page_is_what_the_recorded_rows_make(monkeypatch):
 @pytest.mark.parametrize("name", RECORDED)
 def test_nothing_recorded_names_a_place_of_its_machine(name):
     for path in (gallery.RECORDED / name).iterdir():
-        text = path.read_text("utf-8")
-        assert "/home/" not in text and "/root" not in text and "/tmp" not in text
+        assert not re.search(r"""[\s="']/\w+/""", path.read_text("utf-8"))
