@@ -79,14 +79,16 @@ def machine(results: Results) -> str:
 def entry(name: str) -> str:
     results = read(RECORDED / name / "results.jsonl")
     place = next(iter(results.environments.values()))
-    asked = question(results.rows[0].experiment)
+    experiment = results.rows[0].experiment
+    asked = question(experiment)
+    subject = name.removeprefix(experiment).strip("_")
     reasons = dict.fromkeys(reason for verdict in results.verdicts for reason in verdict.reasons)
     measured = any(row.provenance == "measured" for row in results.rows)
     verdict = f"take these numbers with care: {'; '.join(reasons)}" if reasons else "these numbers can be trusted"
     how = verdict if measured else "predicted: nothing was measured"
     shown = picture(name, results)
     parts = [
-        f"### {asked}",
+        f"### {asked}{f' ({subject})' if subject else ''}",
         wrapped((RECORDED / name / "answer.txt").read_text("utf-8")),
         f"![{asked}](../docs/pictures/{shown.name})" if shown else "",
         f"```\n{place.command}\n```",
