@@ -19,8 +19,8 @@ from isoforward.entry import claim, run
 from isoforward.errors import BadInput
 from isoforward.experiment import case_of, command_line, tell
 from isoforward.hardware import environment
-from isoforward.measuring.account import InferenceCase, TrainingCase, account
-from isoforward.measuring.both_lives import account_rows, decoding
+from isoforward.measuring.account import account
+from isoforward.measuring.both_lives import account_rows, decoding, generation_of, step_of
 from isoforward.measuring.case import Case, row
 from isoforward.measuring.isolate import Failed
 from isoforward.results import Results, Row, write
@@ -41,12 +41,7 @@ def sweep(case: Case) -> Iterator[tuple[str, Case]]:
 
 
 def measured(case: Case, change: str) -> Iterator[Row]:
-    size = {"model": case.model, "dtype": case.precision, "device": case.device}
-    training = TrainingCase(
-        **size, batch=case.batch, length=case.length, optim=case.optim, checkpointing=case.checkpointing
-    )
-    generation = InferenceCase(**size, batch=1, prompt=case.prompt, new_tokens=case.new_tokens)
-    lives = {"training": (training, case.training()), "inference": (generation, decoding(case))}
+    lives = {"training": (step_of(case), case.training()), "inference": (generation_of(case), decoding(case))}
     if change not in ("as it is", "bf16"):
         del lives["inference"]  # the same weights, served the same way
     for life, (what, conditions) in lives.items():

@@ -17,10 +17,10 @@ from isoforward.config import ExperimentConfig, OptimConfig, one_of
 from isoforward.entry import run
 from isoforward.errors import BadInput
 from isoforward.experiment import ask
-from isoforward.measuring.both_lives import TRAINING, by_name, serving_candidates, training_candidates
+from isoforward.measuring.both_lives import by_name, serving_candidates, training_candidates
 from isoforward.measuring.case import Case, Laps, batch_of, master_of, record, row, timed
 from isoforward.measuring.estimates import judge, ratio
-from isoforward.results import Results, Row
+from isoforward.results import TRAINING, Results, Row
 from isoforward.weights import freeze
 
 KNOBS = ("precision", "checkpointing", "batch", "length", "optimizer", "threads", "accumulate", "compile")

@@ -20,14 +20,14 @@ from isoforward.entry import run
 from isoforward.errors import BadInput
 from isoforward.experiment import ask, case_of
 from isoforward.inference import DTYPES
-from isoforward.measuring.account import InferenceCase, TrainingCase, account
-from isoforward.measuring.both_lives import TRAINING, training_candidates
+from isoforward.measuring.account import account
+from isoforward.measuring.both_lives import generation_of, step_of, training_candidates
 from isoforward.measuring.case import Case, Laps, batch_of, done, identity_row, master_of, record, row, spent, timed
 from isoforward.measuring.estimates import judge, ratio
 from isoforward.measuring.isolate import run_isolated
 from isoforward.measuring.wrapped_lives import optimizer_of
 from isoforward.model import GPT
-from isoforward.results import Results, Row
+from isoforward.results import TRAINING, Results, Row
 from isoforward.serving.decoding import Sampling, forward_passes
 from isoforward.serving.wrapped import Wrapped, load_wrapped
 from isoforward.weights import export, freeze
@@ -132,9 +132,7 @@ def measure(packed: dict) -> str:
 
 def memory_rows(case: Case, weights: str) -> Iterator[Row]:
     """The highest peak of any phase, each life and each peer in a process of its own."""
-    size: dict[str, Any] = {"model": case.model, "dtype": case.precision, "device": case.device}
-    training = TrainingCase(**size, batch=case.batch, length=case.length, optim=case.optim)
-    generation = InferenceCase(**size, batch=1, prompt=case.prompt, new_tokens=case.new_tokens)
+    training, generation = step_of(case), generation_of(case)
     packed = dataclasses.replace(
         case, model=dataclasses.replace(case.model, source="transformers", path=weights)
     ).pack()

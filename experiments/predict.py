@@ -21,8 +21,8 @@ from isoforward.config import ExperimentConfig, ModelConfig
 from isoforward.entry import claim, run
 from isoforward.experiment import case_of, command_line, tell
 from isoforward.hardware import environment
-from isoforward.measuring.account import InferenceCase, TrainingCase, account
-from isoforward.measuring.both_lives import decoding, prefilling
+from isoforward.measuring.account import account
+from isoforward.measuring.both_lives import decoding, generation_of, prefilling, step_of
 from isoforward.measuring.case import Case, Laps, apart, record, row, timed
 from isoforward.measuring.isolate import Failed
 from isoforward.planning.calibration import pace, phased, references
@@ -86,10 +86,7 @@ def measure(packed: dict) -> str:
 
 
 def memory_rows(case: Case, layout: str) -> Iterator[Row]:
-    size: dict[str, Any] = {"model": case.model, "dtype": case.precision}
-    training = TrainingCase(**size, batch=case.batch, length=case.length, optim=case.optim)
-    generation = InferenceCase(**size, batch=1, prompt=case.prompt, new_tokens=case.new_tokens)
-    for life, what in (("training", training), ("inference", generation)):
+    for life, what in (("training", step_of(case)), ("inference", generation_of(case))):
         found = account(what, threads=case.threads)
         for phase, per in PHASES[life].items():
             at = {"prefill": prefilling, "decode": decoding}.get(phase, Case.training)(case)

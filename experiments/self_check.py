@@ -85,14 +85,8 @@ class BothLives:
         logits = steps.prefill(self.frozen, self.tokens[:1, : self.case.prompt], self.cache, phase=phase)
         steps.decode(self.frozen, logits.argmax(-1, keepdim=True), self.cache, phase=phase)
 
-    def lap(self, body: Callable[[steps.Phase], None]) -> dict[str, float]:
-        with self.stopwatch.step():
-            body(self.stopwatch)
-        (lap,) = self.stopwatch.laps()
-        return lap
-
     def with_planted(self, work: Callable[[], object], planted_in: str) -> dict[str, float]:
-        return self.lap(lambda phase: self.run(planting(work, planted_in, phase)))
+        return self.stopwatch.lap(lambda phase: self.run(planting(work, planted_in, phase)))
 
     def flops(self, work: Callable[[], object], planted_in: str) -> dict[str, int]:
         scope = Scope(layers_of(self.master))
@@ -129,7 +123,7 @@ def measure(packed: dict) -> str:
     def stretch(metered: bool, tracked: bool) -> None:
         for _ in range(STRETCH):
             if metered:
-                lives.lap(lives.step)
+                lives.stopwatch.lap(lives.step)
             else:
                 lives.step()
         if tracked:
@@ -145,12 +139,12 @@ def measure(packed: dict) -> str:
         "bare": partial(stretch, False, False),
         "metered": partial(stretch, True, False),
         "tracked": partial(stretch, False, True),
-        "meter": lambda: [lives.lap(empty) for _ in range(100)],
+        "meter": lambda: [lives.stopwatch.lap(empty) for _ in range(100)],
         "tracker": tell_tracker,
         **{f"{kind} alone": work for kind, work in alone.items()},
     }
     candidates = {name: lambda work=work: {"spent": spent(case, work)} for name, work in costs.items()}
-    candidates["nothing planted"] = lambda: little.lap(little.run)
+    candidates["nothing planted"] = lambda: little.stopwatch.lap(little.run)
     for kind, work in alone.items():
         for phase in PHASES:
             candidates[f"{kind} in {phase}"] = partial(little.with_planted, work, phase)

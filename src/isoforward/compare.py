@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from isoforward import units
 from isoforward.errors import BadInput
 from isoforward.measuring.estimates import Ratio, ratio
-from isoforward.results import Condition, Results, Row
+from isoforward.results import TRAINING, Condition, Results, Row
 
 SERVED = ("forward", "prefill", "decode")
-TRAINED = ("forward", "loss", "backward", "optimizer")
 CLOSED = 0.01  # of a step: a residual above it is said
 
 
@@ -114,7 +113,7 @@ def compare(results: Results) -> Comparison:
     if step_time is None or frozen is None or step_time.value is None or frozen.value is None:
         raise BadInput("not compared: the time of a training step and of the frozen forward are not both there")
     tokens = float(step_time.conditions["tokens"] or 1)
-    training = [line(results, "training", phase, phase, tokens, frozen, step_time.value) for phase in TRAINED]
+    training = [line(results, "training", phase, phase, tokens, frozen, step_time.value) for phase in TRAINING]
     flops = [one.flops.value or 0.0 for one in training if one.flops is not None]
     peaks = [one.memory for one in training if one.memory is not None]
     step = Line(

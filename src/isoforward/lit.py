@@ -61,8 +61,7 @@ class LitGPT(LightningModule):  # type: ignore[misc]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """What the weights are, so that they can be served from the checkpoint alone."""
-        precision = "bf16" if self.model.dtype == torch.bfloat16 else "fp32"
-        checkpoint["isoforward"] = {"model": asdict(self.model.config), "precision": precision}
+        checkpoint["isoforward"] = {"model": asdict(self.model.config), "precision": self.model.precision}
 
     def on_fit_start(self) -> None:
         self.stopwatch = Stopwatch(clock_for(self.device))

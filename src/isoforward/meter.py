@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Protocol
@@ -55,6 +55,15 @@ def clock_for(device: torch.device) -> Clock:
     return CudaClock() if device.type == "cuda" else CpuClock()
 
 
+def spent(clock: Clock, work: Callable[[], object]) -> float:
+    """Seconds, with one synchronisation, at the end."""
+    start = clock.mark()
+    work()
+    end = clock.mark()
+    clock.settle()
+    return clock.seconds(start, end)
+
+
 class _Span:
     def __init__(self, stopwatch: Stopwatch, name: str) -> None:
         self.stopwatch, self.name = stopwatch, name
@@ -85,6 +94,13 @@ class Stopwatch:
         start = self.clock.mark()
         yield
         self.steps.append((start, self.clock.mark(), self.spans))
+
+    def lap(self, body: Callable[[Stopwatch], object]) -> dict[str, float]:
+        """The laps of one step alone, which `body` takes with this as its `phase`."""
+        with self.step():
+            body(self)
+        (lap,) = self.laps()
+        return lap
 
     def laps(self) -> list[dict[str, float]]:
         """Seconds of every phase that ran, step by step; `step` is its whole and `residual` what no phase held.

@@ -278,6 +278,10 @@ class GPT(nn.Module):
         self.register_buffer("rotation", rotation, persistent=False)  # (2, context, D)
         self.initialise()
 
+    @property
+    def precision(self) -> str:
+        return {torch.float32: "fp32", torch.bfloat16: "bf16"}[self.dtype]
+
     def initialise(self) -> None:
         """GPT-2's: normal of 0.02, what is added to the residual stream scaled by 1/sqrt(2 layers); biases of 0."""
         for name, parameter in self.named_parameters():

@@ -18,7 +18,8 @@ from isoforward.errors import BadInput, Integrity, StorageFailed
 SCHEMA = 1
 
 LIVES = ("training", "inference")
-PHASES = ("forward", "loss", "backward", "optimizer", "prefill", "decode")
+TRAINING = ("forward", "loss", "backward", "optimizer")
+PHASES = (*TRAINING, "prefill", "decode")
 BESIDE = ("data", "framework", "communication", "residual")
 WHOLES = ("step", "token", "run")
 PER = ("step", "token", "sequence", "run")

@@ -65,8 +65,7 @@ class Track(Callback):  # type: ignore[misc]
         on_gpu = module.device.type == "cuda"
         self.memory: Memory = CudaMemory() if on_gpu else ProcessMemory()
         known = known_here(torch.cuda.get_device_name(module.device) if on_gpu else None)
-        dtype = "bf16" if module.model.dtype == torch.bfloat16 else "fp32"
-        peak = known.peak_flops_per_s.get(dtype) if known else None
+        peak = known.peak_flops_per_s.get(module.model.precision) if known else None
         self.peak_flops_per_s = None if peak is None else peak * trainer.world_size
 
     def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
@@ -218,7 +217,7 @@ def finish(config: TrainConfig, module: LitGPT, corpus: Corpus, run_dir: Path, c
             accumulate=config.trainer.accumulate,
             checkpointing=config.trainer.checkpointing,
             compile=config.compile,
-            precision="bf16" if model.dtype == torch.bfloat16 else "fp32",
+            precision=model.precision,
             device=str(module.device),
             threads=torch.get_num_threads(),
             seed=config.seed,

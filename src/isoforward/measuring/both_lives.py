@@ -36,35 +36,50 @@ from isoforward.model import KVCache
 from isoforward.optim import build
 from isoforward.planning import footprint
 from isoforward.planning.devices import known_here
-from isoforward.results import Condition, Row, write
+from isoforward.results import TRAINING, Condition, Row, write
 from isoforward.weights import freeze
 
-TRAINING = ("forward", "loss", "backward", "optimizer")
 BURST = 8  # decode steps in one sample of the cache curve: one alone is shorter than the clock's trust
 
 
 def measure_both_lives(case: Case, results: Path, command: str) -> None:
     """Appends the rows of every pass to `results`; each pass in a process of its own."""
     environment_id = apart(case, "isoforward.measuring.both_lives:time", results, command)
-    size: dict[str, Any] = {"model": case.model, "dtype": case.precision, "device": case.device}
-    training = TrainingCase(
-        **size,
-        batch=case.batch,
-        length=case.length,
-        optim=case.optim,
-        accumulate=case.accumulate,
-        checkpointing=case.checkpointing,
-    )
-    generation = InferenceCase(**size, batch=1, prompt=case.prompt, new_tokens=case.new_tokens)
-    forward = InferenceCase(**size, batch=case.batch, prompt=case.length, new_tokens=0)
+    generation = generation_of(case)
+    forward = dataclasses.replace(generation, batch=case.batch, prompt=case.length, new_tokens=0)
     for what, life, conditions in (
-        (training, "training", case.training()),
+        (step_of(case), "training", case.training()),
         (generation, "inference", decoding(case)),
         (forward, "inference", case.training()),
     ):
         found = done(account(what, threads=case.threads), "memory")
         rows = account_rows(case, life, found, conditions)
         write(results, [dataclasses.replace(row, environment=environment_id) for row in rows])
+
+
+def step_of(case: Case) -> TrainingCase:
+    """For its memory account, as is `generation_of`."""
+    return TrainingCase(
+        model=case.model,
+        batch=case.batch,
+        length=case.length,
+        optim=case.optim,
+        accumulate=case.accumulate,
+        checkpointing=case.checkpointing,
+        dtype=case.precision,
+        device=case.device,
+    )
+
+
+def generation_of(case: Case) -> InferenceCase:
+    return InferenceCase(
+        model=case.model,
+        batch=1,
+        prompt=case.prompt,
+        new_tokens=case.new_tokens,
+        dtype=case.precision,
+        device=case.device,
+    )
 
 
 def time(packed: dict[str, Any]) -> str:
@@ -111,13 +126,7 @@ def training_candidates(
             model, optimizer, tokens, targets, accumulate=case.accumulate, clip=case.optim.clip, phase=phase
         )
 
-    def phased() -> dict[str, float]:
-        with stopwatch.step():
-            step(stopwatch)
-        (lap,) = stopwatch.laps()
-        return lap
-
-    return {"phased": phased, "whole": lambda: {"whole": spent(case, step)}}
+    return {"phased": lambda: stopwatch.lap(step), "whole": lambda: {"whole": spent(case, step)}}
 
 
 def serving_candidates(case: Case, frozen: Any, tokens: Tensor, *, cache: Any = None) -> Candidates:

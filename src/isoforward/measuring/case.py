@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from isoforward import cost
+from isoforward import cost, meter
 from isoforward.config import MeasureConfig, ModelConfig, OptimConfig
 from isoforward.errors import BadInput
 from isoforward.hardware import environment, reference_kernel
@@ -162,13 +162,7 @@ def identity_row(case: Case, master: nn.Module, frozen: nn.Module, tokens: Tenso
 
 
 def spent(case: Case, work: Callable[[], object]) -> float:
-    """Seconds, with one synchronisation, at the end."""
-    clock = clock_for(torch.device(case.device))
-    start = clock.mark()
-    work()
-    end = clock.mark()
-    clock.settle()
-    return clock.seconds(start, end)
+    return meter.spent(clock_for(torch.device(case.device)), work)
 
 
 def record(packed: Mapping[str, Any], candidates: Candidates, tell: Callable[[Laps, Laps], Iterable[Row]]) -> str:

@@ -35,10 +35,8 @@ from isoforward.hardware import environment, reference_kernel
 from isoforward.measuring.case import Laps, timed
 from isoforward.measuring.estimates import Ratio, interleaved, ratio
 from isoforward.measuring.watch import Watch, judge_trust
-from isoforward.meter import Stopwatch, clock_for
-from isoforward.results import Results, Row, write
-
-TRAINING = ("forward", "loss", "backward", "optimizer")
+from isoforward.meter import Stopwatch, clock_for, spent
+from isoforward.results import TRAINING, Results, Row, write
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,27 +107,14 @@ def compare_phases(
     def step(phase: steps.Phase = steps.unmeasured) -> None:
         steps.train_step(master, updater, inputs, targets, criterion=criterion, phase=phase)
 
-    def phased() -> dict[str, float]:
-        with stopwatch.step():
-            step(stopwatch)
-        (lap,) = stopwatch.laps()
-        return lap
-
-    def spent(work: Callable[[], object]) -> float:
-        start = clock.mark()
-        work()
-        end = clock.mark()
-        clock.settle()
-        return clock.seconds(start, end)
-
     @torch.inference_mode()
     def forward() -> object:
         return frozen(inputs)
 
     candidates = {
-        "phased": phased,
-        "whole": lambda: {"step": spent(step)},
-        "served": lambda: {"forward": spent(forward)},
+        "phased": lambda: stopwatch.lap(step),
+        "whole": lambda: {"step": spent(clock, step)},
+        "served": lambda: {"forward": spent(clock, forward)},
     }
     master.train()
     where = environment("compare_phases", inputs.device)

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from isoforward.measuring.account import TrainingCase, account
-from isoforward.measuring.both_lives import TRAINING, account_rows, training_candidates
+from isoforward.measuring.account import account
+from isoforward.measuring.both_lives import account_rows, step_of, training_candidates
 from isoforward.measuring.case import Case, Laps, apart, batch_of, done, master_of, record, row, timed
 from isoforward.measuring.counting import count_training
-from isoforward.results import Row, write
+from isoforward.results import TRAINING, Row, write
 
 
 def time_variants(cases: Sequence[Case], results: Path, command: str) -> str:
@@ -57,16 +57,6 @@ def flop_rows(case: Case) -> Iterator[Row]:
 def weigh_variants(cases: Sequence[Case], results: Path, environment_id: str) -> None:
     """Appends the memory of a training step under each case: every phase's peak, and what the whole's is made of."""
     for case in cases:
-        step = TrainingCase(
-            model=case.model,
-            batch=case.batch,
-            length=case.length,
-            optim=case.optim,
-            accumulate=case.accumulate,
-            checkpointing=case.checkpointing,
-            dtype=case.precision,
-            device=case.device,
-        )
-        found = done(account(step, threads=case.threads), "memory")
+        found = done(account(step_of(case), threads=case.threads), "memory")
         rows = account_rows(case, "training", found, case.training())
         write(results, [dataclasses.replace(each, environment=environment_id) for each in rows])

@@ -23,7 +23,6 @@ from isoforward.experiment import case_of
 from isoforward.inference import DTYPES
 from isoforward.measuring.account import HONEST_MALLOC, PeakOf
 from isoforward.measuring.both_lives import (
-    TRAINING,
     at_context,
     contexts,
     decoding,
@@ -38,7 +37,7 @@ from isoforward.measuring.counting import FlopCounter, Scope, by_phase, fused_at
 from isoforward.measuring.isolate import run_isolated
 from isoforward.measuring.ledger import CudaMemory, ProcessMemory, generate
 from isoforward.optim import FUSED
-from isoforward.results import CONVENTIONS, Condition, Row, write
+from isoforward.results import CONVENTIONS, TRAINING, Condition, Row, write
 from isoforward.serving.wrapped import Wrapped, WrappedCache, described, frozen_copy, load_wrapped, skeleton
 
 AUDITS = ("audit_training", "audit_generation", "audit_forward")

@@ -26,8 +26,8 @@ from torch import Tensor
 from isoforward.config import MeasureConfig, ModelConfig, OptimConfig
 from isoforward.hardware import environment, reference_kernel
 from isoforward.inference import DTYPES
-from isoforward.measuring.account import TrainingCase, account
-from isoforward.measuring.both_lives import by_name, serving_candidates, training_candidates
+from isoforward.measuring.account import account
+from isoforward.measuring.both_lives import by_name, serving_candidates, step_of, training_candidates
 from isoforward.measuring.case import Case, batch_of, master_of
 from isoforward.measuring.estimates import interleaved
 from isoforward.measuring.isolate import Failed
@@ -291,6 +291,5 @@ def calibrate(say: Callable[[str], None] = lambda line: None) -> Hardware:
 
 def kernel_buffers(case: Case) -> int:
     """Bytes that libraries keep when every tensor of a training step is gone."""
-    size: dict[str, Any] = {"batch": case.batch, "length": case.length, "optim": case.optim}
-    found = account(TrainingCase(model=case.model, dtype=case.precision, **size), threads=case.threads)
+    found = account(step_of(case), threads=case.threads)
     return 0 if isinstance(found, Failed) else max(0, found.kernels_bytes)

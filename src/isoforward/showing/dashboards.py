@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from isoforward.compare import TRAINED
 from isoforward.errors import BadInput
+from isoforward.results import TRAINING
 from isoforward.showing.panels import CHARTS, Chart
 from isoforward.tracking import JOB_TYPES, quieten
 
@@ -35,8 +35,8 @@ def sections() -> dict[str, list[Any]]:
         return reports.BarPlot(title=title, metrics=[f"phase/{phase}/{quantity}" for phase in phases])
 
     drawn = {chart.key: chart for chart in CHARTS}
-    shares = [f"phase/{phase}_share" for phase in TRAINED]
-    lives = (*TRAINED, "frozen_forward", "prefill", "decode")
+    shares = [f"phase/{phase}_share" for phase in TRAINING]
+    lives = (*TRAINING, "frozen_forward", "prefill", "decode")
     return {
         "Where a training step goes": [
             line("share of each phase", *shares, plot_type="pct-area"),
