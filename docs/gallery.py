@@ -37,7 +37,7 @@ CHAPTERS = {
         "distributed",
     ),
     "Planning": ("break_even", "scaling", "calibrate", "predict"),
-    "Trust": ("self_check",),
+    "Trust": ("self_check", "saving"),
 }
 OPENING = """\
 # Questions, and what one machine answered

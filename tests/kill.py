@@ -53,7 +53,7 @@ def in_a_fork(work: Callable[[], object], *, kill_after_s: float | None = None) 
     """The exit code of `work`, as subprocess has it: -9 where it was killed."""
     child = os.fork()
     if child == 0:
-        signal.alarm(120)
+        signal.alarm(600)  # should it hang
         quiet = os.open(os.devnull, os.O_WRONLY)
         os.dup2(quiet, 1)
         error = os.dup(2)
@@ -126,14 +126,15 @@ def trial(where: Path, deaths: Iterator[Callable[[Callable[[], object]], int]]) 
     died = tries = 0
     for death in deaths:
         code = death(attempt(where, tries))
-        assert code in (0, -signal.SIGKILL), f"ended with code {code}"
+        assert code in (0, -signal.SIGKILL), f"{where.name}: ended with code {code}"
         died, tries = died + (code != 0), tries + 1
         with warnings.catch_warnings(action="error"):  # nothing half-written bears the name of a checkpoint
             for run in where.glob("runs/*/checkpoints"):
                 statefile.newest_good(run)
         if code == 0:
             return died, finished(where)
-    assert in_a_fork(attempt(where, tries)) == 0
+    code = in_a_fork(attempt(where, tries))
+    assert code == 0, f"{where.name}: going on ended with code {code}"
     return died, finished(where)
 
 

@@ -1,9 +1,9 @@
 """Nested Python state with tensors as one file that knows when it is damaged, and that runs nothing when read.
 
 A state file is a safetensors file, so that any tool that knows those can look into it. Its header begins, at a fixed
-place, with a digest of the whole file, in which that digest itself counts as zeros: there is no second file that could
-be lost, stale or forgotten in a copy. It is the BLAKE2b of the BLAKE2b of each MiB, so that all cores hash while the
-disk is busy; without SHA instructions in the processor SHA-256 takes nearly twice as long and is what a save waits for.
+place, with the BLAKE3 of the whole file, in which the digest itself counts as zeros: there is no second file that could
+be lost, stale or forgotten in a copy. A save would wait for SHA-256, which processors without instructions for it
+compute more slowly than a disk writes (experiments/saving.py).
 
 Tensors are entries named by their path in the state. All else is JSON in the header, with a tag where JSON has no such
 thing: {"$tensor": entry}, {"$tuple": [...]}, {"$dict": [[key, value], ...]}, {"$float": "nan"}.
@@ -13,17 +13,16 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import warnings
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
-from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from blake3 import blake3
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -33,7 +32,7 @@ from isoforward.files.storage import write_atomically
 PREFIX = b'{"__metadata__":{"digest":"'
 DIGEST = slice(8 + len(PREFIX), 8 + len(PREFIX) + 64)  # where it stands in the file, in hexadecimal
 NO_DIGEST = b"0" * 64
-PIECE = 2**20
+PIECE = 2**22  # read at once
 DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -103,65 +102,33 @@ class Flat:
 
 
 def _write(header: bytes, tensors: Mapping[str, Tensor], file: BinaryIO) -> None:
-    digests = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for piece in _pieces(chain([memoryview(header)], map(_bytes_of, tensors.values()))):
-            file.write(piece)
-            digests.append(pool.submit(_digest, piece))
-        file.flush()
-        os.fsync(file.fileno())  # the disk works while the hash catches up
+    digest = blake3()
+    with ThreadPoolExecutor(1) as hashing:
+        for part in chain([memoryview(header)], map(_bytes_of, tensors.values())):
+            hashed = hashing.submit(digest.update, part)
+            file.write(part)
+            hashed.result()
     file.seek(DIGEST.start)
-    file.write(_root(digest.result() for digest in digests))
+    file.write(digest.hexdigest().encode())
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
-def _pieces(parts: Iterable[memoryview]) -> Iterator[memoryview | bytearray]:
-    """The same bytes a PIECE at a time, copied only where one spans parts."""
-    begun = bytearray()
-    for part in parts:
-        if begun:
-            missing = PIECE - len(begun)
-            begun += part[:missing]
-            part = part[missing:]
-            if len(begun) < PIECE:
-                continue
-            yield begun
-        whole = len(part) // PIECE * PIECE
-        for start in range(0, whole, PIECE):
-            yield part[start : start + PIECE]
-        begun = bytearray(part[whole:])
-    if begun:
-        yield begun
-
-
-def _digest(piece: memoryview | bytearray | bytes) -> bytes:
-    return blake2b(piece, digest_size=32).digest()
-
-
-def _digest_at(descriptor: int, index: int) -> bytes:
-    piece = os.pread(descriptor, PIECE, index * PIECE)
-    return _digest(piece if index else piece[: DIGEST.start] + NO_DIGEST + piece[DIGEST.stop :])
-
-
-def _root(digests: Iterable[bytes]) -> bytes:
-    return _digest(b"".join(digests)).hex().encode()
-
-
 def verify(path: Path) -> None:
     """Raises Integrity where `path` is not, bit for bit, what `save` wrote; BadInput where it cannot be read."""
     try:
-        with path.open("rb") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
+        with path.open("rb") as file:
             start = file.read(DIGEST.stop)
             if start[8 : DIGEST.start] != PREFIX:
                 raise Integrity(f"{path} is no training checkpoint of isoforward, or its beginning is damaged")
-            pieces = range(-(-os.fstat(file.fileno()).st_size // PIECE))
-            found = _root(pool.map(partial(_digest_at, file.fileno()), pieces))
+            digest = blake3(start[: DIGEST.start] + NO_DIGEST, max_threads=blake3.AUTO)
+            while piece := file.read(PIECE):
+                digest.update(piece)
     except OSError as error:
         raise BadInput(f"{path} cannot be read: {error.strerror}") from error
-    if found != start[DIGEST]:
+    if digest.hexdigest().encode() != start[DIGEST]:
         raise Integrity(f"{path} is damaged: its contents do not match the digest written in it; use an earlier one")
 
 

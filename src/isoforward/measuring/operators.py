@@ -7,6 +7,7 @@ any number.
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -84,7 +85,7 @@ def _real(leaf: object) -> object:
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Pass it to steps as `phase`, within a FakeTensorMode."""
+    """Pass it to steps as `phase`: within a FakeTensorMode, or, for `took_s` as well, on tensors that hold data."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -92,6 +93,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.counts: dict[str, dict[Operator, int]] = defaultdict(lambda: defaultdict(int))
         self.dispatched: dict[str, int] = defaultdict(int)
         self.examples: dict[Operator, Call] = {}
+        self.took_s: dict[str, dict[Operator, list[float]]] = defaultdict(lambda: defaultdict(list))
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
@@ -109,12 +111,15 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             result = function.decompose(*args, **options)
         if result is not NotImplemented:
             return result
+        start = time.perf_counter()
         result = function(*args, **options)
+        took_s = time.perf_counter() - start
         self.dispatched[self.phase] += 1
         if not (looks(function) or needless(function, args)):
             for call in one_by_one(Call(function=function, arguments=args, options=options)):
                 operator = described(call, result)
                 self.counts[self.phase][operator] += 1
+                self.took_s[self.phase][operator].append(took_s)  # of a list: the whole list's
                 self.examples.setdefault(operator, call)
         return result
 

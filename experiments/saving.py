@@ -1,0 +1,101 @@
+"""What does a checkpoint that notices its own damage cost, against writing the same bytes to the same disk?
+
+Weights and optimizer state. Every way ends on the disk (fsync); reading finds the file in the system's cache.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from isoforward import units
+from isoforward.compare import only
+from isoforward.config import ExperimentConfig
+from isoforward.entry import run
+from isoforward.experiment import ask
+from isoforward.files import statefile
+from isoforward.measuring.case import Case, Laps, master_of, record, row, spent, timed
+from isoforward.measuring.estimates import ratio
+from isoforward.optim import build
+from isoforward.results import Results, Row
+
+WAYS = ("plain write", "torch.save", "save", "verify", "load")
+
+
+def state_of(case: Case) -> dict:
+    """As after a training step."""
+    model = master_of(case)
+    optimizer = build(model, case.optim)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    return {"global_step": 1, "state_dict": model.state_dict(), "optimizer_states": [optimizer.state_dict()]}
+
+
+def write_plainly(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def save_with_torch(path: Path, state: dict) -> None:
+    with path.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def measure(packed: dict) -> str:
+    case = Case.unpack(packed["case"])
+    directory = Path(packed["results"]).parent
+    kept, written = directory / "kept.ckpt", directory / "written.ckpt"
+    state = state_of(case)
+    statefile.save(kept, state)
+    content = kept.read_bytes()
+    works: dict[str, Callable[[], object]] = {
+        "plain write": partial(write_plainly, written, content),
+        "torch.save": partial(save_with_torch, written, state),
+        "save": partial(statefile.save, written, state),
+        "verify": partial(statefile.verify, kept),
+        "load": partial(statefile.load, kept),
+    }
+
+    def lap(way: str) -> dict[str, float]:
+        written.unlink(missing_ok=True)  # none overwrites what another wrote
+        return {way: spent(case, works[way])}
+
+    def tell(laps: Laps, cold: Laps) -> Iterator[Row]:
+        conditions = case.conditions(optimizer=case.optim.name, checkpoint_bytes=len(content))
+        for way in WAYS:
+            about = {"life": "training", "phase": "run", "per": "run", "conditions": conditions | {"way": way}}
+            yield row(case, **about, **timed([lap[way] for lap in laps[way]]))
+
+    try:
+        return record(packed, {way: partial(lap, way) for way in WAYS}, tell)
+    finally:
+        kept.unlink()
+        written.unlink(missing_ok=True)
+
+
+def answer(results: Results) -> str:
+    times = {way: only(results, quantity="time", way=way) for way in WAYS}
+    size = times["save"].conditions["checkpoint_bytes"]
+    plain = times["plain write"]
+    speed = {way: units.times(ratio(plain.samples, times[way].samples).value) for way in WAYS[1:]}
+    return (
+        f"Of the speed of a plain write, {units.size(size / plain.value)}/s for {units.size(size)}: "
+        f"save {speed['save']}, verify {speed['verify']}, load {speed['load']}; torch.save, which notices nothing, "
+        f"{speed['torch.save']}."
+    )
+
+
+def main(config: ExperimentConfig) -> None:
+    ask(config, "saving", "saving:measure", answer)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, "saving", ExperimentConfig))
