@@ -14,6 +14,7 @@ from isoforward.tokenizer import Tokenizer
 from isoforward.weights import export, freeze
 
 SOURCE = Path(isoforward.__file__).parent
+ROOT = Path(__file__).parent.parent
 HEAVY = {"lightning", "hydra", "omegaconf", "datasets", "wandb", "transformers", "altair", "pandas"}
 MODULES = sorted(
     ".".join(path.relative_to(SOURCE).with_suffix("").parts)
@@ -127,6 +128,18 @@ def test_serving_and_reading_load_no_training_library(module):
 
 def test_the_command_line_of_generate_loads_no_training_library():
     assert loaded_by("import isoforward.generate, isoforward.entry") & (HEAVY - {"hydra", "omegaconf"}) == set()
+
+
+@pytest.mark.parametrize(("script", "override"), [("train.py", "model.layers=-1"), ("generate.py", "top_k=-1")])
+def test_a_mistake_is_told_before_anything_heavy_is_loaded(script, override):
+    """Which is what keeps the message within 3 seconds: torch alone takes two."""
+    answer = subprocess.run(
+        [sys.executable, "-X", "importtime", str(ROOT / script), override], capture_output=True, text=True
+    )
+    loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in answer.stderr.splitlines() if "|" in line}
+    assert answer.returncode == 2
+    assert "hydra" in loaded
+    assert loaded & (HEAVY - {"hydra", "omegaconf"} | {"torch", "numpy"}) == set()
 
 
 def test_importing_changes_nothing_global():

@@ -533,6 +533,16 @@ def test_where_the_last_rename_fails_the_earlier_export_is_put_back(
     assert [path.name for path in tmp_path.iterdir()] == ["export"]
 
 
+def test_an_export_killed_between_its_renames_is_found_by_the_next(tmp_path: Path) -> None:
+    model = trained(replace(TINY, layers=1))
+    kept = export(model, tmp_path / "export", tokenizer=None)
+    kept.rename(tmp_path / ".export.former")
+    with pytest.raises(KeyboardInterrupt), weights.replacing(kept):
+        raise KeyboardInterrupt
+    assert fingerprint(load_trainable(kept)) == fingerprint(model)
+    assert [path.name for path in tmp_path.iterdir()] == ["export"]
+
+
 def test_a_directory_that_is_no_export_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").write_text("")

@@ -131,14 +131,21 @@ def as_transformers(model: GPT) -> dict[str, Tensor]:
 def replacing(directory: Path) -> Iterator[Path]:
     """A directory beside `directory` to write into, which takes its place when all went well.
 
-    No filesystem swaps two directories for Python: a kill between the two renames leaves the former one beside, hidden.
+    No filesystem swaps two directories for Python: a kill between the two renames leaves the former one beside, hidden,
+    where the next writer finds it.
     """
     directory = directory.resolve()
     if directory.exists() and not (directory / "manifest.json").is_file() and not is_empty_directory(directory):
         raise BadInput(f"{directory} is there and is no export; choose another place")
     stage = directory.with_name(f".{directory.name}.partial")
     former = directory.with_name(f".{directory.name}.former")
+
+    def restore() -> None:
+        if former.exists() and not directory.exists():
+            former.replace(directory)
+
     try:
+        restore()
         shutil.rmtree(stage, ignore_errors=True)  # of a run that was killed
         stage.mkdir(parents=True)
         yield stage
@@ -154,8 +161,7 @@ def replacing(directory: Path) -> Iterator[Path]:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise StorageFailed(f"{directory} could not be written: {reason}. Nothing there was changed") from error
     finally:
-        if former.exists() and not directory.exists():
-            former.replace(directory)
+        restore()
         shutil.rmtree(former, ignore_errors=True)
         shutil.rmtree(stage, ignore_errors=True)
 
