@@ -216,6 +216,18 @@ def time_rows(case: Case, laps: Laps, cold: Laps) -> Iterator[Row]:
         yield from told(f"uncached {context}", "inference", "decode", "token", **at_context(case, context, cache=False))
 
 
+def training_flops(case: Case, convention: str) -> dict[str, int]:
+    return counting.count_training(
+        case.model,
+        batch=case.batch,
+        length=case.length,
+        accumulate=case.accumulate,
+        checkpointing=case.checkpointing,
+        convention=convention,
+        optim=case.optim,
+    )
+
+
 def flop_rows(case: Case) -> Iterator[Row]:
     """Counted by dispatch on the meta device, under each convention."""
     middle = case.prompt + case.new_tokens // 2
@@ -226,15 +238,7 @@ def flop_rows(case: Case) -> Iterator[Row]:
             "provenance": "counted",
             "convention": convention,
         }
-        training = counting.count_training(
-            case.model,
-            batch=case.batch,
-            length=case.length,
-            accumulate=case.accumulate,
-            checkpointing=case.checkpointing,
-            convention=convention,
-            optim=case.optim,
-        )
+        training = training_flops(case, convention)
         for phase in TRAINING:
             at = {"life": "training", "phase": phase, "per": "step", "conditions": case.training()}
             yield row(case, **about, **at, value=float(training.get(phase, 0)))

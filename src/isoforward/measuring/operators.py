@@ -107,10 +107,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return function(*args, **options)
         if function is aten._local_scalar_dense.default:
             return 0  # the one question that a step asks its data: is the gradient not finite?
-        with self:
-            result = function.decompose(*args, **options)
-        if result is not NotImplemented:
-            return result
+        if not torch._C._dispatch_has_kernel_for_dispatch_key(function.name(), "CPU"):  # silu_backward has both
+            with self:
+                result = function.decompose(*args, **options)
+            if result is not NotImplemented:
+                return result
         start = time.perf_counter()
         result = function(*args, **options)
         took_s = time.perf_counter() - start

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from isoforward.measuring.account import account
-from isoforward.measuring.both_lives import account_rows, step_of, training_candidates
+from isoforward.measuring.both_lives import account_rows, step_of, training_candidates, training_flops
 from isoforward.measuring.case import Case, Laps, apart, batch_of, done, master_of, record, row, timed
-from isoforward.measuring.counting import count_training
 from isoforward.results import TRAINING, Row, write
 
 
@@ -39,18 +38,9 @@ def time(packed: dict[str, Any]) -> str:
 
 def flop_rows(case: Case) -> Iterator[Row]:
     """What the device computes, recomputation too."""
-    flops = count_training(
-        case.model,
-        batch=case.batch,
-        length=case.length,
-        accumulate=case.accumulate,
-        checkpointing=case.checkpointing,
-        convention="hardware",
-        optim=case.optim,
-    )
     about: dict[str, Any] = {"life": "training", "quantity": "flops", "unit": "flop", "per": "step"}
     how = {"provenance": "counted", "convention": "hardware", "conditions": case.training()}
-    for phase, count in flops.items():
+    for phase, count in training_flops(case, "hardware").items():
         yield row(case, **about, **how, phase=phase, value=float(count))
 
 
