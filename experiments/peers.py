@@ -44,7 +44,8 @@ def prompts(case: Case) -> list[int]:
 def our_serving(case: Case, model: GPT, text: torch.Tensor) -> Callable[[int, int], object]:
     def generate(prompt: int, new_tokens: int) -> object:
         ids = text[0, :prompt].tolist()
-        return list(forward_passes(model, [ids], max_new_tokens=new_tokens, sampling=Sampling(temperature=0)))
+        greedy = Sampling(temperature=0)
+        return list(forward_passes(model, [ids], max_new_tokens=new_tokens, sampling=greedy, compile=case.compile))
 
     return generate
 

@@ -42,6 +42,25 @@ def test_the_nucleus_of_a_large_vocabulary_is_that_of_a_sorted_one(top_p, sharpn
         torch.testing.assert_close(kept[chosen], row[chosen] / mass)
 
 
+@pytest.mark.parametrize("penalty", [0.7, 1.0, 1.3])
+def test_the_repetition_penalty_is_that_of_transformers(penalty):
+    transformers = pytest.importorskip("transformers")
+    logits = torch.randn(3, 17, generator=generator())
+    said = torch.randint(17, (3, 9), generator=generator())
+    expected = transformers.RepetitionPenaltyLogitsProcessor(penalty)(said, logits.clone())
+    assert torch.equal(Sampling(repetition_penalty=penalty).penalised(logits, said), expected)
+
+
+def test_padding_counts_as_nothing_that_was_said():
+    model = freeze(lively(GPT(tiny())))
+    prompts = [[1, 2, 3, 4, 5, 6, 7], [8], [9, 10, 11]]
+    again = Sampling(temperature=0, repetition_penalty=1.5)
+    together = next(forward_passes(model, prompts, max_new_tokens=1, sampling=again)).logits
+    for prompt, logits in zip(prompts, together, strict=True):
+        alone = next(forward_passes(model, [prompt], max_new_tokens=1, sampling=again)).logits[0]
+        torch.testing.assert_close(logits, alone, atol=1e-5, rtol=1e-4)
+
+
 def test_a_finished_sequence_costs_nothing_more(monkeypatch):
     """Rows that go through a matrix product of each pass, counted."""
     model = freeze(lively(GPT(tiny())))
@@ -82,11 +101,12 @@ def test_a_cache_larger_than_memory_is_refused_before_any_forward(monkeypatch):
         list(forward_passes(model, [[1] * 15] * 3, max_new_tokens=5, sampling=GREEDY))
 
 
-def test_one_row_gives_what_the_same_row_gives_among_others(config):
-    """In bf16 one row goes through a product with a vector, several through one of matrices."""
-    model = freeze(lively(GPT(config, dtype=torch.bfloat16)))
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_one_row_gives_what_the_same_row_gives_among_others(config, dtype, tolerance):
+    """One row goes through a product with a vector, several through one of matrices."""
+    model = freeze(lively(GPT(config, dtype=dtype)))
     tokens = torch.tensor([[5], [7]])
-    torch.testing.assert_close(model(tokens[:1]), model(tokens)[:1], atol=2e-2, rtol=2e-2)
+    torch.testing.assert_close(model(tokens[:1]), model(tokens)[:1], atol=tolerance, rtol=tolerance)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

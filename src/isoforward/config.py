@@ -321,6 +321,7 @@ class GenerateConfig:
     temperature: float = 0.8  # 0: greedy
     top_k: int | None = None
     top_p: float | None = None
+    repetition_penalty: float = 1.0  # above 1: what was said already is less likely
     stop: str | None = None
     seed: int = 1234
     cache: bool = True
@@ -337,6 +338,8 @@ class GenerateConfig:
         at_least("top_k", self.top_k, 1)
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise BadInput(f"top_p={self.top_p} must lie in (0, 1]")
+        if not 0 < self.repetition_penalty < math.inf:
+            raise BadInput(f"repetition_penalty={self.repetition_penalty} must be a positive number; 1 is none")
         one_of("precision", self.precision, PRECISIONS)
         within("seed", self.seed, 0, 2**63 - 1)
         at_least("draft_tokens", self.draft_tokens, 1)

@@ -13,7 +13,13 @@ from isoforward.serving.decoding import Pass, Sampling
 
 
 def generate(config: GenerateConfig) -> None:
-    sampling = Sampling(temperature=config.temperature, top_k=config.top_k, top_p=config.top_p, seed=config.seed)
+    sampling = Sampling(
+        temperature=config.temperature,
+        top_k=config.top_k,
+        top_p=config.top_p,
+        repetition_penalty=config.repetition_penalty,
+        seed=config.seed,
+    )
     prompts = read_prompts(config)
     module = load(
         config.checkpoint,
@@ -79,6 +85,7 @@ def batch(module: InferenceModule, prompts: list[str], config: GenerateConfig) -
         temperature=config.temperature,
         top_k=config.top_k,
         top_p=config.top_p,
+        repetition_penalty=config.repetition_penalty,
         stop=config.stop,
         seed=config.seed,
         cache=config.cache,

@@ -103,12 +103,15 @@ class InferenceModule(nn.Module):
         temperature: float = 0.8,
         top_k: int | None = None,
         top_p: float | None = None,
+        repetition_penalty: float = 1.0,
         stop: str | None = None,
         seed: int = 1234,
         cache: bool = True,
     ) -> str | list[str]:
         """The continuation of one prompt, or of several served as one batch."""
-        sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        sampling = Sampling(
+            temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty, seed=seed
+        )
         if isinstance(prompts, str):
             pieces = self.stream(prompts, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, cache=cache)
             return "".join(text for text, _ in pieces)

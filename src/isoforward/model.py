@@ -23,15 +23,23 @@ from isoforward.config import ModelConfig
 from isoforward.errors import BadInput
 
 
+def cast(layer: nn.Linear | nn.LayerNorm, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias. What is cast already is not asked again: at one row, each question costs as much as a sum."""
+    if layer.weight.dtype == dtype:
+        return layer.weight, layer.bias
+    return layer.weight.to(dtype), None if layer.bias is None else layer.bias.to(dtype)
+
+
 class Linear(nn.Linear):
     def reset_parameters(self) -> None:
         """GPT.initialise draws every weight, once."""
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, bias = self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
-        if x.dtype == torch.bfloat16 and x.is_cpu and x.numel() == self.in_features:  # one row: a vector reads faster
-            y = torch.matmul(weight, x.flatten())
-            return (y if bias is None else y + bias).view(*x.shape[:-1], self.out_features)
+        weight, bias = cast(self, x.dtype)
+        if x.numel() == self.in_features and x.is_cpu:  # one row: a product with a vector has less to prepare
+            row = x.view(-1)
+            y = torch.mv(weight, row) if bias is None else torch.addmv(bias, weight, row)
+            return y.view(*x.shape[:-1], -1)
         return F.linear(x, weight, bias)
 
 
@@ -42,8 +50,7 @@ class Embedding(nn.Embedding):
 
 class LayerNorm(nn.LayerNorm):
     def forward(self, x: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), bias, self.eps)
+        return F.layer_norm(x, self.normalized_shape, *cast(self, x.dtype), self.eps)
 
 
 class RMSNorm(nn.RMSNorm):
@@ -224,13 +231,16 @@ class Block(nn.Module):
         self.attention = Attention(config)
         self.mlp_norm = norm(config)
         self.mlp = GeluMLP(config) if config.family == "gpt2" else SwiGLU(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = config.dropout
 
     def forward(
         self, x: Tensor, rotation: Tensor | None, cache: KVCache | None, layer: int, mask: Tensor | None
     ) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), rotation, cache, layer, mask))
-        return x + self.dropout(self.mlp(self.mlp_norm(x)))  # type: ignore[no-any-return]
+        x = x + self.dropped(self.attention(self.attention_norm(x), rotation, cache, layer, mask))
+        return x + self.dropped(self.mlp(self.mlp_norm(x)))
+
+    def dropped(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout) if self.training and self.dropout else x
 
 
 def plain(block: nn.Module, *inputs: Any) -> Tensor:

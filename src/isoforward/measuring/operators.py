@@ -28,6 +28,7 @@ from isoforward.optim import build
 
 aten = torch.ops.aten
 PRODUCTS = {aten.mm.default: 0, aten.bmm.default: 0, aten.addmm.default: 1, aten.baddbmm.default: 1}
+VECTOR_PRODUCTS = {aten.mv.default: 0, aten.addmv.default: 1}
 ATTENTION = {
     aten._scaled_dot_product_flash_attention_for_cpu.default: 0,
     aten._scaled_dot_product_flash_attention_for_cpu_backward.default: 1,
@@ -53,6 +54,10 @@ class Work:
 
     counts: Mapping[Operator, int]
     dispatched: int  # operators in all, those among them that only look at memory in another way
+
+    @property
+    def operators(self) -> int:
+        return sum(self.counts.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +90,15 @@ def _real(leaf: object) -> object:
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Pass it to steps as `phase`: within a FakeTensorMode, or, for `took_s` as well, on tensors that hold data."""
+    """Pass it to steps as `phase`, within a FakeTensorMode; or, `timing`, on tensors that hold data.
 
-    def __init__(self) -> None:
+    The first keeps an example of each operator; the second what each took where it ran, and no tensor that its kernel
+    would have taken again while it was in the caches.
+    """
+
+    def __init__(self, *, timing: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.timing = timing
         self.phase = "outside"
         self.counts: dict[str, dict[Operator, int]] = defaultdict(lambda: defaultdict(int))
         self.dispatched: dict[str, int] = defaultdict(int)
@@ -120,8 +130,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for call in one_by_one(Call(function=function, arguments=args, options=options)):
                 operator = described(call, result)
                 self.counts[self.phase][operator] += 1
-                self.took_s[self.phase][operator].append(took_s)  # of a list: the whole list's
-                self.examples.setdefault(operator, call)
+                if self.timing:
+                    self.took_s[self.phase][operator].append(took_s)  # of a list: the whole list's
+                else:
+                    self.examples.setdefault(operator, call)
         return result
 
     def works(self) -> dict[str, Work]:
@@ -165,6 +177,9 @@ def described(call: Call, result: object) -> Operator:
         batch, m, k, n = prod(a.shape[:-2]), a.shape[-2], a.shape[-1], b.shape[-1]
         layout = "".join("nt"[matrix.stride(-1) != 1 and matrix.shape[-1] > 1] for matrix in (a, b))
         return Operator(f"product {layout} {dtype}", (m, k, n), 2 * batch * m * k * n)
+    if call.function in VECTOR_PRODUCTS:
+        n, k = call.arguments[VECTOR_PRODUCTS[call.function]].shape
+        return Operator(f"product nt {dtype}", (1, k, n), 2 * k * n)  # one row, by a weight
     if call.function in ATTENTION:
         backward = ATTENTION[call.function]
         q, k = call.arguments[backward:][:2]

@@ -23,12 +23,26 @@ FEW = 512  # tokens that nearly always hold the mass that top_p asks for
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """Temperature first, then the `top_k` likeliest, then the fewest whose probabilities reach `top_p`."""
+    """What was said already is penalised first; then temperature, then the `top_k` likeliest, then the fewest whose
+    probabilities reach `top_p`.
+    """
 
     temperature: float = 0.8  # 0: the likeliest token
+    repetition_penalty: float = 1.0  # 1: none
     top_k: int | None = None
     top_p: float | None = None
     seed: int = 1234
+
+    def penalised(self, logits: Tensor, said: Tensor) -> Tensor:
+        """logits (B, V) after the tokens `said` (B, T): Keskar 2019, section 4.1, the penalty once for each token.
+
+        As Transformers has it, it divides what is positive and multiplies what is negative.
+        """
+        if self.repetition_penalty == 1:
+            return logits
+        score = logits.gather(-1, said)
+        less = torch.where(score < 0, score * self.repetition_penalty, score / self.repetition_penalty)
+        return logits.scatter(-1, said, less)
 
     def choose(self, logits: Tensor, generator: torch.Generator) -> Tensor:
         """logits (B, V) to token ids (B,)"""
@@ -121,7 +135,7 @@ def forward_passes(
     padding = None
     if min(lengths) < longest:
         padding = torch.tensor([longest - length for length in lengths], device=device)
-    tokens = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)  # (B, T)
+    tokens = torch.tensor([[p[0]] * (longest - len(p)) + list(p) for p in prompts], device=device)  # (B, T)
     steps = min(max_new_tokens, model.config.context - longest + 1)
     generator = torch.Generator(device).manual_seed(sampling.seed)
     past = None
@@ -142,6 +156,7 @@ def forward_passes(
                 past, one_more = StaticKVCache(past), compiled_decode(device.type)
         else:
             logits = one_more(model, tokens[:, -1:], past)
+        logits = sampling.penalised(logits, tokens)
         chosen = sampling.choose(logits, generator)
         ids = chosen.tolist()
         seen = tokens.shape[1]

@@ -32,8 +32,8 @@ def speculative_passes(
 ) -> Iterator[Pass]:
     """As `decoding.forward_passes` for one prompt; a pass of `model` gives 1 to `draft_tokens` + 1 tokens."""
     refuse_unservable(model, prompts)
-    if len(prompts) != 1 or not cache:
-        raise BadInput("a draft serves one prompt at a time, and with a cache")
+    if len(prompts) != 1 or not cache or sampling.repetition_penalty != 1:
+        raise BadInput("a draft serves one prompt at a time, with a cache and without a repetition penalty")
     text = list(prompts[0])
     end_at = min(len(text) + max_new_tokens, model.config.context + 1)
     positions = end_at - 1  # the last token is never fed
