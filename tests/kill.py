@@ -117,7 +117,11 @@ def attempt(where: Path, number: int) -> Callable[[], object]:
 def finished(where: Path) -> dict[str, Any]:
     """Weights and optimizer that the run under `where` ended with."""
     run = min(where.glob(f"runs/[0-9]*/{DONE}")).parent
-    return statefile.load(run / "checkpoints" / "last-000004.ckpt", only=("state_dict", "optimizer_states"))
+    newest = statefile.newest_good(run / "checkpoints")
+    assert newest is not None
+    state = statefile.load(newest)
+    assert state["global_step"] == 4
+    return {key: state[key] for key in ("state_dict", "optimizer_states")}
 
 
 def trial(where: Path, deaths: Iterator[Callable[[Callable[[], object]], int]]) -> tuple[int, dict[str, Any]]:

@@ -311,8 +311,17 @@ def test_a_failure_while_writing_leaves_nothing_that_counts(tmp_path: Path, monk
     with pytest.raises(KeyboardInterrupt):
         prepared(tmp_path, LINES)
     left = [path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()]
-    assert left == ["train.bin"]  # whole, and not counted without corpus.json
+    assert sorted(left) == [".lock", "000000", "train.bin"]  # whole, and not counted without corpus.json
     assert read(prepared(tmp_path, LINES), "train") == LINES[: round(len(LINES) * 0.9)]
+    assert len(calls) == 3  # what had been tokenized was not again
+    assert {path.name for path in (tmp_path / "cache").glob("*/*")} == {
+        ".lock",
+        "corpus.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "train.bin",
+        "validation.bin",
+    }
 
 
 def test_a_cut_off_cache_file_is_named(tmp_path: Path) -> None:

@@ -1,11 +1,18 @@
 import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 
 from isoforward.config import DataConfig, OptimConfig, TrainConfig, TrainerConfig
 from isoforward.errors import BadInput
-from isoforward.training.distributed import environment, followers, rank, refuse_what_cannot_be_shared
+from isoforward.files import statefile
+from isoforward.training.distributed import environment, followers, free_port, rank, refuse_what_cannot_be_shared
+from tests.kill import TEXT, same
 
 
 def config(**trainer):
@@ -51,3 +58,36 @@ def test_one_process_has_no_followers():
     before = dict(os.environ)
     with followers(config(devices=1), None):
         assert dict(os.environ) == before
+
+
+def under_torchrun(where: Path, run: str, *more: str) -> subprocess.Popen[bytes]:
+    keys = {
+        "model": {"layers": 1, "heads": 2, "width": 16, "context": 16, "dropout": 0.2},
+        "data": {"source": "text", "path": where / "text.txt", "tokenizer": "char", "batch": 4, "length": 8},
+        "trainer": {"devices": 2, "strategy": "ddp", "accelerator": "cpu", "max_steps": 600, "checkpoint_every": 20},
+    }
+    typed = [f"{group}.{key}={value}" for group, pairs in keys.items() for key, value in pairs.items()]
+    typed += ["measure.enabled=false", "tracking.mode=none", "sample_prompt=To", f"run_dir=runs/{run}", *more]
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
+    script = Path(__file__).parent.parent / "train.py"
+    cache = {"XDG_CACHE_HOME": str(where / "cache"), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, *launcher, str(script), *typed], cwd=where, env={**os.environ, **cache})
+
+
+@pytest.mark.slow
+def test_torchrun_passes_a_signal_on_and_the_run_goes_on_from_there_to_the_same_bits(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(TEXT)
+    assert under_torchrun(tmp_path, "whole").wait() == 0
+    cut = under_torchrun(tmp_path, "cut")
+    while not list(tmp_path.glob("runs/cut/checkpoints/last-*.ckpt")):
+        time.sleep(0.05)
+    cut.send_signal(signal.SIGTERM)
+    assert cut.wait() != 0
+    (stopped,) = tmp_path.glob("runs/cut/checkpoints/last-*.ckpt")
+    assert stopped.name < "last-000600.ckpt"
+    assert under_torchrun(tmp_path, "cut", "trainer.resume=runs/cut").wait() == 0
+    whole, gone_on = (
+        statefile.load(tmp_path / "runs" / run / "checkpoints" / "last-000600.ckpt", only=("state_dict",))
+        for run in ("whole", "cut")
+    )
+    assert same(whole, gone_on)

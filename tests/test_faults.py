@@ -114,6 +114,8 @@ def test_row_3_stopped_anywhere_batches_losses_weights_and_optimizer_go_on_bit_f
     assert seen == whole
     assert signal.getsignal(signal.SIGINT) == before  # what comes after training can be interrupted as ever
     assert same(ended(tmp_path / "runs" / "cut"), ended(tmp_path / "runs" / "whole"))
+    kept = [{path.name for path in tmp_path.glob(f"runs/{name}/checkpoints/*.ckpt")} for name in ("cut", "whole")]
+    assert kept[0] == kept[1]  # the best of a run that was stopped is the best of all of it
 
 
 @pytest.mark.parametrize("kills", [["--kills", "4", "--stride", "32", "--times", "3"]])

@@ -66,6 +66,7 @@ def test_no_module_reaches_itself():
         "planning.economics",
         "planning.devices",
         "files.storage",
+        "pages",
         "units",
     ],
 )

@@ -3,13 +3,15 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from isoforward.config import DataConfig, MeasureConfig, ModelConfig, OptimConfig, TrackingConfig, TrainConfig
 from isoforward.config import TrainerConfig as Plan
-from isoforward.errors import BadInput
+from isoforward.errors import BadInput, Integrity
+from isoforward.files import statefile
 from isoforward.files.statefile import load as state_of
 from isoforward.inference import load
 from isoforward.train import train
@@ -52,6 +54,31 @@ def test_training_stops_when_its_time_is_up(config):
     assert 0 < steps_of(config)[0] < 10**6
 
 
+def of_other_shapes(state: Any) -> Any:
+    """The same, but that every matrix has a row more."""
+    if isinstance(state, torch.Tensor):
+        return torch.cat([state, state[:1]]) if state.dim() == 2 else state
+    if isinstance(state, dict):
+        return {key: of_other_shapes(value) for key, value in state.items()}
+    return [of_other_shapes(each) for each in state] if isinstance(state, list) else state
+
+
+def test_a_whole_checkpoint_of_no_such_training_is_refused_by_name(config):
+    config = planned(config, max_time="00:00:00:01", max_steps=10**6, validate_every=10**6)
+    train(config)
+    (path,) = Path(config.run_dir, "checkpoints").glob("last-*.ckpt")
+    good = state_of(path)
+    for key in ("global_step", "state_dict", "optimizer_states", "loops"):
+        less = {name: value for name, value in good.items() if name != key}
+        hostile = [less, less | {key: "text"}]
+        if key.endswith(("dict", "states")):
+            hostile.append(less | {key: of_other_shapes(good[key])})
+        for state in hostile:
+            statefile.save(path, state)
+            with pytest.raises(Integrity, match=rf"{path.name} is whole, but this training cannot go on"):
+                train(planned(config, resume=str(path), max_time="00:00:00:20"))
+
+
 def test_dropout_is_no_excuse_for_other_logits(config):
     train(replace(config, model=replace(config.model, dropout=0.5)))
     assert load(Path(config.run_dir)).model.config.dropout == 0.5
@@ -73,6 +100,10 @@ def test_an_accelerator_that_is_not_there_is_refused_before_anything_is_written(
 
 
 @pytest.mark.slow
-def test_compiled_training_exports_the_forward_that_was_not_compiled(config):
-    train(replace(config, compile=True))
-    assert load(Path(config.run_dir)).generate("a", max_new_tokens=3, temperature=0)
+def test_compiled_training_learns_the_same_and_exports_the_forward_that_was_not_compiled(config, tmp_path):
+    train(config)
+    train(replace(config, compile=True, run_dir=str(tmp_path / "compiled")))
+    eager, compiled = (load(Path(path)) for path in (config.run_dir, tmp_path / "compiled"))
+    for name, tensor in eager.model.state_dict().items():
+        torch.testing.assert_close(compiled.model.state_dict()[name], tensor, rtol=0, atol=1e-4)
+    assert compiled.generate("a", max_new_tokens=3, temperature=0)

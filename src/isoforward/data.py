@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import mmap
 import os
+import shutil
 import time
 from collections.abc import Container, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,13 +19,13 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from isoforward.config import DataConfig
-from isoforward.errors import BadInput, Integrity
-from isoforward.files.storage import write_atomically
+from isoforward.errors import BadInput, Integrity, StorageFailed
+from isoforward.files.storage import remove_partials, write_atomically
 from isoforward.tokenizer import Tokenizer
 from isoforward.training.sources import Pieces, Source, digest, hub, shakespeare, text_files
 
 FORMAT = 1  # goes up with any change to what the same text becomes, so that no cache outlives it
-GROUP = 1 << 22  # characters encoded in parallel: bounds what is in memory
+GROUP = 1 << 22  # characters encoded in parallel, a shard: bounds what is in memory
 LEARN_FROM = 1 << 26  # characters of training text that a tokenizer learns from
 
 
@@ -93,9 +96,10 @@ def _cached(source: Source, config: DataConfig, tokenizer: Tokenizer | None) -> 
         return _open(kept / pointer.read_text(), source)
     text, split = _survey(source, config.validation)
     name = digest(FORMAT, text["sha256"], recipe, split.rule)
-    if not (kept / name / "corpus.json").is_file():
-        tokenizer = tokenizer or _trained(config, source, split)
-        _write(kept / name, source, split, text, tokenizer)
+    with _alone(kept / name):
+        if not (kept / name / "corpus.json").is_file():
+            tokenizer = tokenizer or _trained(config, source, split)
+            _write(kept / name, source, split, text, tokenizer)
     write_atomically(pointer, lambda file: file.write(name.encode()))
     return _open(kept / name, source)
 
@@ -193,55 +197,68 @@ def _first(pieces: Pieces, characters: int) -> Iterator[str]:
             characters -= len(piece)
 
 
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """The others wait, and then find everything made."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = (directory / ".lock").open("w")
+    except OSError as error:
+        raise StorageFailed(f"{directory} cannot be written: {error.strerror}; write data.cache_dir=") from error
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def _write(directory: Path, source: Source, split: Split, text: dict[str, Any], tokenizer: Tokenizer) -> None:
-    """corpus.json comes last: without it nothing here counts, and a run that was killed starts over."""
+    """corpus.json comes last: without it nothing here counts but the shards, which a killed run leaves to the next."""
+    remove_partials(directory)
     dtype = _dtype(tokenizer)
     parts = {}
     for part, characters in (("train", text["characters"] - split.characters), ("validation", split.characters)):
-        pieces = _part(source, split, validation=part == "validation")
-        parts[part] = counts = dict[str, Any]()
-        write_atomically(
-            directory / f"{part}.bin",
-            partial(
-                _write_tokens,
-                pieces=_shown(pieces, f"tokenizing {part}", characters),
-                tokenizer=tokenizer,
-                dtype=dtype,
-                counts=counts,
-            ),
-        )
+        pieces = _shown(_part(source, split, validation=part == "validation"), f"tokenizing {part}", characters)
+        shards, counts = _shards(directory / tokenizer.sha256 / part, pieces, tokenizer, dtype)
+        sha256 = hashlib.sha256()
+        write_atomically(directory / f"{part}.bin", partial(_join, shards=shards, sha256=sha256))
+        tokens = (directory / f"{part}.bin").stat().st_size // np.dtype(dtype).itemsize
+        parts[part] = {**counts, "tokens": tokens, "sha256": sha256.hexdigest()}
     tokenizer.save(directory / "tokenizer.json")
-    about = {
-        "format": FORMAT,
-        "text": text,
-        "split": split.rule,
-        "dtype": dtype,
-        "tokenizer": tokenizer.sha256,
-        **parts,
-    }
-    write_atomically(directory / "corpus.json", lambda file: file.write(json.dumps(about, indent=1).encode()))
+    told = {"format": FORMAT, "text": text, "split": split.rule, "dtype": dtype, "tokenizer": tokenizer.sha256, **parts}
+    write_atomically(directory / "corpus.json", lambda file: file.write(json.dumps(told, indent=1).encode()))
+    shutil.rmtree(directory / tokenizer.sha256)
 
 
-def _write_tokens(file: BinaryIO, *, pieces: Pieces, tokenizer: Tokenizer, dtype: str, counts: dict[str, Any]) -> None:
-    sha256 = hashlib.sha256()
-    documents = text_bytes = tokens = 0
+def _shards(directory: Path, pieces: Pieces, tokenizer: Tokenizer, dtype: str) -> tuple[list[Path], dict[str, int]]:
+    """A file of tokens for each group of pieces; those that are there already are not tokenized again."""
+    shards = list[Path]()
+    documents = text_bytes = 0
     begun = False
     for group in _groups(pieces):
-        encoded = iter(tokenizer.encode_batch([piece for piece in group if piece is not None]))
+        kept = list[str | None]()  # without the ends of empty documents
         for piece in group:
-            if piece is not None:
-                ids, begun = next(encoded), True
-                text_bytes += len(piece.encode())
-            elif begun:
-                ids, begun = [] if tokenizer.end is None else [tokenizer.end], False
-                documents += 1
-            else:  # an empty document
-                continue
-            block = np.array(ids, dtype).tobytes()
-            file.write(block)
-            sha256.update(block)
-            tokens += len(ids)
-    counts |= {"documents": documents, "bytes": text_bytes, "tokens": tokens, "sha256": sha256.hexdigest()}
+            if piece is not None or begun:
+                kept.append(piece)
+            documents += piece is None and begun
+            text_bytes += len((piece or "").encode())
+            begun = piece is not None
+        shards.append(directory / f"{len(shards):06d}")
+        if not shards[-1].is_file():
+            write_atomically(shards[-1], partial(_write_tokens, pieces=kept, tokenizer=tokenizer, dtype=dtype))
+    return shards, {"documents": documents, "bytes": text_bytes}
+
+
+def _write_tokens(file: BinaryIO, *, pieces: list[str | None], tokenizer: Tokenizer, dtype: str) -> None:
+    encoded = iter(tokenizer.encode_batch([piece for piece in pieces if piece is not None]))
+    end = [] if tokenizer.end is None else [tokenizer.end]
+    for piece in pieces:
+        file.write(np.array(end if piece is None else next(encoded), dtype).tobytes())
+
+
+def _join(file: BinaryIO, *, shards: list[Path], sha256: Any) -> None:
+    for shard in shards:
+        block = shard.read_bytes()
+        sha256.update(block)
+        file.write(block)
 
 
 def _groups(pieces: Pieces) -> Iterator[list[str | None]]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping
 from rich.console import Console
 from torch.utils.data import DataLoader
 
@@ -21,23 +21,22 @@ from isoforward.compare import compare
 from isoforward.config import ModelConfig, TrainConfig, unpack
 from isoforward.data import Corpus, prepare
 from isoforward.entry import claim
-from isoforward.errors import BadInput, Integrity, Stopped
+from isoforward.errors import BadInput, Integrity, Refusal, Stopped
 from isoforward.experiment import call, command_line, conclude, fingerprint_of, fitting, precision_of, say, tracker_of
 from isoforward.files import statefile
 from isoforward.files.card import about_costs, about_text, about_training, write_card
 from isoforward.files.checkpoint import StateFileIO
-from isoforward.files.untrusted import harmless
+from isoforward.files.untrusted import harmless, shown
 from isoforward.inference import DTYPES, load
-from isoforward.lit import LitGPT, Timed, quieten
+from isoforward.lit import LitGPT, Timed, compile_blocks, quieten
 from isoforward.measuring.both_lives import measure_both_lives
 from isoforward.measuring.case import Case, differing_logits
-from isoforward.measuring.ledger import CudaMemory, Memory, ProcessMemory
 from isoforward.model import GPT
-from isoforward.planning.devices import known_here
+from isoforward.pages import keep_freed_pages
 from isoforward.results import read
 from isoforward.tracking import Tracker
 from isoforward.training.batches import TrainingBatches, ValidationBatches
-from isoforward.training.display import Watch, shares_of
+from isoforward.training.display import Trace, Track, Watch
 from isoforward.training.distributed import (
     environment,
     followers,
@@ -46,76 +45,16 @@ from isoforward.training.distributed import (
     strategy_of,
     whole,
 )
-from isoforward.training.stopping import KeepLast, StopOnSignal, refuse_another, refuse_other_tokens, to_resume
+from isoforward.training.stopping import (
+    KeepBest,
+    KeepLast,
+    StopOnSignal,
+    refuse_another,
+    refuse_other_tokens,
+    to_resume,
+)
 from isoforward.units import size
 from isoforward.weights import export, load_tokenizer, load_trainable, read_manifest, weights_section
-
-
-class Track(Callback):  # type: ignore[misc]
-    """Tells the tracker how training goes, between steps. FLOPs are in the model convention."""
-
-    def __init__(self, tracker: Tracker, config: TrainConfig, module: LitGPT, every: int = 10) -> None:
-        self.tracker, self.every = tracker, every
-        self.tokens_per_step = config.data.batch * config.data.length
-        shape: dict[str, Any] = {"batch": config.data.batch, "length": config.data.length}
-        model = module.model.config
-        self.flops_per_step = (cost.forward_flops(model, **shape) + cost.backward_flops(model, **shape)).total
-
-    def on_fit_start(self, trainer: Trainer, module: LitGPT) -> None:
-        on_gpu = module.device.type == "cuda"
-        self.memory: Memory = CudaMemory() if on_gpu else ProcessMemory()
-        known = known_here(torch.cuda.get_device_name(module.device) if on_gpu else None)
-        peak = known.peak_flops_per_s.get(module.model.precision) if known else None
-        self.peak_flops_per_s = None if peak is None else peak * trainer.world_size
-
-    def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
-        step = trainer.global_step
-        if step % self.every or not module.recent:
-            return
-        shares = {f"phase/{name}_share": share for name, share in shares_of(module.recent, module.waits_s).items()}
-        whole_s = sum(lap["step"] for lap in module.recent) + sum(module.waits_s)
-        rate = len(module.recent) * self.tokens_per_step / whole_s
-        figures = {"loss": module.loss.item(), "gradient_norm": module.norm.item(), "tokens_per_s": rate}
-        figures |= {"memory_bytes": self.memory.now(), "flops_per_s": rate * self.flops_per_step / self.tokens_per_step}
-        if self.peak_flops_per_s is not None:
-            figures["mfu"] = figures["flops_per_s"] / self.peak_flops_per_s
-        self.tracker.live(step, figures | shares)
-
-    def on_validation_end(self, trainer: Trainer, module: Any) -> None:
-        self.tracker.live(trainer.global_step, {"validation_loss": float(trainer.callback_metrics["validation_loss"])})
-
-
-class Trace(Callback):  # type: ignore[misc]
-    """What ran when in the first steps that are warm, for chrome://tracing or Perfetto.
-
-    Lightning's own PyTorchProfiler starts over at every validation, and a short run then leaves no trace.
-    """
-
-    WARM, STEPS = 2, 3
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.profile: torch.profiler.profile | None = None
-        self.steps = 0
-
-    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        if self.steps == min(self.WARM, trainer.max_steps - 1):
-            self.profile = torch.profiler.profile()
-            self.profile.start()
-        self.steps += 1
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        if self.steps == self.WARM + self.STEPS:
-            self.finish()
-
-    def on_train_end(self, *_: Any) -> None:
-        self.finish()
-
-    def finish(self) -> None:
-        if self.profile is not None:
-            self.profile.stop()
-            self.profile.export_chrome_trace(str(self.path))
-            self.profile = None
 
 
 def device_of(accelerator: str) -> torch.device:
@@ -284,9 +223,10 @@ def fit(
     plan = config.trainer
     share = (rank(), plan.devices * plan.nodes)
     if config.compile:
-        model.compile()
+        compile_blocks(model)
     module = LitGPT(model, config.optim, plan, seed=config.seed)
-    signals = StopOnSignal()
+    validate_every = min(plan.validate_every, plan.max_steps)
+    signals = StopOnSignal(validate_every)
     watch = Watch(
         console,
         tokens_per_step=config.data.batch * config.data.length,
@@ -294,24 +234,17 @@ def fit(
         live=plan.progress,
     )
     checkpoints = run_dir / "checkpoints"
-    best = ModelCheckpoint(
-        dirpath=checkpoints,
-        filename="best-{step:06d}",
-        auto_insert_metric_name=False,
-        monitor="validation_loss",
-        save_top_k=1,
-    )
-    last = KeepLast(checkpoints, plan.checkpoint_every)
-    callbacks: list[Callback] = [best]
+    callbacks: list[Callback] = []
     if tracker is not None:
         corpus.tokenizer.save(checkpoints / "tokenizer.json")
-        callbacks = [watch, Track(tracker, config, module), best]
+        callbacks = [watch, Track(tracker, config, module)]
         if plan.profiler is not None:
             callbacks.append(Trace(run_dir / "trace.json"))
     if plan.early_stopping is not None:
         callbacks.append(EarlyStopping("validation_loss", patience=plan.early_stopping))
-    callbacks += [signals, last]
+    callbacks += [signals, KeepBest(checkpoints), KeepLast(checkpoints, plan.checkpoint_every, validate_every)]
     quieten()
+    keep_freed_pages()
     trainer = Trainer(
         accelerator=plan.accelerator,
         devices=plan.devices,
@@ -320,7 +253,7 @@ def fit(
         max_steps=plan.max_steps,
         max_time=plan.max_time,
         max_epochs=-1,
-        val_check_interval=min(plan.validate_every, plan.max_steps),
+        val_check_interval=validate_every,
         check_val_every_n_epoch=None,
         limit_val_batches=plan.validation_batches,
         num_sanity_val_steps=0,
@@ -340,7 +273,7 @@ def fit(
             batch=data.batch,
             length=data.length,
             steps=plan.max_steps,
-            start=0 if checkpoint is None else statefile.load(checkpoint, only=("global_step",))["global_step"],
+            start=0 if checkpoint is None else statefile.load(checkpoint, only=("global_step",)).get("global_step", 0),
             shard=share,
         ),
         batch_size=None,
@@ -349,8 +282,14 @@ def fit(
     held_out = ValidationBatches(corpus.validation, batch=data.batch, length=data.length, shard=share)
     validation = DataLoader(held_out, batch_size=None)
     started = time.monotonic()
-    with signals.listening():
-        trainer.fit(module, Timed(loader, module.waits_s), validation, ckpt_path=checkpoint)
+    try:
+        with signals.listening():
+            trainer.fit(module, Timed(loader, module.waits_s), validation, ckpt_path=checkpoint)
+    except Exception as error:
+        if checkpoint is None or module.begun or isinstance(error, Refusal):
+            raise
+        said = shown(str(error).strip().partition("\n")[0])
+        raise Integrity(f"{checkpoint} is whole, but this training cannot go on from it: {said}") from error
     if plan.strategy == "fsdp" or config.compile:
         module.model = whole(module.model)
     say(console, f"trained in {time.monotonic() - started:.0f} s")

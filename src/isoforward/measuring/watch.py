@@ -30,7 +30,7 @@ class Reading:
     """The machine at one moment. Counters run from its start; None where the system does not tell."""
 
     time_s: float
-    own_cpu_s: float
+    own_cpu_s: float  # of children too, once they have ended
     all_cpu_s: float | None  # of the processors we may use, by anyone
     stolen_cpu_s: float | None
     runnable: int | None  # threads of others, running or waiting for a processor
@@ -40,7 +40,7 @@ class Reading:
 
 
 def look() -> Reading:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
+    usage, ended = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     busy = stolen = runnable = None
     stat = Path("/proc/stat")
     if stat.exists():
@@ -53,7 +53,7 @@ def look() -> Reading:
     throttled = dict(line.split() for line in (cgroup("cpu.stat", "cpu") or "").splitlines()).get("nr_throttled")
     return Reading(
         time_s=time.perf_counter(),
-        own_cpu_s=usage.ru_utime + usage.ru_stime,
+        own_cpu_s=usage.ru_utime + usage.ru_stime + ended.ru_utime + ended.ru_stime,
         all_cpu_s=busy,
         stolen_cpu_s=stolen,
         runnable=runnable,

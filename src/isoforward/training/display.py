@@ -1,4 +1,4 @@
-"""What a person watches: training as it goes. On a terminal a live panel; in a log, a line per validation."""
+"""Training as it goes: on a terminal a live panel, in a log a line per validation, figures for the tracker, a trace."""
 
 from __future__ import annotations
 
@@ -6,15 +6,23 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from isoforward import cost
+from isoforward.config import TrainConfig
+from isoforward.lit import LitGPT
+from isoforward.measuring.ledger import CudaMemory, Memory, ProcessMemory
+from isoforward.planning.devices import known_here
 from isoforward.results import PHASES
+from isoforward.tracking import Tracker
 
 COLOURS = {"forward": "cyan", "loss": "green", "backward": "magenta", "optimizer": "yellow"}
 
@@ -79,6 +87,73 @@ class Watch(Callback):  # type: ignore[misc]
             if self.bytes_per_token is not None:
                 line += f" {self.validation / math.log(2) / self.bytes_per_token:.3f} bits/byte"
         return Text(f"{line}  {rate:,.0f} tokens/s")
+
+
+class Track(Callback):  # type: ignore[misc]
+    """Tells the tracker how training goes, between steps. FLOPs are in the model convention."""
+
+    def __init__(self, tracker: Tracker, config: TrainConfig, module: LitGPT, every: int = 10) -> None:
+        self.tracker, self.every = tracker, every
+        self.tokens_per_step = config.data.batch * config.data.length
+        shape: dict[str, Any] = {"batch": config.data.batch, "length": config.data.length}
+        model = module.model.config
+        self.flops_per_step = (cost.forward_flops(model, **shape) + cost.backward_flops(model, **shape)).total
+
+    def on_fit_start(self, trainer: Trainer, module: LitGPT) -> None:
+        on_gpu = module.device.type == "cuda"
+        self.memory: Memory = CudaMemory() if on_gpu else ProcessMemory()
+        known = known_here(torch.cuda.get_device_name(module.device) if on_gpu else None)
+        peak = known.peak_flops_per_s.get(module.model.precision) if known else None
+        self.peak_flops_per_s = None if peak is None else peak * trainer.world_size
+
+    def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
+        step = trainer.global_step
+        if step % self.every or not module.recent:
+            return
+        shares = {f"phase/{name}_share": share for name, share in shares_of(module.recent, module.waits_s).items()}
+        whole_s = sum(lap["step"] for lap in module.recent) + sum(module.waits_s)
+        rate = len(module.recent) * self.tokens_per_step / whole_s
+        figures = {"loss": module.loss.item(), "gradient_norm": module.norm.item(), "tokens_per_s": rate}
+        figures |= {"memory_bytes": self.memory.now(), "flops_per_s": rate * self.flops_per_step / self.tokens_per_step}
+        if self.peak_flops_per_s is not None:
+            figures["mfu"] = figures["flops_per_s"] / self.peak_flops_per_s
+        self.tracker.live(step, figures | shares)
+
+    def on_validation_end(self, trainer: Trainer, module: Any) -> None:
+        self.tracker.live(trainer.global_step, {"validation_loss": float(trainer.callback_metrics["validation_loss"])})
+
+
+class Trace(Callback):  # type: ignore[misc]
+    """What ran when in the first steps that are warm, for chrome://tracing or Perfetto.
+
+    Lightning's own PyTorchProfiler starts over at every validation, and a short run then leaves no trace.
+    """
+
+    WARM, STEPS = 2, 3
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.profile: torch.profiler.profile | None = None
+        self.steps = 0
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if self.steps == min(self.WARM, trainer.max_steps - 1):
+            self.profile = torch.profiler.profile()
+            self.profile.start()
+        self.steps += 1
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        if self.steps == self.WARM + self.STEPS:
+            self.finish()
+
+    def on_train_end(self, *_: Any) -> None:
+        self.finish()
+
+    def finish(self) -> None:
+        if self.profile is not None:
+            self.profile.stop()
+            self.profile.export_chrome_trace(str(self.path))
+            self.profile = None
 
 
 def shares_of(laps: Iterable[Mapping[str, float]], waits_s: Iterable[float]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import signal
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 from rich.console import Console
 
 from isoforward.config import TrainConfig
@@ -30,7 +32,8 @@ class StopOnSignal(Callback):  # type: ignore[misc]
     from then on one ends the program at once, whatever it waits for.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, validate_every: int) -> None:
+        self.validate_every = validate_every
         self.received: int | None = None
         self.over = False
 
@@ -64,30 +67,66 @@ class StopOnSignal(Callback):  # type: ignore[misc]
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
             trainer.should_stop = True
+            if trainer.global_step % self.validate_every:  # Lightning would validate wherever it stops
+                trainer.limit_val_batches = 0
 
 
-class KeepLast(Callback):  # type: ignore[misc]
-    """Training's state, every so many steps and wherever it ends; only the newest is kept."""
+class KeepBest(Checkpoint):  # type: ignore[misc]
+    """Training's state at the lowest validation loss."""
 
-    def __init__(self, directory: Path, every: int) -> None:
-        self.directory, self.every = directory, every
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.lowest = math.inf
+
+    def on_validation_end(self, trainer: Trainer, module: Any) -> None:
+        if (loss := float(trainer.callback_metrics["validation_loss"])) < self.lowest:
+            self.lowest = loss
+            keep(trainer, self.directory, "best")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"lowest": self.lowest}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.lowest = state["lowest"]
+
+
+class KeepLast(Checkpoint):  # type: ignore[misc]
+    """Training's state, every so many steps and wherever it ends.
+
+    Where a step is validated, only after that: what goes on from there does not validate it again, and has to know
+    what came of it. Lightning calls a Checkpoint after all other callbacks, these in their own order.
+    """
+
+    def __init__(self, directory: Path, every: int, validate_every: int) -> None:
+        self.directory, self.every, self.validate_every = directory, every, validate_every
         self.saved = -1
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step % self.validate_every:
+            self.save_if_due(trainer)
+
+    def on_validation_end(self, trainer: Trainer, module: Any) -> None:
+        self.save_if_due(trainer)
+
+    def save_if_due(self, trainer: Trainer) -> None:
         if trainer.global_step % self.every == 0 or trainer.should_stop:
             self.save(trainer)
 
     def on_train_end(self, trainer: Trainer, module: Any) -> None:
-        self.save(trainer)
+        if self.saved != trainer.global_step:
+            self.save(trainer)
 
     def save(self, trainer: Trainer) -> None:
-        if self.saved == trainer.global_step:
-            return
         self.saved = trainer.global_step
-        newest = self.directory / f"last-{self.saved:06d}.ckpt"
-        trainer.save_checkpoint(newest)
-        for path in set(self.directory.glob("last-*.ckpt")) - {newest}:
-            trainer.strategy.remove_checkpoint(path)
+        keep(trainer, self.directory, "last")
+
+
+def keep(trainer: Trainer, directory: Path, name: str) -> None:
+    """The newest alone of its name; what it replaces goes after it is there."""
+    newest = directory / f"{name}-{trainer.global_step:06d}.ckpt"
+    trainer.save_checkpoint(newest)
+    for path in set(directory.glob(f"{name}-*.ckpt")) - {newest}:
+        trainer.strategy.remove_checkpoint(path)
 
 
 def to_resume(config: TrainConfig, console: Console) -> Path | None:
