@@ -40,8 +40,6 @@ def rows(hardware: Hardware) -> Iterator[Row]:
     def told(phase: str, quantity: str, unit: str, value: float, **conditions: object) -> Row:
         about = {"experiment": "calibrate", "life": "training", "per": "run"}
         at = {"calibration": made["id"], "hardware": hardware.name, **conditions}
-        if quantity.startswith("peak"):
-            about["provenance"] = "estimated"  # what was timed, at the quickest pace that the machine was seen to keep
         return Row(**about, phase=phase, quantity=quantity, unit=unit, value=value, conditions=at)
 
     for dtype, peak in hardware.peak_flops_per_s.items():
@@ -52,7 +50,11 @@ def rows(hardware: Hardware) -> Iterator[Row]:
         yield told("run", "bandwidth of reads", "byte/s", rate, bytes_together=size)
     for phase, fit in made["beyond"].items():
         yield told(phase, "time beside each operator", "s", fit["dispatch_s"])
-        yield told(phase, "operators together", "x", fit["scale"])
+        if phase == "optimizer":
+            yield told(phase, "operators together", "x", fit["scale"])
+    if made["all_reduce"]:
+        yield told("communication", "latency", "s", made["all_reduce"]["latency_s"])
+        yield told("communication", "bandwidth", "byte/s", made["all_reduce"]["bytes_per_s"])
     for kind, points in made["operators"].items():
         if kind.startswith(("product", "attention")):
             *size, unit_s = min(points, key=lambda point: point[-1])

@@ -33,6 +33,7 @@ from isoforward.meter import Stopwatch, clock_for
 from isoforward.model import GPT
 from isoforward.optim import build
 from isoforward.planning.economics import collective_bytes
+from isoforward.planning.forecast import averaging_rows
 from isoforward.results import Results, Row, write
 from isoforward.steps import next_token_loss, train_step
 from isoforward.training.distributed import free_port, ranks, start
@@ -128,14 +129,14 @@ def measure(packed: dict) -> None:
     group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     torch.set_num_threads(1)
     where = environment(packed["command"], torch.device("cpu"))
-    other = start({"target": "distributed:member", "payload": packed}, group | ranks(1), 1)
-    os.environ.update(group | ranks(0))
-    try:
-        with Watch(reference_kernel("cpu")) as watch:
+    with Watch(reference_kernel("cpu")) as watch:
+        other = start({"target": "distributed:member", "payload": packed}, group | ranks(1), 1)
+        os.environ.update(group | ranks(0))
+        try:
             differing, laps = member(packed)
-    finally:
-        other.kill()
-        other.wait()
+        finally:
+            other.kill()
+            other.wait()
     rows = [dataclasses.replace(each, environment=where.id) for each in told(case, differing, laps)]
     write(Path(packed["results"]), [where, *rows, judge_trust(case.experiment, rows, watch, environment=where.id)])
 
@@ -152,6 +153,7 @@ def told(case: Case, differing: float, laps: dict[str, list[dict[str, float]]]) 
     about = {"life": "training", "phase": "communication", "per": "step", "provenance": "predicted"}
     sent = collective_bytes("all_reduce", 4 * parameters(case.model).total, ways=WORLD)
     yield row(case, **about, quantity="bytes", unit="byte", value=sent, conditions=mine.training(processes=WORLD))
+    yield from averaging_rows(mine, 4 * parameters(case.model).total, ways=WORLD)
     about = {"life": "training", "phase": "loss", "quantity": "difference", "unit": "nats", "per": "token"}
     yield row(case, **about, value=differing, conditions=mine.training(processes=WORLD))
 

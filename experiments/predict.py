@@ -1,13 +1,16 @@
 """How well are time and memory of every phase predicted, on models that the calibration never saw?
 
-Each of them is predicted from the machine's calibration, then measured in processes of its own; reference
-kernels run in every round, and say how much slower than when it was calibrated the machine is (`pace`).
+Each of them is predicted from the machine's calibration and measured in processes of its own. In every round a small
+model that never changes runs too, phase by phase, as it did when the machine was calibrated: how much slower it is now
+(`pace`) is the one thing that a prediction takes from the time of its measurement.
 With `check=false`, or hardware that is not this machine, `model` is predicted alone: nothing of it is allocated.
 """
 
 import dataclasses
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,29 +24,30 @@ from isoforward.config import ExperimentConfig, ModelConfig
 from isoforward.entry import claim, run
 from isoforward.experiment import case_of, command_line, tell
 from isoforward.hardware import environment
-from isoforward.measuring.account import account
+from isoforward.measuring.account import Account, InferenceCase, TrainingCase, account
 from isoforward.measuring.both_lives import decoding, generation_of, prefilling, step_of
 from isoforward.measuring.case import Case, Laps, apart, record, row, timed
 from isoforward.measuring.isolate import Failed
-from isoforward.planning.calibration import pace, phased, references
+from isoforward.planning.calibration import REFERRED, pace, phased, reference
 from isoforward.planning.devices import Hardware, calibrated_here, lookup
 from isoforward.planning.forecast import PHASES, predicted
-from isoforward.results import Results, Row, Verdict, read, write
+from isoforward.results import Condition, Results, Row, Verdict, read, write
 
-HELD_OUT = (  # family, width, heads, layers, batch, length, dtype
-    ("gpt2", 128, 4, 4, 32, 64, "fp32"),
-    ("gpt2", 128, 4, 4, 8, 256, "fp32"),
-    ("gpt2", 192, 6, 3, 1, 1024, "fp32"),
-    ("llama", 192, 6, 4, 16, 128, "fp32"),
-    ("gpt2", 384, 6, 4, 4, 256, "fp32"),
-    ("llama", 384, 12, 3, 2, 384, "fp32"),
-    ("llama", 512, 8, 3, 4, 128, "fp32"),
-    ("gpt2", 768, 12, 2, 8, 64, "fp32"),
-    ("llama", 1024, 16, 2, 2, 64, "fp32"),
-    ("gpt2", 128, 4, 4, 8, 128, "bf16"),
-    ("llama", 192, 6, 3, 4, 192, "bf16"),
-    ("gpt2", 512, 8, 2, 1, 256, "bf16"),
-    ("llama", 768, 12, 2, 1, 64, "bf16"),
+HELD_OUT = (  # family, width, heads, layers, batch, length, dtype: drawn up before any of them was measured
+    ("llama", 128, 4, 3, 32, 64, "fp32"),
+    ("gpt2", 192, 3, 5, 4, 320, "fp32"),
+    ("llama", 224, 7, 2, 1, 1024, "fp32"),
+    ("gpt2", 320, 5, 3, 16, 96, "fp32"),
+    ("llama", 384, 6, 4, 8, 64, "fp32"),
+    ("gpt2", 512, 8, 2, 2, 256, "fp32"),
+    ("llama", 512, 16, 2, 1, 512, "fp32"),
+    ("gpt2", 768, 12, 3, 1, 192, "fp32"),
+    ("llama", 896, 14, 2, 4, 64, "fp32"),
+    ("gpt2", 1024, 16, 2, 1, 128, "fp32"),
+    ("llama", 128, 2, 3, 16, 64, "bf16"),
+    ("gpt2", 192, 6, 4, 2, 128, "bf16"),
+    ("gpt2", 384, 12, 3, 1, 384, "bf16"),
+    ("llama", 704, 11, 2, 1, 96, "bf16"),
 )
 GOALS = ("forward", "backward", "prefill", "decode")
 
@@ -65,44 +69,43 @@ def held_out(config: Predict, hardware: Hardware) -> Iterator[Case]:
 
 
 def measure(packed: dict) -> str:
-    case = Case.unpack(packed["case"])
-    runs = references()
-    candidates = {**phased(case), "references": lambda: {name: run() for name, run in runs.items()}}
+    case, layout = Case.unpack(packed["case"]), packed["layout"]
+    candidates = {**phased(case), "reference": reference()}
 
     def tell_rows(laps: Laps, cold: Laps) -> Iterator[Row]:
-        samples = {name: [lap[name] for lap in rounds] for rounds in laps.values() for name in rounds[0]}
+        ours = {name: rounds for name, rounds in laps.items() if name != "reference"}
+        samples = {name: [lap[name] for lap in rounds] for rounds in ours.values() for name in rounds[0]}
         for life, phases in PHASES.items():
             for phase, per in phases.items():
-                at = {"prefill": prefilling, "decode": decoding}.get(phase, Case.training)(case)
                 more = {"executions": case.new_tokens - 1} if phase == "decode" else {}
-                conditions = {**at, **more, "layout": packed["layout"]}
-                yield row(case, life=life, phase=phase, per=per, **timed(samples[phase]), conditions=conditions)
-        about = {"life": "training", "phase": "run", "per": "run"}
-        for name in runs:
-            conditions = {"layout": packed["layout"], "reference": name}
-            yield row(case, **about, **{**timed(samples[name]), "quantity": "reference"}, conditions=conditions)
+                conditions = {**at(case, phase), **more, "layout": layout}
+                about: dict[str, Any] = {"life": life, "phase": phase, "per": per}
+                yield row(case, **about, **timed(samples[phase]), conditions=conditions)
+                if phase in REFERRED:
+                    looks = timed([lap[phase] for lap in laps["reference"]], quantity="reference")
+                    yield row(case, **about, **looks, conditions={"layout": layout})
 
     return record(packed, candidates, tell_rows)
 
 
-def memory_rows(case: Case, layout: str) -> Iterator[Row]:
-    for life, what in (("training", step_of(case)), ("inference", generation_of(case))):
-        found = account(what, threads=case.threads)
-        for phase, per in PHASES[life].items():
-            at = {"prefill": prefilling, "decode": decoding}.get(phase, Case.training)(case)
-            about: dict[str, Any] = {"life": life, "phase": phase, "quantity": "memory", "unit": "byte"}
-            about |= {"per": per if life == "training" else "sequence", "conditions": {**at, "layout": layout}}
-            if isinstance(found, Failed):
-                yield row(case, **about, value=None, provenance="unavailable", reason=found.reason)
-            else:
-                yield row(case, **about, value=float(found.measured[phase]))
+def at(case: Case, phase: str) -> dict[str, Condition]:
+    return {"prefill": prefilling, "decode": decoding}.get(phase, Case.training)(case)
 
 
-def error_rows(case: Case, rows: list[Row], layout: str) -> Iterator[Row]:
+def memory_rows(case: Case, life: str, found: Account | Failed, layout: str) -> Iterator[Row]:
+    for phase, per in PHASES[life].items():
+        about: dict[str, Any] = {"life": life, "phase": phase, "quantity": "memory", "unit": "byte"}
+        about |= {"per": per if life == "training" else "sequence", "conditions": {**at(case, phase), "layout": layout}}
+        if isinstance(found, Failed):
+            yield row(case, **about, value=None, provenance="unavailable", reason=found.reason)
+        else:
+            yield row(case, **about, value=float(found.measured[phase]))
+
+
+def error_rows(case: Case, rows: list[Row], quantity: str) -> Iterator[Row]:
     """Predicted over measured, less one."""
-    for said in select(tuple(rows), provenance="predicted", layout=layout):
-        at = {"life": said.life, "phase": said.phase, "quantity": said.quantity, "layout": layout}
-        seen = only(tuple(rows), provenance="measured", **at)
+    for said in select(tuple(rows), provenance="predicted", quantity=quantity):
+        seen = only(tuple(rows), provenance="measured", life=said.life, phase=said.phase, quantity=quantity)
         if seen is not None and seen.value:
             about = {"life": said.life, "phase": said.phase, "per": said.per, "warnings": said.warnings}
             value = said.value / seen.value - 1
@@ -111,21 +114,42 @@ def error_rows(case: Case, rows: list[Row], layout: str) -> Iterator[Row]:
 
 
 def check(config: Predict, hardware: Hardware, results: Path, status: Any) -> None:
-    """Each prediction is written before what it is about has been measured, but for the pace of the machine."""
     where = environment(command_line(), torch.device("cpu"))
+
+    def tell(rows: Iterator[Row]) -> list[Row]:
+        placed = [dataclasses.replace(row, environment=where.id) for row in rows]
+        write(results, placed)
+        return placed
+
     write(results, [where])
-    for case in held_out(config, hardware):
-        model = case.model
-        layout = f"{model.family} {model.width} x {model.layers}, {case.batch} x {case.length}, {case.precision}"
-        status.update(f"predicting and measuring {layout}")
+    cases = {named(case): case for case in held_out(config, hardware)}
+    for layout, case in cases.items():
+        status.update(f"predicting and timing {layout}")
         apart(case, "predict:measure", results, command_line(), layout=layout)
         seen = [row for row in read(results).rows if row.conditions.get("layout") == layout]
-        now_s = {str(r.conditions["reference"]): r.value for r in select(tuple(seen), quantity="reference")}
+        now_s = {row.phase: row.value for row in select(tuple(seen), quantity="reference")}
         now = pace(now_s, hardware.calibration["references_s"])
-        said = list(predicted(hardware, case, pace=now, layout=layout))
-        more = list(memory_rows(case, layout)) if config.memory else []
-        errors = error_rows(case, [*seen, *said, *more], layout)
-        write(results, [dataclasses.replace(row, environment=where.id) for row in (*said, *more, *errors)])
+        said = tell(predicted(hardware, case, pace=now, layout=layout))
+        tell(error_rows(case, [*seen, *said], "time"))
+    if config.memory:
+        status.update("measuring memory, of two models at once: their times do not matter")
+        told = [(layout, *life) for layout, case in cases.items() for life in lives(case)]
+        hold = partial(account, threads=hardware.calibration["identity"]["threads"])
+        with ThreadPoolExecutor(2) as pool:
+            for (layout, life, _), found in zip(told, pool.map(hold, [what for *_, what in told]), strict=True):
+                tell(memory_rows(cases[layout], life, found, layout))
+        rows = read(results).rows
+        for layout, case in cases.items():
+            tell(error_rows(case, [row for row in rows if row.conditions.get("layout") == layout], "memory"))
+
+
+def named(case: Case) -> str:
+    model = case.model
+    return f"{model.family} {model.width} x {model.layers}, {case.batch} x {case.length}, {case.precision}"
+
+
+def lives(case: Case) -> tuple[tuple[str, TrainingCase], tuple[str, InferenceCase]]:
+    return ("training", step_of(case)), ("inference", generation_of(case))
 
 
 def answer(results: Results) -> str:

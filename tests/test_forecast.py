@@ -19,7 +19,7 @@ from isoforward.measuring.case import Case
 from isoforward.measuring.operators import Operator, Work, deepened, record_training
 from isoforward.planning.calibration import beyond
 from isoforward.planning.devices import TABLE
-from isoforward.planning.forecast import Beyond, Calibrated, Curve, forecaster, predicted, works_of
+from isoforward.planning.forecast import Beyond, Calibrated, Curve, averaging_s, forecaster, predicted, works_of
 from isoforward.results import read
 
 SMALL = ModelConfig(layers=3, heads=2, width=32, vocab=96, context=32)
@@ -117,6 +117,12 @@ def test_an_operator_that_was_never_measured_is_taken_at_the_bandwidth_and_count
     assert empty.operators_s(Work(counts={Operator("new float32", (500,), 500): 2}, dispatched=2), 1) == pytest.approx(
         (1e-6, 1e-6)
     )
+
+
+def test_averaging_gradients_is_a_ring_and_three_passes_through_memory() -> None:
+    made = {"all_reduce": {"latency_s": 0.5, "bytes_per_s": 10.0}, "copying_bytes_per_s": 30.0}
+    assert averaging_s(made, 100, ways=2) == pytest.approx(0.5 + 100 / 10 + 600 / 30)  # 2 (n-1)/n of 100 bytes are sent
+    assert averaging_s({"all_reduce": None}, 100, ways=2) is None
 
 
 def test_a_calibration_that_is_none_is_refused() -> None:

@@ -71,6 +71,7 @@ def case_of(config: ExperimentConfig, experiment: str) -> Case:
         compile=config.compile,
         precision=precision_of(config.precision, device)[0],
         device=str(device),
+        hardware=config.hardware,
         threads=torch.get_num_threads(),
         seed=config.seed,
         optim=config.optim,

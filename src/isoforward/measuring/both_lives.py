@@ -35,7 +35,7 @@ from isoforward.meter import Stopwatch, clock_for
 from isoforward.model import KVCache
 from isoforward.optim import build
 from isoforward.planning import footprint
-from isoforward.planning.devices import known_here
+from isoforward.planning.devices import known_here, lookup
 from isoforward.results import TRAINING, Condition, Row, write
 from isoforward.weights import freeze
 
@@ -285,9 +285,11 @@ def byte_rows(case: Case) -> Iterator[Row]:
 
 
 def peak_rows(case: Case) -> Iterator[Row]:
-    """What the machine could do at most, where that is known: by the GPU's data sheet, or as calibrated here, at the
-    quickest pace that it was seen to keep."""
-    hardware = known_here(torch.cuda.get_device_name() if case.device == "cuda" else None)
+    """What the hardware asked for could do at most; `here` by the GPU's data sheet, or as calibrated, if either is."""
+    if case.hardware == "here":
+        hardware = known_here(torch.cuda.get_device_name() if case.device == "cuda" else None)
+    else:
+        hardware = lookup(case.hardware)
     if hardware is None or case.precision not in hardware.peak_flops_per_s:
         return
     about: dict[str, Any] = {"life": "training", "phase": "run", "per": "run"}

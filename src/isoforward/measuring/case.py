@@ -47,6 +47,7 @@ class Case:
     compile: bool = False
     precision: str = "fp32"
     device: str = "cpu"
+    hardware: str = "here"  # whose peaks a rate is held against
     threads: int | None = None
     seed: int = 1234
     optim: OptimConfig = field(default_factory=OptimConfig)

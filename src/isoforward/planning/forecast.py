@@ -20,7 +20,7 @@ from isoforward.measuring.both_lives import decoding, prefilling
 from isoforward.measuring.case import Case, row
 from isoforward.measuring.operators import Operator, Work, deepened, record_serving, record_training
 from isoforward.planning import economics, footprint
-from isoforward.planning.devices import Hardware
+from isoforward.planning.devices import Hardware, calibrated_here
 from isoforward.results import Condition, Row
 
 PHASES = {  # by life: each with what one execution of it is
@@ -57,10 +57,14 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class Beyond:
-    """What a phase takes beside its operators: each takes `scale` of what it took alone, and `dispatch_s` more."""
+    """What a phase takes beside its operators: each takes `scale` of what it took alone, and `dispatch_s` more.
+
+    `timing_s` is what an operator took more for being timed in its place.
+    """
 
     scale: float
     dispatch_s: float
+    timing_s: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +75,7 @@ class Calibrated:
     reading: list[list[float]]  # bytes that lie together, and bytes a second
     beyond: Mapping[str, Beyond]  # by phase
     conditions: Mapping[str, Condition] = field(default_factory=dict)
-    buffers_bytes: int = 0
+    buffers_bytes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # by dtype and life
 
     @cached_property
     def curves(self) -> dict[str, Curve]:
@@ -106,7 +110,7 @@ class Calibrated:
         for phase, work in works_of(case).items():
             alone_s, unknown_s = self.operators_s(work, resident(case, phase))
             more = self.beyond[phase]
-            times[phase] = more.scale * alone_s + more.dispatch_s * work.dispatched
+            times[phase] = more.scale * alone_s + more.dispatch_s * work.dispatched - more.timing_s * work.operators
             if unknown_s > UNKNOWN * alone_s:
                 share = f"{unknown_s / alone_s:.0%} of its time is of operators larger or smaller than any measured"
                 warnings[phase] = (f"outside the calibrated range: {share}",)
@@ -118,7 +122,7 @@ class Bound:
     """By peaks alone."""
 
     hardware: Hardware
-    buffers_bytes: int = 0
+    buffers_bytes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # by dtype and life
 
     @property
     def conditions(self) -> dict[str, Condition]:
@@ -147,7 +151,7 @@ def forecaster(hardware: Hardware) -> Calibrated | Bound:
             reading=made["reading"],
             beyond={phase: Beyond(**fit) for phase, fit in made["beyond"].items()},
             conditions={"hardware": hardware.name, "calibration": made["id"]},
-            buffers_bytes=int(made["kernel_buffers_bytes"]),
+            buffers_bytes=dict(made["kernel_buffers_bytes"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         said = f"the calibration of {hardware.name} is not one of ours ({error}): write it anew"
@@ -234,7 +238,7 @@ def predicted(hardware: Hardware, case: Case, *, pace: float = 1.0, **more: Cond
             else:
                 reason = f"the rate of {hardware.name} in {case.precision} is not known"
                 yield row(case, **about, **time, value=None, provenance="unavailable", reason=reason)
-            need = held[phase] + by.buffers_bytes
+            need = held[phase] + by.buffers_bytes.get(case.precision, {}).get(life, 0)
             large = (
                 (f"{units.size(need)} do not fit the {units.size(hardware.memory_bytes)} of {hardware.name}",)
                 if need > hardware.memory_bytes
@@ -250,3 +254,27 @@ def predicted(hardware: Hardware, case: Case, *, pace: float = 1.0, **more: Cond
                 provenance="predicted",
                 warnings=large,
             )
+
+
+def averaging_s(calibration: Mapping[str, Any], size: int, *, ways: int) -> float | None:
+    """Of gradients of `size` bytes: laid together, summed over a ring, divided, and put back; None if not measured.
+
+    Each of the three passes through memory reads and writes all of them.
+    """
+    reduced = calibration.get("all_reduce")
+    if reduced is None:
+        return None
+    summing_s = (
+        reduced["latency_s"] + economics.collective_bytes("all_reduce", size, ways=ways) / reduced["bytes_per_s"]
+    )
+    return float(summing_s + 3 * 2 * size / calibration["copying_bytes_per_s"])
+
+
+def averaging_rows(case: Case, size: int, *, ways: int) -> Iterator[Row]:
+    """What it takes here, where this machine's calibration tells."""
+    here = calibrated_here()
+    time_s = None if here is None else averaging_s(here.calibration, size, ways=ways)
+    if here is not None and time_s is not None:
+        conditions = case.training(processes=ways, hardware=here.name, calibration=here.calibration["id"])
+        about: dict[str, Any] = {"life": "training", "phase": "communication", "per": "step", "provenance": "predicted"}
+        yield row(case, **about, quantity="time", unit="s", value=time_s, conditions=conditions)
