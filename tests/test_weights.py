@@ -389,7 +389,9 @@ def test_the_tokenizer_travels_with_the_weights(tmp_path: Path) -> None:
     assert torch.equal(logits(model), logits(trained()))
 
 
-@pytest.mark.parametrize(("declared", "end"), [(7, 7), ([9, 7], 9), (None, 0), (10**6, 0), ("7", 0), ([], 0)])
+@pytest.mark.parametrize(
+    ("declared", "end"), [(7, 7), ([9, 7], 9), (None, 0), (10**6, 0), (-1, 0), (2**40, 0), ("7", 0), ([], 0)]
+)
 def test_a_models_own_end_of_text_wins_over_that_of_its_tokenizer(declared: object, end: int, tmp_path: Path) -> None:
     export(trained(), tmp_path / "export", tokenizer=Tokenizer.from_characters(["abcdefghijk"]))
     (tmp_path / "export" / "manifest.json").unlink()  # as a directory of Transformers

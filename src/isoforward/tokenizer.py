@@ -33,7 +33,7 @@ class Tokenizer:
         backend.no_truncation()
         backend.encode_special_tokens = True  # that is: as the text they are
         self.backend = backend
-        known = end is not None and backend.id_to_token(end) is not None
+        known = end is not None and 0 <= end < 2**32 and backend.id_to_token(end) is not None  # which takes 32 bits
         self.end = end if known else self._guessed_end()
 
     @cached_property
