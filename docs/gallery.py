@@ -64,7 +64,9 @@ def picture(name: str, results: Results) -> Path | None:
     charts = [section.chart for section in view(name, results).sections if section.chart]
     if not charts:
         return None
-    chart = min(charts, key=lambda chart: "the first" in chart.title)  # one that shows all of its rows, if there is one
+    # neither the proof before the answer nor, if there is another, a picture of some of its rows only
+    proof = ("Identity", "Difference")
+    chart = min(charts, key=lambda chart: (chart.title.startswith(proof), "the first" in chart.title))
     path = PICTURES / f"{name}.png"
     path.write_bytes(chart.png())
     return path

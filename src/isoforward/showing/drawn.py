@@ -52,6 +52,8 @@ ALIKE = {
 MOST_DOTS = 40
 MOST_LINES = 12
 
+HOW_OFTEN = "executions"  # of a sample: how it was measured, not what
+
 
 def of_rows(name: str, rows: Sequence[Row], varying: Sequence[str]) -> Chart | None:
     """Rows of one quantity: over a number, if one tells them apart; stacked, if they are a ledger; else one by one."""
@@ -88,7 +90,10 @@ def of_rows(name: str, rows: Sequence[Row], varying: Sequence[str]) -> Chart | N
 
 
 def telling(rows: Sequence[Row]) -> list[str]:
-    """The conditions that tell `rows` apart, without those that follow from one of them or from the phase."""
+    """The conditions that tell `rows` apart, without those that follow from one of them or from the phase.
+
+    From a number with a point that no two rows share, a measured time, all else would follow: it hides numbers only.
+    """
 
     def values(key: str) -> set[Any]:
         return {row.conditions.get(key) for row in rows}
@@ -96,13 +101,18 @@ def telling(rows: Sequence[Row]) -> list[str]:
     def numbers(key: str) -> bool:
         return all(is_number(row.conditions.get(key)) for row in rows)
 
+    def follows(key: str, other: str) -> bool:
+        measured = len(values(other)) == len(rows) and all(isinstance(value, float) for value in values(other))
+        if measured and not numbers(key):
+            return False
+        return len({(row.conditions.get(other), row.conditions.get(key)) for row in rows}) == len(values(other))
+
     keys = [key for key in dict.fromkeys(k for row in rows for k in row.conditions) if len(values(key)) > 1]
     found: list[str] = []
     phases = {(row.life, row.phase) for row in rows}
     for key in sorted(keys, key=lambda key: (-len(values(key)), not numbers(key))):
-        pairs = ({(row.conditions.get(other), row.conditions.get(key)) for row in rows} for other in found)
         by_phase = len({(row.life, row.phase, row.conditions.get(key)) for row in rows}) == len(phases)
-        if not by_phase and not any(len(pair) == len(values(other)) for pair, other in zip(pairs, found, strict=True)):
+        if key != HOW_OFTEN and not by_phase and not any(follows(key, other) for other in found):
             found.append(key)
     return found
 
