@@ -238,7 +238,7 @@ def test_row_7_where_no_checkpoint_fits_the_earlier_one_stays_and_no_temporary(t
         try:
             train(config)
         except StorageFailed as failure:
-            assert "last-000002.ckpt could not be written: No space left on device" in str(failure)
+            assert "best-000002.ckpt could not be written: No space left on device" in str(failure)
             kept = small / "run" / "checkpoints"
             assert [path.name for path in kept.iterdir() if "ckpt" in path.name] == ["last-000001.ckpt"]
             statefile.verify(kept / "last-000001.ckpt")

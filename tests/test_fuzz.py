@@ -195,7 +195,7 @@ def reseal(blank: bytes) -> bytes:
 def remanifested(directory: Path) -> None:
     """The manifest's digests made right again, as far as it can still be read."""
     path = directory / "manifest.json"
-    with suppress(ValueError, TypeError, AttributeError, RecursionError, OSError):
+    with suppress(ValueError, TypeError, AttributeError, LookupError, RecursionError, OSError):
         manifest = json.loads(path.read_text())
         for name in manifest["files"]:
             manifest["files"][name] = weights.sha256_of(directory / Path(name).name)

@@ -35,6 +35,7 @@ from isoforward.measuring.isolate import Failed
 from isoforward.measuring.operators import Operator, Recorder, Work
 from isoforward.model import KVCache
 from isoforward.optim import build
+from isoforward.pages import keep_freed_pages
 from isoforward.planning.collectives import all_reduce
 from isoforward.planning.devices import Hardware
 from isoforward.planning.forecast import PHASES, Beyond, Calibrated, resident, works_of
@@ -81,7 +82,6 @@ BUFFERED: tuple[Shape, ...] = (
 )  # of each dtype, for what kernels keep
 ROUNDS = 4
 STRAY = 3  # times the median: what a sample counts as at most, an interruption being no operator's own
-KEPT_FREE = 31 * 2**20  # bytes
 
 
 def sample(shape: Shape) -> Case:
@@ -101,7 +101,7 @@ def phased(case: Case) -> dict[str, Callable[[], dict[str, float]]]:
 
 def runs_of(case: Case) -> tuple[dict[str, Callable[[], dict[str, float]]], Callable[[], Recorder]]:
     """`phased`, and the same with every operator timed where it runs."""
-    keep_what_is_freed()
+    keep_freed_pages()  # as training does; a process that has freed a large block keeps them too
     master = master_of(case)
     tokens, targets = batch_of(case)
     optimizer, frozen = build(master, case.optim), freeze(master)
@@ -122,12 +122,6 @@ def runs_of(case: Case) -> tuple[dict[str, Callable[[], dict[str, float]]], Call
         return recorder
 
     return {"phased": training["phased"], "generation": serving["generation"]}, in_place
-
-
-def keep_what_is_freed() -> None:
-    """As a process does that has once freed a large block: until then glibc maps each larger one anew, gives it back,
-    and every step faults its activations in again."""
-    torch.empty(KEPT_FREE, dtype=torch.uint8)
 
 
 def reference() -> Callable[[], dict[str, float]]:
