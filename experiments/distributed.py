@@ -62,32 +62,28 @@ def candidates(case: Case) -> dict[str, Callable[[], dict[str, float]]]:
     tokens, targets = (part[dist.get_rank() :: WORLD] for part in batch_of(case))
     stopwatch = Stopwatch(clock_for(torch.device("cpu")))
 
-    def step(forward: nn.Module, optimizer: Any, averaged: bool) -> None:
-        with stopwatch.step():
-            with stopwatch("forward"):
-                logits = forward(tokens)
-            with stopwatch("loss"):
-                loss = next_token_loss(logits, targets)
-            with stopwatch("backward"):
-                loss.backward()
-            if averaged:
-                with stopwatch("communication"):
-                    average(model)
-            with stopwatch("optimizer"):
-                nn.utils.clip_grad_norm_(forward.parameters(), 1.0)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
+    def step(phase: Stopwatch, forward: nn.Module, optimizer: Any, averaged: bool) -> None:
+        with phase("forward"):
+            logits = forward(tokens)
+        with phase("loss"):
+            loss = next_token_loss(logits, targets)
+        with phase("backward"):
+            loss.backward()
+        if averaged:
+            with phase("communication"):
+                average(model)
+        with phase("optimizer"):
+            nn.utils.clip_grad_norm_(forward.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
 
     def timed_step(way: str) -> dict[str, float]:
         dist.barrier()
         if way == "one process" and dist.get_rank() > 0:
             return {}
         if way == "within the backward":
-            step(shared, its_optimizer, averaged=False)
-        else:
-            step(model, optimizer, averaged=way == "after the backward")
-        (lap,) = stopwatch.laps()
-        return lap
+            return stopwatch.lap(lambda phase: step(phase, shared, its_optimizer, averaged=False))
+        return stopwatch.lap(lambda phase: step(phase, model, optimizer, averaged=way == "after the backward"))
 
     return {way: lambda way=way: timed_step(way) for way in WAYS}
 

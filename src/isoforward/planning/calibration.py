@@ -238,7 +238,7 @@ def fits_of(seen: list[Seen], paces: list[float], by: Calibrated) -> dict[str, B
 
 
 def calibrate(say: Callable[[str], None] = lambda line: None) -> Hardware:
-    """About two minutes of both threads' and caches' attention: nothing else should run."""
+    """Two to three minutes of both threads' and caches' attention: nothing else should run."""
     device = torch.device("cpu")
     say("memory bandwidth")
     rates, copied = reading(), copying()
