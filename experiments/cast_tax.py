@@ -39,7 +39,7 @@ def candidate(case: Case, way: str) -> Callable[[], dict[str, float]]:
     casting = torch.autocast(case.device, dtype=torch.bfloat16, enabled=way == "autocast")
     # attention gives autocast's keys and values in bf16, whatever the model's dtype
     cache = KVCache(case.model, batch=1, capacity=case.prompt + 1, dtype=torch.bfloat16, device=case.device)
-    cache.slots.zero_()
+    cache.fill(0)
 
     def train() -> None:
         with casting:

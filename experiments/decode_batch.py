@@ -42,7 +42,7 @@ class DecodeBatch(ExperimentConfig):
 def decoding(case: Case, frozen: GPT, batch: int) -> Callable[[], dict[str, float]]:
     """Seconds of a step in which each of `batch` sequences, `prompt` tokens long, gains one token."""
     cache = room_for(frozen, batch=batch, capacity=case.prompt + 1)
-    cache.slots.zero_()
+    cache.fill(0)
     token = torch.zeros(batch, 1, dtype=torch.long, device=case.device)
 
     def step() -> None:

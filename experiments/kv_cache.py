@@ -37,7 +37,7 @@ def candidates(case: Case, frozen: GPT) -> dict[str, Callable[[], dict[str, floa
     tokens = batch_of(case)[0].flatten()
     text = tokens.repeat(-(-case.model.context // len(tokens)))[None]  # (1, at least context)
     cache = KVCache(case.model, batch=1, capacity=case.model.context, dtype=frozen.dtype, device=case.device)
-    cache.slots.zero_()
+    cache.fill(0)
 
     def cached(context: int) -> dict[str, float]:
         def burst() -> None:

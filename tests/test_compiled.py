@@ -19,7 +19,7 @@ def differing(step: Callable[..., torch.Tensor], tokens: torch.Tensor, padding: 
     model = freeze(lively(GPT(tiny())))
     past = [KVCache(model.config, batch=3, capacity=24, dtype=torch.float32, padding=padding) for _ in range(2)]
     for each in past:
-        each.slots.fill_(float("nan"))  # what memory may hold
+        each.fill(float("nan"))  # what memory may hold
         prefill(model, tokens[:, :12], each)
     static, worst = StaticKVCache(past[1]), 0.0
     with torch.inference_mode():
@@ -42,7 +42,7 @@ def test_a_mutation_of_the_static_cache_is_noticed(mutated, monkeypatch, tokens)
     original = getattr(StaticKVCache, mutated)
     wrong = {
         "positions": lambda self, count: original(self, count) + 1,
-        "mask": lambda self, count: original(self, count) & (self.keys != 3),
+        "mask": lambda self, count: original(self, count) & (self.places != 3),
     }
     monkeypatch.setattr(StaticKVCache, mutated, wrong[mutated])
     assert not differing(one_more, tokens) < 1e-4

@@ -564,7 +564,7 @@ def test_peaks_of_prefill_and_decode_are_those_of_their_tensors(family: str, dty
     model = GPT(config, dtype=DTYPES[dtype]).to(DTYPES[dtype]).eval()
     cache = KVCache(config, batch=8, capacity=64, dtype=DTYPES[dtype])
     prompt = torch.zeros(8, 60, dtype=torch.long)
-    held = Held(*model.parameters(), *model.buffers(), cache.slots)
+    held = Held(*model.parameters(), *model.buffers(), *cache.keys, *cache.values)
     with held:
         steps.prefill(model, prompt, cache, phase=held)
         steps.decode(model, prompt[:, :1], cache, phase=held)

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 
 from isoforward.config import ModelConfig
 from isoforward.errors import BadInput
+from isoforward.few_rows import FEW, few_rows
 
 
 def cast(layer: nn.Linear | nn.LayerNorm, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
@@ -36,10 +37,8 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = cast(self, x.dtype)
-        if x.numel() == self.in_features and x.is_cpu:  # one row: a product with a vector has less to prepare
-            row = x.view(-1)
-            y = torch.mv(weight, row) if bias is None else torch.addmv(bias, weight, row)
-            return y.view(*x.shape[:-1], -1)
+        if x.is_cpu and x.numel() <= FEW * self.in_features:
+            return few_rows(x, weight, bias)
         return F.linear(x, weight, bias)
 
 
@@ -76,10 +75,16 @@ class KVCache:
     ) -> None:
         if capacity > config.context:
             raise BadInput(f"{capacity} positions do not fit the model's context of {config.context}")
-        shape = (config.layers, 2, batch, config.kv_head_count, capacity, config.head_width)
-        self.slots = torch.empty(shape, dtype=dtype, device=device)  # (L, 2, B, K, S, D)
+        shape = (batch, config.kv_head_count, capacity, config.head_width)
+        self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.layers)]  # (B, K, S, D) each
+        self.values = [torch.empty_like(keys) for keys in self.keys]
         self.padding = padding
         self.length = 0
+
+    def fill(self, value: float) -> None:
+        """Every slot, whether it holds something or not."""
+        for slots in (*self.keys, *self.values):
+            slots.fill_(value)
 
     @property
     def fresh(self) -> bool:
@@ -88,11 +93,11 @@ class KVCache:
 
     @property
     def capacity(self) -> int:
-        return self.slots.shape[4]
+        return self.keys[0].shape[2]
 
     def positions(self, count: int) -> Tensor:
         """Of the next `count` tokens: (T,), or (B, T) where rows are padded."""
-        positions = torch.arange(self.length, self.length + count, device=self.slots.device)
+        positions = torch.arange(self.length, self.length + count, device=self.keys[0].device)
         return positions if self.padding is None else (positions - self.padding[:, None]).clamp(min=0)
 
     def mask(self, count: int) -> Tensor | None:
@@ -102,7 +107,7 @@ class KVCache:
         """
         if count == 1 and self.padding is None:
             return None
-        keys = torch.arange(self.length + count, device=self.slots.device)
+        keys = torch.arange(self.length + count, device=self.keys[0].device)
         queries = keys[self.length :, None]
         causal = keys <= queries
         if self.padding is None:
@@ -115,10 +120,9 @@ class KVCache:
         end = self.length + keys.shape[2]
         if end > self.capacity:
             raise BadInput(f"the KV cache holds {self.capacity} positions and {end} are asked for")
-        slots = self.slots[layer]
-        slots[0, :, :, self.length : end] = keys
-        slots[1, :, :, self.length : end] = values
-        return slots[0, :, :, :end], slots[1, :, :, :end]
+        for slots, new in ((self.keys[layer], keys), (self.values[layer], values)):
+            slots[:, :, self.length : end] = new
+        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
 
     def advance(self, count: int) -> None:
         """The last `count` tokens have gone through every layer."""
@@ -126,7 +130,8 @@ class KVCache:
 
     def keep(self, rows: Tensor) -> None:
         """Drops every sequence but `rows`, so that finished ones stop costing."""
-        self.slots = self.slots[:, :, rows]
+        self.keys = [keys[rows] for keys in self.keys]
+        self.values = [values[rows] for values in self.values]
         if self.padding is not None:
             self.padding = self.padding[rows]
 

@@ -142,7 +142,7 @@ def audit_inference(case: dict[str, Any]) -> dict[str, Any]:
                 return None
             capacity = prompt + new_tokens - 1
             cache = KVCache(model, batch=batch, capacity=capacity, dtype=gpt.dtype, device=case["device"])
-            cache.slots.zero_()  # what is allocated but not touched is not in the process' memory
+            cache.fill(0)  # what is allocated but not touched is not in the process' memory
             return cache
 
         return (

@@ -136,7 +136,7 @@ def serving_candidates(case: Case, frozen: Any, tokens: Tensor, *, cache: Any = 
     token = text[:, :1]
     if cache is None:
         cache = KVCache(case.model, batch=1, capacity=case.model.context, dtype=frozen.dtype, device=tokens.device)
-        cache.slots.zero_()  # the curve looks at positions that no prompt filled: NaN would be slow arithmetic
+        cache.fill(0)  # the curve looks at positions that no prompt filled: NaN would be slow arithmetic
 
     @torch.inference_mode()
     def forward() -> object:

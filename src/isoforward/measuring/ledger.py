@@ -291,7 +291,7 @@ def inference_ledger(
     watch.name("buffers", model.buffers())
     watch.name("batch", (tokens,))
     if cache is not None:
-        watch.name("KV cache", (cache.slots,))
+        watch.name("KV cache", (*cache.keys, *cache.values))
     with watch.scope.following(), watch:
         generate(model, tokens, cache, new_tokens=new_tokens, phase=watch)
     return watch.close()

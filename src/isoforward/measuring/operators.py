@@ -29,6 +29,7 @@ from isoforward.optim import build
 aten = torch.ops.aten
 PRODUCTS = {aten.mm.default: 0, aten.bmm.default: 0, aten.addmm.default: 1, aten.baddbmm.default: 1}
 VECTOR_PRODUCTS = {aten.mv.default: 0, aten.addmv.default: 1}
+ONEDNN_PRODUCT = "mkldnn::_linear_pointwise"
 ATTENTION = {
     aten._scaled_dot_product_flash_attention_for_cpu.default: 0,
     aten._scaled_dot_product_flash_attention_for_cpu_backward.default: 1,
@@ -113,7 +114,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         options = kwargs or {}
-        if function.namespace != "aten":
+        if function.namespace != "aten" and function.name() != ONEDNN_PRODUCT:
             return function(*args, **options)
         if function is aten._local_scalar_dense.default:
             return 0  # the one question that a step asks its data: is the gradient not finite?
@@ -177,6 +178,10 @@ def described(call: Call, result: object) -> Operator:
         batch, m, k, n = prod(a.shape[:-2]), a.shape[-2], a.shape[-1], b.shape[-1]
         layout = "".join("nt"[matrix.stride(-1) != 1 and matrix.shape[-1] > 1] for matrix in (a, b))
         return Operator(f"product {layout} {dtype}", (m, k, n), 2 * batch * m * k * n)
+    if call.function.name() == ONEDNN_PRODUCT:
+        x, weight = call.arguments[:2]
+        (n, k), m = weight.shape, x.numel() // x.shape[-1]
+        return Operator(f"product nt {dtype}", (m, k, n), 2 * m * k * n)
     if call.function in VECTOR_PRODUCTS:
         n, k = call.arguments[VECTOR_PRODUCTS[call.function]].shape
         return Operator(f"product nt {dtype}", (1, k, n), 2 * k * n)  # one row, by a weight

@@ -18,14 +18,16 @@ class StaticKVCache(KVCache):
     """Takes over what `cache` holds. Its position is a tensor, and every slot is looked at, behind a mask."""
 
     def __init__(self, cache: KVCache) -> None:
-        self.slots, self.padding = cache.slots, cache.padding
-        self.slots[:, :, :, :, cache.length :] = 0  # masked, but weighted by 0: what memory held before may be NaN
-        self.position = torch.tensor([cache.length], device=cache.slots.device)
-        self.keys = torch.arange(cache.capacity, device=cache.slots.device)
-        if cache.slots.is_cuda:
+        self.keys, self.values, self.padding = cache.keys, cache.values, cache.padding
+        device = self.keys[0].device
+        self.position = torch.tensor([cache.length], device=device)
+        self.places = torch.arange(cache.capacity, device=device)
+        for slots in (*self.keys, *self.values):
+            slots[:, :, cache.length :] = 0  # masked, but weighted by 0: what memory held before may be NaN
+        if device.type == "cuda":
             from torch._dynamo.decorators import mark_static_address
 
-            for held in (self.slots, self.position):
+            for held in (*self.keys, *self.values, self.position):
                 mark_static_address(held)  # a recorded graph may write into them
 
     @property
@@ -36,14 +38,13 @@ class StaticKVCache(KVCache):
         return self.position if self.padding is None else (self.position - self.padding[:, None]).clamp(min=0)
 
     def mask(self, count: int) -> Tensor:
-        past = (self.keys <= self.position)[None]
-        return past if self.padding is None else past & (self.keys >= self.padding[:, None, None, None])
+        past = (self.places <= self.position)[None]
+        return past if self.padding is None else past & (self.places >= self.padding[:, None, None, None])
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        held = self.slots[layer]
-        held[0].index_copy_(2, self.position, keys)
-        held[1].index_copy_(2, self.position, values)
-        return held[0], held[1]
+        self.keys[layer].index_copy_(2, self.position, keys)
+        self.values[layer].index_copy_(2, self.position, values)
+        return self.keys[layer], self.values[layer]
 
     def advance(self, count: int) -> None:
         self.position += count
@@ -56,5 +57,8 @@ def one_more(model: GPT, token: Tensor, cache: StaticKVCache) -> Tensor:
 @once
 def compiled_decode(device_type: str) -> Callable[..., Tensor]:
     """In place of `steps.decode`, on a StaticKVCache. The first call of each shape compiles, for tens of seconds."""
-    mode = "reduce-overhead" if device_type == "cuda" else "default"
-    return torch.inference_mode()(torch.compile(one_more, mode=mode))
+    if device_type == "cuda":
+        compiled = torch.compile(one_more, mode="reduce-overhead")
+    else:  # drawn into the product that reads it, an activation would be computed anew for every row of the weight
+        compiled = torch.compile(one_more, options={"realize_opcount_threshold": 0})
+    return torch.inference_mode()(compiled)
