@@ -30,8 +30,8 @@ def test_what_has_no_probability_is_never_drawn_and_the_rest_in_proportion():
 def test_the_nucleus_of_a_large_vocabulary_is_that_of_a_sorted_one(top_p, sharpness):
     """Holtzman 2020, eq. 2, written out over a sorted vocabulary."""
     probabilities = (torch.randn(2, 4 * FEW, generator=generator()) * sharpness).double().softmax(-1)
-    found = nucleus(probabilities, top_p)
-    for row, kept in zip(probabilities, found, strict=True):
+    found, ids = nucleus(probabilities, top_p)
+    for row, kept in zip(probabilities, torch.zeros_like(probabilities).scatter(-1, ids, found), strict=True):
         chosen, mass = [], 0.0
         for token in row.argsort(descending=True).tolist():
             if mass >= top_p:
@@ -40,6 +40,19 @@ def test_the_nucleus_of_a_large_vocabulary_is_that_of_a_sorted_one(top_p, sharpn
             mass += float(row[token])
         assert set(kept.nonzero().flatten().tolist()) == set(chosen)
         torch.testing.assert_close(kept[chosen], row[chosen] / mass)
+
+
+@pytest.mark.parametrize("how", [{}, {"top_k": 5}, {"top_p": 0.6}, {"top_k": 5, "top_p": 0.6}])
+def test_tokens_are_drawn_with_the_probabilities_that_are_told(how):
+    """20 000 draws: within 5 standard errors, and no token that has none."""
+    logits = torch.randn(1, 4 * FEW, generator=generator(5)) * 4
+    sampling = Sampling(temperature=0.9, **how)
+    told = sampling.probabilities(logits)[0].double()
+    assert abs(float(told.sum()) - 1) < 1e-5
+    drawn = sampling.choose(logits.expand(20_000, -1), generator())
+    shares = torch.bincount(drawn, minlength=4 * FEW).double() / 20_000
+    assert (shares[told == 0] == 0).all()
+    assert ((shares - told).abs() <= 5 * (told * (1 - told) / 20_000).sqrt() + 1e-4).all()
 
 
 @pytest.mark.parametrize("penalty", [0.7, 1.0, 1.3])

@@ -48,34 +48,52 @@ class Sampling:
         """logits (B, V) to token ids (B,)"""
         if self.temperature == 0:
             return logits.argmax(-1)
-        return draw(self.probabilities(logits), generator)
+        probabilities, ids = self.candidates(logits)
+        drawn = draw(probabilities, generator)
+        return drawn if ids is None else ids.gather(-1, drawn[:, None]).squeeze(1)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """logits (..., V) to what each token is drawn with, (..., V)"""
         if self.temperature == 0:
             return F.one_hot(logits.argmax(-1), logits.shape[-1]).float()
-        logits = logits.float() / self.temperature
+        probabilities, ids = self.candidates(logits)
+        if ids is None:
+            return probabilities
+        return probabilities.new_zeros(logits.shape).scatter(-1, ids, probabilities)
+
+    def candidates(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What can be drawn at all from logits (..., V): the probabilities (..., n), and the ids that have them.
+
+        No ids mean every token in turn. Of a large vocabulary a few are left early, so that sampling costs little.
+        """
+        logits, ids = logits.float() / self.temperature, None
         if self.top_k is not None and self.top_k < logits.shape[-1]:
-            least = logits.topk(self.top_k).values[..., -1:]
-            logits = logits.masked_fill(logits < least, -torch.inf)
+            logits, ids = logits.topk(self.top_k)
         probabilities = logits.softmax(-1)
-        return probabilities if self.top_p in (None, 1) else nucleus(probabilities, self.top_p)
+        if self.top_p in (None, 1):
+            return probabilities, ids
+        probabilities, likeliest = nucleus(probabilities, self.top_p)
+        return probabilities, likeliest if ids is None else ids.gather(-1, likeliest)
 
 
-def nucleus(probabilities: Tensor, top_p: float) -> Tensor:
-    """The fewest of (..., V) that reach `top_p`, scaled to 1; the whole vocabulary is sorted only where few do not."""
+def nucleus(probabilities: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
+    """The fewest of (..., V) that reach `top_p`, scaled to 1, and which they are; both (..., n), likeliest first.
+
+    Where rows need unlike numbers, the rest of the shorter is 0. All of the vocabulary is sorted only where few of it
+    do not reach.
+    """
     V = probabilities.shape[-1]
     for size in (min(V, FEW), V):
         likeliest, ids = probabilities.topk(size)
         before = likeliest.cumsum(-1) - likeliest
         if size == V or bool((before[..., -1] >= top_p).all()):
             break
-    kept = torch.zeros_like(probabilities).scatter(-1, ids, likeliest.masked_fill(before >= top_p, 0.0))
-    return kept / kept.sum(-1, keepdim=True)
+    kept = likeliest.masked_fill(before >= top_p, 0.0)
+    return kept / kept.sum(-1, keepdim=True), ids
 
 
 def draw(probabilities: Tensor, generator: torch.Generator) -> Tensor:
-    """probabilities (B, V) to ids (B,): where one uniform number falls in their sum; torch.multinomial takes V."""
+    """probabilities (B, n) to places (B,): where one uniform number falls in their sum; torch.multinomial takes n."""
     sums = probabilities.double().cumsum(-1)
     uniform = torch.rand(len(sums), 1, dtype=torch.double, device=sums.device, generator=generator)
     return torch.searchsorted(sums, uniform * sums[:, -1:], right=True).squeeze(1)
