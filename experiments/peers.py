@@ -1,6 +1,7 @@
-"""What do the same weights cost in Transformers' own training step and `generate`?
+"""What do the same weights cost in Transformers' own training step and `generate`, and in llama.cpp?
 
-Both hold the same numbers and give the same logits; every phase runs in both in turns, in one process.
+All hold the same numbers and give the same logits; every phase runs in each in turns, in one process. llama.cpp serves
+where llama-cpp-python is installed; `compile=true` adds our compiled step.
 """
 
 import dataclasses
@@ -19,9 +20,10 @@ from isoforward.config import ExperimentConfig
 from isoforward.entry import run
 from isoforward.errors import BadInput
 from isoforward.experiment import ask, case_of
+from isoforward.files.llamacpp import write_gguf
 from isoforward.inference import DTYPES
 from isoforward.measuring.account import account
-from isoforward.measuring.both_lives import generation_of, step_of, training_candidates
+from isoforward.measuring.both_lives import by_name, generation_of, step_of, training_candidates
 from isoforward.measuring.case import Case, Laps, batch_of, done, identity_row, master_of, record, row, spent, timed
 from isoforward.measuring.estimates import judge, ratio
 from isoforward.measuring.isolate import run_isolated
@@ -32,8 +34,9 @@ from isoforward.serving.decoding import Sampling, forward_passes
 from isoforward.serving.wrapped import Wrapped, load_wrapped
 from isoforward.weights import export, freeze
 
-OURS, THEIRS = "isoforward", "transformers"
+OURS, THEIRS, COMPILED, LLAMA_CPP = "isoforward", "transformers", "isoforward compiled", "llama.cpp"
 PROMPTS = (16, 128, 1024)
+GGML_TYPES = {"fp32": 0, "bf16": 30}
 
 
 def prompts(case: Case) -> list[int]:
@@ -41,16 +44,19 @@ def prompts(case: Case) -> list[int]:
     return [n for n in PROMPTS if n < case.model.context] or [case.model.context - 1]
 
 
-def our_serving(case: Case, model: GPT, text: torch.Tensor) -> Callable[[int, int], object]:
+Generate = Callable[[int, int], object]  # of a prompt of so many tokens so many more, greedily
+
+
+def our_serving(model: GPT, text: torch.Tensor, *, compile: bool) -> Generate:
     def generate(prompt: int, new_tokens: int) -> object:
         ids = text[0, :prompt].tolist()
         greedy = Sampling(temperature=0)
-        return list(forward_passes(model, [ids], max_new_tokens=new_tokens, sampling=greedy, compile=case.compile))
+        return list(forward_passes(model, [ids], max_new_tokens=new_tokens, sampling=greedy, compile=compile))
 
     return generate
 
 
-def their_serving(case: Case, model: Any, text: torch.Tensor) -> Callable[[int, int], object]:
+def their_serving(model: Any, text: torch.Tensor) -> Generate:
     def generate(prompt: int, new_tokens: int) -> object:
         ids = text[:, :prompt]
         exactly = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False}
@@ -59,7 +65,42 @@ def their_serving(case: Case, model: Any, text: torch.Tensor) -> Callable[[int, 
     return generate
 
 
-def serving(case: Case, generate: Callable[[int, int], object]) -> Callable[[], dict[str, float]]:
+class LlamaCpp:
+    """The same weights in a GGUF file; its cache is of their dtype. No tokenizer is needed."""
+
+    def __init__(self, case: Case, model: GPT, text: torch.Tensor) -> None:
+        from llama_cpp import Llama, llama_get_logits_ith
+
+        self.raw_logits = llama_get_logits_ith
+        self.text = text[0].tolist()
+        with tempfile.TemporaryDirectory() as directory:
+            path = write_gguf(model, Path(directory) / "model.gguf")
+            threads = case.threads or torch.get_num_threads()
+            cached = GGML_TYPES[case.precision]
+            self.llama = Llama(
+                str(path),
+                n_ctx=case.model.context,
+                n_threads=threads,
+                n_threads_batch=threads,
+                type_k=cached,
+                type_v=cached,
+                use_mmap=False,
+                verbose=False,
+            )
+
+    def logits(self, tokens: torch.Tensor) -> torch.Tensor:
+        """After the last of tokens (1, T), (V,)"""
+        self.llama.reset()
+        self.llama.eval(tokens[0].tolist())
+        return torch.tensor(self.raw_logits(self.llama.ctx, -1)[: self.llama.n_vocab()])
+
+    def generate(self, prompt: int, new_tokens: int) -> object:
+        self.llama.reset()
+        stream = self.llama.generate(self.text[:prompt], temp=0.0)
+        return [next(stream) for _ in range(new_tokens)]
+
+
+def serving(case: Case, generate: Generate) -> Callable[[], dict[str, float]]:
     """Prefill is a generation of one token; decode what each token more takes."""
 
     def run() -> dict[str, float]:
@@ -95,30 +136,36 @@ def measure(packed: dict) -> str:
     text = tokens.flatten().repeat(-(-case.model.context // tokens.numel()))[None]
     identity = identity_row(case, master, frozen, tokens[:1])
     with torch.inference_mode():
-        apart = float((frozen(tokens[:1]) - served(tokens[:1]).logits).abs().max())
+        logits = frozen(tokens[:1]).float()
+        apart = {THEIRS: float((logits - served(tokens[:1]).logits).abs().max())}
+    serves = {OURS: our_serving(frozen, text, compile=False), THEIRS: their_serving(served, text)}
+    if case.compile:
+        serves[COMPILED] = our_serving(frozen, text, compile=True)
+    if find_spec("llama_cpp") is not None:
+        llama = LlamaCpp(case, frozen, text)
+        apart[LLAMA_CPP] = float((logits[0, -1] - llama.logits(tokens[:1])).abs().max())
+        serves[LLAMA_CPP] = llama.generate
     theirs = training_candidates(case, wrapped, tokens, targets, optimizer=optimizer_of(wrapped, case.optim))
     own_step = their_step(case, wrapped, tokens)
     candidates = {f"{OURS} {name}": work for name, work in training_candidates(case, master, tokens, targets).items()}
     candidates |= {
         f"{THEIRS} phased": theirs["phased"],
         f"{THEIRS} whole": lambda: {"whole": spent(case, own_step)},
-        f"{OURS} serving": serving(case, our_serving(case, frozen, text)),
-        f"{THEIRS} serving": serving(case, their_serving(case, served, text)),
     }
+    candidates |= {f"{peer} serving": serving(case, generate) for peer, generate in serves.items()}
 
     def tell(laps: Laps, cold: Laps) -> Iterator[Row]:
         yield identity
         about = {"life": "inference", "phase": "forward", "quantity": "difference", "unit": "logit", "per": "run"}
-        yield row(case, **about, value=apart, conditions=case.conditions(peer=THEIRS))
+        for peer, difference in apart.items():
+            yield row(case, **about, value=difference, conditions=case.conditions(peer=peer))
         for peer in (OURS, THEIRS):
-            samples: dict[str, list[float]] = {}
-            for name in ("phased", "whole", "serving"):
-                for lap in laps[f"{peer} {name}"]:
-                    for part, time_s in lap.items():
-                        samples.setdefault(part, []).append(time_s)
+            samples = by_name({name: laps[f"{peer} {name}"] for name in ("phased", "whole")})
             for phase in (*TRAINING, "step"):
                 at = {"life": "training", "phase": phase, "per": "step", "conditions": case.training(peer=peer)}
                 yield row(case, **at, **timed(samples["whole" if phase == "step" else phase]))
+        for peer in serves:
+            samples = by_name({peer: laps[f"{peer} serving"]})
             for n in prompts(case):
                 conditions = case.conditions(batch=1, prompt=n, tokens=n, peer=peer)
                 at = {"life": "inference", "phase": "prefill", "per": "sequence", "conditions": conditions}
@@ -150,26 +197,36 @@ def memory_rows(case: Case, weights: str) -> Iterator[Row]:
             yield row(case, **about, value=float(max(found.values())), conditions=case.conditions(peer=peer))
 
 
-def answer(results: Results) -> str:
+def told_against(results: Results, peer: str, asked: list[tuple[str, str, Any]]) -> str:
+    """Our time as a multiple of theirs, phase by phase, by what can be said of it."""
     told: dict[str, list[str]] = {"faster": [], "slower": [], "no difference": []}
-    asked = [("training", phase, None) for phase in (*TRAINING, "step")]
-    asked += sorted(
-        {("inference", r.phase, r.conditions["prompt"]) for r in results.rows if r.phase in ("prefill", "decode")},
-        key=lambda one: (one[1] == "decode", one[2]),
-    )
     for life, phase, prompt in asked:
         ours, theirs = (
-            only(results, quantity="time", life=life, phase=phase, prompt=prompt, peer=peer) for peer in (OURS, THEIRS)
+            only(results, quantity="time", life=life, phase=phase, prompt=prompt, peer=one) for one in (OURS, peer)
         )
         found = judge(ratio(ours.samples, theirs.samples))
         name = f"{phase} of {prompt}" if phase == "prefill" else phase
         told[found.outcome].append(f"{name} {units.times(found.ratio.value)}")
+    return "; ".join(f"{outcome}: {', '.join(names)}" for outcome, names in told.items() if names)
+
+
+def answer(results: Results) -> str:
+    serving = sorted(
+        {("inference", r.phase, r.conditions["prompt"]) for r in results.rows if r.phase in ("prefill", "decode")},
+        key=lambda one: (one[1] == "decode", one[2]),
+    )
+    training = [("training", phase, None) for phase in (*TRAINING, "step")]
     memory = []
     for life in ("training", "inference"):
         ours, theirs = (only(results, quantity="memory", life=life, peer=peer) for peer in (OURS, THEIRS))
         memory.append(f"{life} {units.times(ours.value / theirs.value)}")
-    outcomes = "; ".join(f"{outcome}: {', '.join(names)}" for outcome, names in told.items() if names)
-    return f"Time against Transformers on the same weights: {outcomes}. Peak memory: {', '.join(memory)}."
+    told = [
+        f"Time against Transformers on the same weights: {told_against(results, THEIRS, training + serving)}. "
+        f"Peak memory: {', '.join(memory)}."
+    ]
+    others = {r.conditions.get("peer") for r in results.rows if r.phase == "decode"} - {OURS, THEIRS}
+    told += [f"Against {peer}: {told_against(results, str(peer), serving)}." for peer in sorted(map(str, others))]
+    return " ".join(told)
 
 
 def main(config: ExperimentConfig) -> None:

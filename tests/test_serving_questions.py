@@ -1,6 +1,7 @@
 """Answers of the experiments about serving, on rows whose truth was planted."""
 
 import random
+import re
 
 import pytest
 
@@ -8,7 +9,7 @@ from experiments import decode_batch, kv_cache, peers, precision, speculate
 from isoforward.config import ModelConfig
 from isoforward.errors import BadInput
 from isoforward.measuring.case import Case, timed
-from isoforward.results import Results, Row
+from isoforward.results import TRAINING, Results, Row
 
 MODEL = ModelConfig(layers=2, heads=4, width=32, context=64, vocab=61)
 CASE = Case(experiment="planted", model=MODEL)
@@ -86,6 +87,25 @@ def test_speed_ups_and_accepted_proposals_are_told_with_their_intervals():
 def test_peers_are_asked_for_prompts_that_their_context_holds():
     assert peers.prompts(CASE) == [16]
     assert peers.prompts(Case(experiment="planted", model=ModelConfig(context=8, vocab=61))) == [7]
+
+
+def test_each_peer_is_told_apart_by_what_was_planted():
+    """Transformers takes twice our time in every phase, llama.cpp a third of it, and half of it to read a prompt."""
+    rows = []
+    for peer, slower in ((peers.OURS, 1.0), (peers.THEIRS, 2.0)):
+        rows += [row("training", phase, "step", slower * 8e-3, peer=peer) for phase in (*TRAINING, "step")]
+        for life in ("training", "inference"):
+            about = {"life": life, "phase": "run", "quantity": "memory", "unit": "byte", "per": "step"}
+            rows.append(Row(experiment="planted", **about, value=slower * 1e6, conditions={"peer": peer}))
+    for peer, slower, reading in ((peers.OURS, 1.0, 1.0), (peers.THEIRS, 2.0, 2.0), (peers.LLAMA_CPP, 1 / 3, 0.5)):
+        rows.append(row("inference", "prefill", "sequence", reading * 6e-3, peer=peer, prompt=16))
+        rows.append(row("inference", "decode", "token", slower * 3e-3, peer=peer, prompt=64))
+    told = re.sub(r"(\d\.\d)\d*x", r"\1x", peers.answer(results_of(rows)))
+    first, second = told.split(" Against llama.cpp: ")
+    parts = [*TRAINING, "step", "prefill of 16", "decode"]
+    assert re.fullmatch(r".*: faster: " + ", ".join(f"{part} 0.[45]x" for part in parts) + r"\. Peak .*", first)
+    assert first.endswith("Peak memory: training 0.5x, inference 0.5x.")
+    assert re.fullmatch(r"slower: prefill of 16 (1\.9|2\.0)x, decode (2\.9|3\.0)x\.", second)
 
 
 def test_questions_about_trained_weights_ask_for_them():

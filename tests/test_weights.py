@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from isoforward import weights
 from isoforward.config import ModelConfig
 from isoforward.errors import BadInput, Integrity, Refusal, StorageFailed
+from isoforward.files.llamacpp import write_gguf
 from isoforward.model import GPT
 from isoforward.tokenizer import Tokenizer
 from isoforward.weights import export, fingerprint, freeze, load, load_export, load_trainable
@@ -667,6 +668,51 @@ SMALL_LLAMA = replace(TINY, family="llama", kv_heads=2, tied=False, rope_theta=5
 def test_a_gguf_gives_the_logits_of_the_model_it_was_made_from(tmp_path: Path) -> None:
     model = trained(SMALL_LLAMA)
     assert torch.equal(logits(weights.load(gguf_file(tmp_path / "model.gguf", model))), logits(model))
+
+
+def tensors_of(path: Path) -> dict[str, torch.Tensor]:
+    from gguf import GGUFReader
+    from gguf.quants import dequantize
+
+    return {one.name: torch.tensor(dequantize(one.data, one.tensor_type)) for one in GGUFReader(path).tensors}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_llama_is_written_as_llama_cpps_own_converter_orders_it(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = freeze(trained(SMALL_LLAMA), dtype=dtype)
+    found = tensors_of(write_gguf(model, tmp_path / "ours.gguf"))
+    expected = tensors_of(gguf_file(tmp_path / "theirs.gguf", freeze(model, dtype=torch.float32)))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    read_back = weights.load(tmp_path / "ours.gguf", dtype=dtype)
+    assert torch.equal(logits(read_back), logits(model))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_gpt2_is_written_in_the_layout_of_a_linear_layer(bias: bool, tmp_path: Path) -> None:
+    model = freeze(trained(replace(TINY, bias=bias, tied=False)))
+    found, ours = tensors_of(write_gguf(model, tmp_path / "model.gguf")), model.state_dict()
+    assert torch.equal(found["blk.1.attn_qkv.weight"], ours["blocks.1.attention.qkv.weight"])
+    assert torch.equal(found["blk.0.ffn_up.weight"], ours["blocks.0.mlp.up.weight"])
+    assert torch.equal(found["position_embd.weight"], ours["positions.weight"])
+    assert torch.equal(found["output.weight"], ours["unembedding.weight"])
+    shift = ours["blocks.1.attention.qkv.bias"] if bias else torch.zeros(3 * TINY.width)
+    assert torch.equal(found["blk.1.attn_qkv.bias"], shift)
+    assert len(found) == 3 + 2 + 12 * TINY.layers  # embeddings and head, the last norm, and each block's
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_llama_cpp_gives_the_logits_of_the_model_that_was_written(family: str, tmp_path: Path) -> None:
+    """Its GELU is a table in fp16: 1e-3 of logits of about one."""
+    llama_cpp = pytest.importorskip("llama_cpp", reason="pip install llama-cpp-python, which builds for minutes")
+    model = freeze(trained(replace(TINY, family=family)))
+    path = str(write_gguf(model, tmp_path / "model.gguf"))
+    theirs = llama_cpp.Llama(path, n_ctx=TINY.context, n_threads=1, type_k=0, type_v=0, verbose=False)
+    tokens = list(range(1, 13))
+    theirs.eval(tokens)
+    found = torch.tensor(llama_cpp.llama_get_logits_ith(theirs.ctx, -1)[: TINY.vocab])
+    theirs.close()
+    torch.testing.assert_close(found, model(torch.tensor([tokens]))[0, -1], atol=2e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("settings", [{"rope__scaling__type": "yarn"}, {"expert_count": "8"}])

@@ -21,14 +21,20 @@ LARGE = 2**19  # elements of a weight below which oneDNN's set-up costs more tha
 
 def few_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """What F.linear gives, up to rounding, of x (..., in) of at most FEW rows, weight (out, in) and bias (out,)."""
-    large = x.dtype == torch.float32 and weight.numel() >= LARGE
-    if large and mkl_reads_alone() and not torch.compiler.is_compiling():
+    if onednn_is_quicker(x, weight):
         product: Callable[..., Tensor] = OneDNN.apply if torch.is_grad_enabled() else onednn
         return product(x, weight, bias)
-    if x.numel() != weight.shape[1]:
+    *rows, width = x.shape
+    if x.numel() != width:
         return F.linear(x, weight, bias)
-    y = torch.mv(weight, x.reshape(-1)).view(*x.shape[:-1], -1)
-    return y if bias is None else y + bias
+    y = torch.mv(weight, x.view(width))
+    return (y if bias is None else y + bias).view(*rows, -1)
+
+
+def onednn_is_quicker(x: Tensor, weight: Tensor) -> bool:
+    if torch.compiler.is_compiling():
+        return False  # a compiler writes the product itself
+    return weight.numel() >= LARGE and x.dtype == torch.float32 and mkl_reads_alone()
 
 
 @cache

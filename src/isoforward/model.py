@@ -26,9 +26,10 @@ from isoforward.few_rows import FEW, few_rows
 
 def cast(layer: nn.Linear | nn.LayerNorm, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
     """Weight and bias. What is cast already is not asked again: at one row, each question costs as much as a sum."""
-    if layer.weight.dtype == dtype:
-        return layer.weight, layer.bias
-    return layer.weight.to(dtype), None if layer.bias is None else layer.bias.to(dtype)
+    weight, bias = layer.weight, layer.bias
+    if weight.dtype == dtype:
+        return weight, bias
+    return weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
 class Linear(nn.Linear):

@@ -1,4 +1,4 @@
-"""Llamas as llama.cpp keeps them: one GGUF file, weights often in quantized blocks, queries and keys reordered.
+"""Weights as llama.cpp keeps them: one GGUF file, often in quantized blocks, a Llama's queries and keys reordered.
 
 The header is read here and not with the package `gguf`, whose reader believes every count in it and can be made to
 loop for ever; that package turns blocks into numbers.
@@ -19,7 +19,9 @@ from torch import Tensor
 
 from isoforward.config import ModelConfig
 from isoforward.errors import BadInput, Integrity
+from isoforward.files.interchange import pieces
 from isoforward.files.untrusted import Checkpoint, Stored, checked, shown
+from isoforward.model import GPT
 from isoforward.tokenizer import Tokenizer
 
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -38,6 +40,19 @@ NAMES = {
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
+}
+
+GPT2_NAMES = {
+    "wte": "token_embd",
+    "wpe": "position_embd",
+    "ln_f": "output_norm",
+    "lm_head": "output",
+    "ln_1": "attn_norm",
+    "attn.c_attn": "attn_qkv",
+    "attn.c_proj": "attn_output",
+    "ln_2": "ffn_norm",
+    "mlp.c_fc": "ffn_up",
+    "mlp.c_proj": "ffn_down",
 }
 
 
@@ -203,9 +218,66 @@ def transformers_name(name: str, path: Path) -> str:
     raise BadInput(f"{path}: the tensor {shown(name)} has no place in our llama")
 
 
+def features_in_pairs(weight: Tensor, heads: int) -> Tensor:
+    """The opposite of features_in_halves."""
+    return weight.reshape(heads, 2, -1, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
+
+
 def features_in_halves(weight: Tensor, heads: int) -> Tensor:
     """llama.cpp turns neighbouring features, 2i with 2i + 1, where Transformers and we turn i with i + D/2."""
     return weight.reshape(heads, -1, 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
+
+
+def write_gguf(model: GPT, path: Path) -> Path:
+    """Weights alone, without a tokenizer: for llama.cpp to be measured on token ids. Norms and biases are fp32."""
+    from gguf import GGUFWriter
+    from gguf.constants import GGMLQuantizationType
+
+    config, family = model.config, model.config.family
+    if config.rope_scaling:
+        raise BadInput("rotary frequencies that are scaled are not written to GGUF")
+    writer = GGUFWriter(path, family)
+    writer.add_context_length(config.context)
+    writer.add_embedding_length(config.width)
+    writer.add_block_count(config.layers)
+    writer.add_feed_forward_length(config.ffn_width)
+    writer.add_head_count(config.heads)
+    writer.add_vocab_size(config.vocabulary)
+    writer.add_tokenizer_model("none")
+    if family == "llama":
+        writer.add_head_count_kv(config.kv_head_count)
+        writer.add_layer_norm_rms_eps(config.norm_eps)
+        writer.add_rope_freq_base(config.rope_theta)
+        writer.add_rope_dimension_count(config.head_width)
+    else:
+        writer.add_layer_norm_eps(config.norm_eps)
+    reordered = {"attn_q": config.heads, "attn_k": config.kv_head_count}
+    for theirs, views in pieces(model):
+        name, tensor = gguf_name(theirs, family), torch.cat(list(views), dim=-1).detach().cpu()
+        if part_of(name) in reordered:
+            tensor = features_in_pairs(tensor, reordered[part_of(name)])
+        if family == "gpt2" and tensor.dim() == 2 and theirs.startswith("transformer.h."):
+            tensor = tensor.T  # Transformers' GPT-2 keeps (in, out), llama.cpp as everyone (out, in)
+        if tensor.dtype == torch.bfloat16 and tensor.dim() == 2:
+            bits = tensor.contiguous().view(torch.uint8).numpy()
+            writer.add_tensor(name, bits, raw_dtype=GGMLQuantizationType.BF16)
+        else:
+            writer.add_tensor(name, tensor.float().contiguous().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def gguf_name(theirs: str, family: str) -> str:
+    """blk.7.attn_q.weight of model.layers.7.self_attn.q_proj.weight"""
+    names = GPT2_NAMES if family == "gpt2" else {value.removeprefix("model."): key for key, value in NAMES.items()}
+    stem, _, kind = theirs.removeprefix("transformer.").removeprefix("model.").rpartition(".")
+    if stem in names:
+        return f"{names[stem]}.{kind}"
+    _, layer, part = stem.split(".", 2)  # h.7.ln_1, layers.7.self_attn.q_proj
+    return f"blk.{layer}.{names[part]}.{kind}"
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
