@@ -14,6 +14,7 @@ from isoforward.config import ExperimentConfig
 from isoforward.entry import run
 from isoforward.errors import BadInput
 from isoforward.experiment import ask
+from isoforward.loss import next_token_loss
 from isoforward.measuring.case import Case, Laps, batch_of, master_of, record, row, spent, timed
 from isoforward.measuring.estimates import ratio
 from isoforward.model import GPT, KVCache
@@ -43,7 +44,7 @@ def candidate(case: Case, way: str) -> Callable[[], dict[str, float]]:
 
     def train() -> None:
         with casting:
-            steps.next_token_loss(model.train()(tokens), targets)
+            next_token_loss(model.train()(tokens), targets)
 
     @torch.inference_mode()
     def serve() -> None:

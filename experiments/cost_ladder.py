@@ -15,6 +15,7 @@ from isoforward.compare import only
 from isoforward.config import ExperimentConfig
 from isoforward.entry import run
 from isoforward.experiment import ask
+from isoforward.loss import next_token_loss
 from isoforward.measuring import counting
 from isoforward.measuring.account import HONEST_MALLOC, PeakOf, tiny_like
 from isoforward.measuring.case import Case, Laps, batch_of, master_of, record, row, spent, timed
@@ -36,7 +37,7 @@ def rungs(case: Case, model: GPT, tokens: Tensor, targets: Tensor) -> dict[str, 
         return model.train(training)(tokens)
 
     def loss() -> Tensor:
-        return steps.next_token_loss(forward(training=True), targets)
+        return next_token_loss(forward(training=True), targets)
 
     def backward() -> None:
         loss().backward()

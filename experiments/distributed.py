@@ -26,6 +26,7 @@ from isoforward.entry import run
 from isoforward.errors import BadInput
 from isoforward.experiment import ask
 from isoforward.hardware import environment, reference_kernel
+from isoforward.loss import next_token_loss
 from isoforward.measuring.case import Case, batch_of, master_of, row, timed
 from isoforward.measuring.estimates import interleaved, ratio
 from isoforward.measuring.watch import Watch, judge_trust
@@ -35,7 +36,7 @@ from isoforward.optim import build
 from isoforward.planning.economics import collective_bytes
 from isoforward.planning.forecast import averaging_rows
 from isoforward.results import Results, Row, write
-from isoforward.steps import next_token_loss, train_step
+from isoforward.steps import train_step
 from isoforward.training.distributed import free_port, ranks, start
 
 WORLD = 2

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from isoforward import steps, units
+from isoforward import units
 from isoforward.compare import only
 from isoforward.config import DataConfig, ExperimentConfig
 from isoforward.data import prepare
@@ -18,6 +18,7 @@ from isoforward.entry import run
 from isoforward.errors import BadInput
 from isoforward.experiment import ask
 from isoforward.inference import DTYPES
+from isoforward.loss import next_token_loss
 from isoforward.measuring.both_lives import by_name, serving_candidates, training_candidates
 from isoforward.measuring.case import Case, Laps, batch_of, identity_row, master_of, record, row, timed
 from isoforward.measuring.estimates import ratio
@@ -45,7 +46,7 @@ def served(case: Case, way: str, master: GPT) -> GPT:
 @torch.inference_mode()
 def loss_of(model: GPT, batches: list) -> float:
     """Nats a token, of text that training never saw."""
-    return sum(float(steps.next_token_loss(model(x), y)) for x, y in batches) / len(batches)
+    return sum(float(next_token_loss(model(x), y)) for x, y in batches) / len(batches)
 
 
 def measure(packed: dict) -> str:

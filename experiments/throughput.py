@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from lightning.pytorch import Callback, Trainer
 from torch.utils.data import DataLoader
 
@@ -45,7 +46,7 @@ def plain_loop(case: Case, line: Connection) -> None:
     tokens, targets = batch_of(case)
 
     def step() -> None:
-        loss = steps.next_token_loss(model(tokens), targets)
+        loss = F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

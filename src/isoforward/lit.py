@@ -23,10 +23,11 @@ from torch.distributed.tensor import DTensor
 
 from isoforward.config import OptimConfig, TrainerConfig
 from isoforward.errors import NonFinite
+from isoforward.loss import next_token_loss
 from isoforward.meter import Stopwatch, clock_for
 from isoforward.model import GPT
 from isoforward.optim import build, learning_rate, set_learning_rate
-from isoforward.steps import next_token_loss, train_step
+from isoforward.steps import train_step
 from isoforward.training.distributed import shard, travelling
 
 RECENT = 20  # steps that the live display averages over

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from isoforward.loss import next_token_loss
 from isoforward.model import GPT, KVCache
 
 Phase = Callable[[str], AbstractContextManager[object]]
@@ -26,11 +26,6 @@ _nothing = nullcontext()
 
 def unmeasured(name: str) -> AbstractContextManager[object]:
     return _nothing
-
-
-def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """logits (B, T, V), targets (B, T) to the mean cross-entropy in nats, (); in fp32 whatever the logits are."""
-    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
 
 def train_step(

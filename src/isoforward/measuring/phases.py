@@ -32,6 +32,7 @@ from torch.optim import AdamW, Optimizer
 from isoforward import steps
 from isoforward.errors import BadInput
 from isoforward.hardware import environment, reference_kernel
+from isoforward.loss import next_token_loss
 from isoforward.measuring.case import Laps, timed
 from isoforward.measuring.estimates import Ratio, interleaved, ratio
 from isoforward.measuring.watch import Watch, judge_trust
@@ -82,7 +83,7 @@ def compare_phases(
     batch: tuple[Tensor, Tensor],
     *,
     optimizer: Optimizer | None = None,
-    loss: Callable[[Any, Tensor], Tensor] = steps.next_token_loss,
+    loss: Callable[[Any, Tensor], Tensor] = next_token_loss,
     repeats: int = 20,
     warmup: int = 3,
     seed: int = 0,

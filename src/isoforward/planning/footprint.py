@@ -22,6 +22,7 @@ from isoforward.cost import (
     updated,
 )
 
+LOSS_SLICE = 2**20  # elements of the logits that the loss looks at together, on a CPU
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 
 
@@ -92,8 +93,8 @@ def training_bytes(
     masters, logits = weight_bytes(config, dtype="fp32"), batch * length * config.vocabulary
     return Parts(
         forward=masters + saved + size_of(dtype) * logits,
-        loss=(size_of(dtype) + 4) * logits,
-        backward=saved + size_of(dtype) * matmul_weights(config) + masters + (4 + 2 * size_of(dtype)) * logits,
+        loss=size_of(dtype) * logits,
+        backward=saved + size_of(dtype) * matmul_weights(config) + masters + 3 * size_of(dtype) * logits,
         optimizer=optimizer_bytes(config, optimizer=optimizer),
     )
 
@@ -207,11 +208,12 @@ def training_peaks(
 ) -> dict[str, int]:
     """The most bytes of tensors that each phase holds at once, from the second step on; the step's is their maximum.
 
-    `batch` is a micro-batch's. The loss is fp32 whatever the logits are: a copy, log-probabilities, and in backward
-    two gradients more of that size. Backward is widest there, in its first or last block, or at its end. Memory within
+    `batch` is a micro-batch's. The loss is fp32, a slice of the logits at a time, whatever they are; its gradient is as
+    large as they. Backward is widest there, at the head, in its first or last block, or at its end. Memory within
     kernels and an unfused optimizer's temporaries are left out.
     """
     L, C, F, tokens = config.layers, config.width, config.ffn_width, batch * length
+    part = 4 * config.vocabulary * min(tokens, max(1, LOSS_SLICE // config.vocabulary))
     e, logits, table = size_of(dtype), tokens * config.vocabulary, 4 * config.vocabulary * C
     how = partial(saved_bytes, config, batch=batch, length=length, dtype=dtype, kernel=kernel, fused_norm=fused_norm)
     saved, whole = how(checkpointing=checkpointing).total, how(checkpointing="none").total
@@ -224,9 +226,10 @@ def training_peaks(
     in_mlp = e * tokens * F * (2 if config.family == "llama" else 1) + (whole - saved) // L
     return {
         "forward": max(kept + e * logits, before + block if checkpointing == "full" else 0),
-        "loss": kept + e * logits + (4 if dtype == "fp32" else 8) * logits,
+        "loss": kept + e * logits + 4 * tokens + (part if dtype != "fp32" else 0),
         "backward": max(
-            kept + 12 * logits,
+            kept + 2 * e * logits + 4 * tokens + part,
+            kept + e * logits + table + e * tokens * C,
             kept + table + 4 * C * F + in_mlp - e * tokens * C,  # with the final norm's already gone
             held + gradients - to_come + saved // L + in_mlp + e * tokens * C,
             held + gradients + 2 * config.tied * table,  # the embedding's gradient, and its sum with the head's

@@ -2,7 +2,8 @@
 
 Weights are rounded to int8 with a scale for each output, activations to 8 bits with one for all rows of a call, sums
 are exact. What a row becomes therefore depends a little on the rows beside it. Embeddings, norms and attention stay
-fp32. The kernels are those of torch's x86 engine (FBGEMM), which multiply int8 where the processor can (VNNI, AMX).
+fp32. The kernels are those of torch's x86 engine (FBGEMM), which multiply int8 where the processor can (VNNI, AMX); on
+older ones activations have 7 bits.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Int8Linear(nn.Module):
         with warnings.catch_warnings(action="ignore"):  # of the day when torch will have moved this elsewhere
             rounded = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
         self.packed = torch.ops.quantized.linear_prepack(rounded, linear.bias)
-        self.narrow = not torch.cpu._is_vnni_supported()  # sums of two products overflow 16 bits on older processors
+        self.narrow = not torch.cpu._is_vnni_supported()  # else sums of two products would overflow their 16 bits
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.ops.quantized.linear_dynamic(x.contiguous(), self.packed, self.narrow)  # type: ignore[no-any-return]
