@@ -24,7 +24,7 @@ from isoforward.config import ExperimentConfig, TrainerConfig
 from isoforward.entry import run
 from isoforward.experiment import ask
 from isoforward.hardware import environment, reference_kernel
-from isoforward.lit import LitGPT, compile_blocks, quieten
+from isoforward.lit import LitGPT, quieten
 from isoforward.measuring.case import Case, batch_of, master_of, row, spent, timed
 from isoforward.measuring.estimates import ratio
 from isoforward.measuring.watch import Watch, judge_trust
@@ -78,7 +78,7 @@ def measure(packed: dict) -> None:
     rounds = case.measure.warmup + case.measure.repeats
     module = LitGPT(master_of(case), case.optim, TrainerConfig(max_steps=rounds))
     if case.compile:
-        compile_blocks(module.model)
+        module.model.compile_blocks()
     keep_freed_pages()
     line, its_end = multiprocessing.Pipe()
     other = multiprocessing.get_context("spawn").Process(target=plain_loop, args=(case, its_end), daemon=True)

@@ -1,10 +1,14 @@
 """The static cache is what is compiled; it is held to the growing one, step by step, and compiled in the slow tests."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 
+from isoforward.config import MeasureConfig
+from isoforward.measuring import both_lives
+from isoforward.measuring.case import Case, batch_of
 from isoforward.model import GPT, KVCache
 from isoforward.serving.compiled import StaticKVCache, compiled_decode, one_more
 from isoforward.serving.decoding import Sampling, forward_passes
@@ -46,6 +50,35 @@ def test_a_mutation_of_the_static_cache_is_noticed(mutated, monkeypatch, tokens)
     }
     monkeypatch.setattr(StaticKVCache, mutated, wrong[mutated])
     assert not differing(one_more, tokens) < 1e-4
+
+
+def test_a_compiled_case_is_measured_on_the_compiled_step_and_what_the_prompt_left(monkeypatch):
+    """In place of compiling, the step that would be compiled: at every position it gives the growing cache's logits."""
+    case = Case(experiment="planted", model=tiny(), batch=2, length=16, measure=MeasureConfig(prompt=8, new_tokens=6))
+    model, tokens = freeze(lively(GPT(tiny()))), batch_of(case)[0]
+    seen = {}
+
+    def counted(gpt: GPT, token: torch.Tensor, cache: KVCache) -> torch.Tensor:
+        at = int(cache.length)
+        seen[at] = one_more(gpt, token, cache)
+        return seen[at]
+
+    monkeypatch.setattr(both_lives, "compiled_decode", lambda device: torch.inference_mode()(counted))
+    monkeypatch.setattr(torch, "compile", lambda model: model)
+    work = both_lives.serving_candidates(replace(case, compile=True), model, tokens)
+    assert work["generation"]().keys() == {"prefill", "decode"}
+    assert sorted(seen) == [8, 9, 10, 11, 12]
+    text = tokens.flatten()[None, :8]
+    past = KVCache(model.config, batch=1, capacity=32, dtype=torch.float32)
+    prefill(model, text, past)
+    chosen = text[:, :1]
+    for at in range(8, 13):
+        logits = decode(model, chosen, past)
+        torch.testing.assert_close(seen[at], logits, atol=1e-5, rtol=1e-4)
+        chosen = logits.argmax(-1, keepdim=True)
+    seen.clear()
+    work["curve"]()
+    assert sorted(seen) == [context - 1 for context in both_lives.contexts(case)]
 
 
 @pytest.mark.slow

@@ -128,12 +128,6 @@ class LitGPT(LightningModule):  # type: ignore[misc]
         self.log("validation_loss", loss, batch_size=len(tokens), sync_dist=True)
 
 
-def compile_blocks(model: GPT) -> None:
-    """Block by block the compiler is done in less than half the time that it takes for the whole, and steps as fast."""
-    for block in model.blocks:
-        block.compile()
-
-
 def quieten() -> None:
     """Lightning advises on what is meant here."""
     for name in ("lightning.pytorch", "lightning.fabric"):

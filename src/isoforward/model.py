@@ -310,6 +310,11 @@ class GPT(nn.Module):
             elif parameter.dim() == 2:
                 nn.init.normal_(parameter, std=0.02)
 
+    def compile_blocks(self) -> None:
+        """Block by block the compiler is done in less than half the time that all at once would take, and as good."""
+        for block in self.blocks:
+            block.compile()
+
     def trunk(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
         """tokens (B, T) to hidden (B, T, C); with a cache, tokens follow what it holds, which then holds them too."""
         T = tokens.shape[1]

@@ -28,7 +28,7 @@ from isoforward.files.card import about_costs, about_text, about_training, write
 from isoforward.files.checkpoint import StateFileIO
 from isoforward.files.untrusted import harmless, shown
 from isoforward.inference import DTYPES, load
-from isoforward.lit import LitGPT, Timed, compile_blocks, quieten
+from isoforward.lit import LitGPT, Timed, quieten
 from isoforward.measuring.both_lives import measure_both_lives
 from isoforward.measuring.case import Case, differing_logits
 from isoforward.model import GPT
@@ -223,7 +223,7 @@ def fit(
     plan = config.trainer
     share = (rank(), plan.devices * plan.nodes)
     if config.compile:
-        compile_blocks(model)
+        model.compile_blocks()
     module = LitGPT(model, config.optim, plan, seed=config.seed)
     validate_every = min(plan.validate_every, plan.max_steps)
     signals = StopOnSignal(validate_every)

@@ -37,6 +37,7 @@ from isoforward.optim import build
 from isoforward.planning import footprint
 from isoforward.planning.devices import known_here, lookup
 from isoforward.results import TRAINING, Condition, Row, write
+from isoforward.serving.compiled import StaticKVCache, compiled_decode
 from isoforward.weights import freeze
 
 BURST = 8  # decode steps in one sample of the cache curve: one alone is shorter than the clock's trust
@@ -118,25 +119,33 @@ def training_candidates(
 ) -> Candidates:
     """A phased step for the parts, and an unphased one, which knows nothing of the meter, for the whole."""
     optimizer = optimizer or build(master, case.optim)
-    model: Any = torch.compile(master) if case.compile else master
+    if case.compile:
+        master.compile_blocks()
     stopwatch = Stopwatch(clock_for(torch.device(case.device)))
 
     def step(phase: steps.Phase = steps.unmeasured) -> None:
         steps.train_step(
-            model, optimizer, tokens, targets, accumulate=case.accumulate, clip=case.optim.clip, phase=phase
+            master, optimizer, tokens, targets, accumulate=case.accumulate, clip=case.optim.clip, phase=phase
         )
 
     return {"phased": lambda: stopwatch.lap(step), "whole": lambda: {"whole": spent(case, step)}}
 
 
 def serving_candidates(case: Case, frozen: Any, tokens: Tensor, *, cache: Any = None) -> Candidates:
-    """The full forward on training's batch, a generation, and the cache curve."""
+    """The full forward on training's batch, a generation, and the cache curve.
+
+    What `compile` compiles is that forward and, of our own model, the step that decodes.
+    """
     model: Any = torch.compile(frozen) if case.compile else frozen
+    step: Any = steps.decode
     text = tokens.flatten().repeat(-(-case.model.context // tokens.numel()))[None]  # (1, at least context)
     token = text[:, :1]
     if cache is None:
         cache = KVCache(case.model, batch=1, capacity=case.model.context, dtype=frozen.dtype, device=tokens.device)
         cache.fill(0)  # the curve looks at positions that no prompt filled: NaN would be slow arithmetic
+        if case.compile:
+            step = compiled_decode(tokens.device.type)
+    past: Any = StaticKVCache(cache) if step is not steps.decode else cache
 
     @torch.inference_mode()
     def forward() -> object:
@@ -148,13 +157,15 @@ def serving_candidates(case: Case, frozen: Any, tokens: Tensor, *, cache: Any = 
 
     def decode() -> None:
         chosen = token
+        if past is not cache:
+            past.length = cache.length  # it holds the same keys and values
         for _ in range(case.new_tokens - 1):
-            chosen = steps.decode(frozen, chosen, cache).argmax(-1, keepdim=True)
+            chosen = step(frozen, chosen, past).argmax(-1, keepdim=True)
 
     def burst(context: int) -> None:
         for _ in range(BURST):
-            cache.length = context - 1
-            steps.decode(frozen, token, cache)
+            past.length = context - 1
+            step(frozen, token, past)
 
     def generation() -> dict[str, float]:
         """TTFT is prefill; TPOT the mean over the tokens decoded after it."""

@@ -31,6 +31,14 @@ class StaticKVCache(KVCache):
                 mark_static_address(held)  # a recorded graph may write into them
 
     @property
+    def length(self) -> int:
+        return int(self.position)
+
+    @length.setter
+    def length(self, length: int) -> None:
+        self.position.fill_(length)
+
+    @property
     def fresh(self) -> bool:
         return False
 

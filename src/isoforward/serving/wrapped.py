@@ -39,6 +39,10 @@ class Wrapped(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.model.dtype  # type: ignore[no-any-return]
 
+    def compile_blocks(self) -> None:
+        """All at once: where one ends is each architecture's own affair, too."""
+        self.model.compile()
+
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens (B, T) to logits (B, T, V)"""
         return self.model(tokens, use_cache=False).logits  # type: ignore[no-any-return]
