@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 FEW = 16  # rows up to which reading the weight is what counts
-LARGE = 2**19  # elements of a weight below which oneDNN's set-up costs more than its threads bring
+LARGE = 2**18  # elements of a weight below which oneDNN's set-up costs more than its threads bring
 
 
 def few_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
