@@ -171,6 +171,7 @@ class Attention(nn.Module):
         self.heads, self.kv_heads, self.head_width = config.heads, config.kv_head_count, config.head_width
         self.widths = [config.width, config.kv_width, config.kv_width]
         self.dropout = config.dropout
+        self.attend: Callable[..., Tensor] | None = None  # in place of torch's own
         self.qkv = Linear(config.width, sum(self.widths), bias=config.has_bias)
         self.out = Linear(config.width, config.width, bias=config.has_bias)
 
@@ -189,7 +190,8 @@ class Attention(nn.Module):
             cached = cache.append(layer, k, v)
             if not fresh:
                 k, v = cached  # (B, K, S, D)
-        y = F.scaled_dot_product_attention(
+        attend = self.attend or F.scaled_dot_product_attention
+        y = attend(
             q,
             k,
             v,

@@ -45,6 +45,7 @@ from isoforward.training.distributed import (
     strategy_of,
     whole,
 )
+from isoforward.training.quicker import choose_backward
 from isoforward.training.stopping import (
     KeepBest,
     KeepLast,
@@ -222,6 +223,8 @@ def fit(
     """The trained module and the signal that ended it early. Without a tracker this is a rank that leaves no trace."""
     plan = config.trainer
     share = (rank(), plan.devices * plan.nodes)
+    together = config.data.batch // (plan.accumulate * share[1])
+    choose_backward(model, device_of(plan.accelerator), batch=together, length=config.data.length)
     if config.compile:
         model.compile_blocks()
     module = LitGPT(model, config.optim, plan, seed=config.seed)

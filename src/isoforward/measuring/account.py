@@ -33,6 +33,7 @@ from isoforward.measuring.ledger import (
 )
 from isoforward.model import GPT, KVCache
 from isoforward.optim import build
+from isoforward.training.quicker import choose_backward
 from isoforward.weights import freeze
 
 TINY = 16
@@ -118,6 +119,8 @@ def account(
 def audit_training(case: dict[str, Any]) -> dict[str, Any]:
     def live(model: ModelConfig, batch: int, length: int) -> Life:
         gpt = GPT(model, dtype=DTYPES[case["dtype"]], checkpointing=case["checkpointing"]).to(case["device"])
+        together = batch // case["accumulate"]
+        choose_backward(gpt, torch.device(case["device"]), batch=together, length=length)
         settings = OptimConfig(**case["optim"])
         optimizer = build(gpt, settings)
         tokens = torch.randint(model.vocabulary, (batch, length), device=case["device"])

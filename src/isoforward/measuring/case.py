@@ -27,6 +27,7 @@ from isoforward.measuring.watch import Watch, judge_trust
 from isoforward.meter import clock_for
 from isoforward.model import GPT
 from isoforward.results import Condition, Row, write
+from isoforward.training.quicker import backward_of, choose_backward
 from isoforward.weights import load_trainable
 
 Laps = Mapping[str, list[dict[str, float]]]  # by candidate, a round each: seconds by name
@@ -84,7 +85,10 @@ class Case:
         return own | dict(self.labels) | more
 
     def training(self, **more: Condition) -> dict[str, Condition]:
-        own = {"batch": self.batch, "length": self.length, "tokens": self.batch * self.length}
+        own: dict[str, Condition] = {"batch": self.batch, "length": self.length, "tokens": self.batch * self.length}
+        together, device = self.batch // self.accumulate, torch.device(self.device)
+        if backward_of(self.model, DTYPES[self.precision], device, batch=together, length=self.length) == "plain":
+            own["attention_backward"] = "plain"
         return self.conditions(**own, optimizer=self.optim.name, **more)
 
     def pack(self) -> dict[str, Any]:
@@ -116,6 +120,7 @@ def master_of(case: Case) -> GPT:
     else:
         torch.manual_seed(case.seed)
         model = GPT(case.model, dtype=dtype, checkpointing=case.checkpointing)
+    choose_backward(model, torch.device(case.device), batch=case.batch // case.accumulate, length=case.length)
     return model.to(case.device).train()
 
 
