@@ -23,7 +23,6 @@ from isoforward.showing.panels import CHARTS, COLUMNS, summary, table
 
 INIT_TIMEOUT_S = 10.0  # WANDB_INIT_TIMEOUT
 FINISH_TIMEOUT_S = 60.0  # WANDB_FINISH_TIMEOUT
-JOB_TYPES = ("train", "inference", "experiment")
 
 Say = Callable[[str], object]
 
@@ -247,6 +246,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(argv)
     if asked.experiment and asked.what != "report":
         parser.error("--experiment goes with report")
+    quieten()
     from isoforward.showing.dashboards import report, workspace
 
     def made() -> Any:

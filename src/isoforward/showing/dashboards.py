@@ -7,13 +7,11 @@ from typing import Any
 
 from isoforward.errors import BadInput
 from isoforward.results import TRAINING
-from isoforward.showing.panels import CHARTS, Chart
-from isoforward.tracking import JOB_TYPES, quieten
+from isoforward.showing.panels import CHARTS, JOB_TYPES, Chart
 
 
 def designs() -> tuple[Any, Any]:
     """`wandb_workspaces.workspaces` and `wandb_workspaces.reports.v2`."""
-    quieten()
     try:
         import wandb_workspaces.reports.v2 as reports
         import wandb_workspaces.workspaces as workspaces

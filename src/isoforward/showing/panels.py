@@ -12,6 +12,7 @@ from isoforward.results import LIVES, Results
 
 Points = list[list[str | float]]
 
+JOB_TYPES = ("train", "inference", "experiment")
 COLUMNS = (
     *("experiment", "life", "phase", "quantity", "unit", "per", "value", "low", "high"),
     *("provenance", "convention", "reason", "warnings", "conditions", "environment"),
