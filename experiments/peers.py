@@ -22,7 +22,7 @@ from isoforward.errors import BadInput
 from isoforward.experiment import ask, case_of
 from isoforward.files.llamacpp import write_gguf
 from isoforward.inference import DTYPES
-from isoforward.measuring.account import account
+from isoforward.measuring.account import HONEST_MALLOC, account
 from isoforward.measuring.both_lives import by_name, generation_of, step_of, training_candidates
 from isoforward.measuring.case import Case, Laps, batch_of, done, identity_row, master_of, record, row, spent, timed
 from isoforward.measuring.estimates import judge, ratio
@@ -127,7 +127,8 @@ def their_step(case: Case, wrapped: Wrapped, tokens: torch.Tensor) -> Callable[[
 
 
 def measure(packed: dict) -> str:
-    case = Case.unpack(packed["case"])
+    asked = Case.unpack(packed["case"])
+    case = dataclasses.replace(asked, compile=False)
     master = master_of(case)
     frozen = freeze(master)
     wrapped = load_wrapped(Path(packed["weights"]), dtype=DTYPES[case.precision], device=case.device)
@@ -139,7 +140,7 @@ def measure(packed: dict) -> str:
         logits = frozen(tokens[:1]).float()
         apart = {THEIRS: float((logits - served(tokens[:1]).logits).abs().max())}
     serves = {OURS: our_serving(frozen, text, compile=False), THEIRS: their_serving(served, text)}
-    if case.compile:
+    if asked.compile:
         serves[COMPILED] = our_serving(frozen, text, compile=True)
     if find_spec("llama_cpp") is not None:
         llama = LlamaCpp(case, frozen, text)
@@ -189,9 +190,8 @@ def memory_rows(case: Case, weights: str) -> Iterator[Row]:
         ("inference", "run", "sequence", generation, "audit_generation"),
     ):
         peaks = {OURS: done(account(ours, threads=case.threads), "memory").measured}
-        peaks[THEIRS] = done(
-            run_isolated(f"isoforward.measuring.wrapped_lives:{audit}", packed, threads=case.threads), "memory"
-        )
+        target = f"isoforward.measuring.wrapped_lives:{audit}"
+        peaks[THEIRS] = done(run_isolated(target, packed, threads=case.threads, env=HONEST_MALLOC), "memory")
         for peer, found in peaks.items():
             about = {"life": life, "phase": phase, "quantity": "memory", "unit": "byte", "per": per}
             yield row(case, **about, value=float(max(found.values())), conditions=case.conditions(peer=peer))
