@@ -96,22 +96,23 @@ def measure(packed: dict) -> str:
 
 def answer(knob: str, values: list[str]) -> Callable[[Results], str]:
     def told(results: Results) -> str:
-        changed, same = [], []
+        changed: list[str] = []
+        unchanged: dict[str, list[str]] = {"no difference": [], "too few samples": []}
         first, second = (setting(knob, value) for value in values)
         for life, phases in (("training", (*TRAINING, "step")), ("inference", tuple(SERVING.values()))):
             for phase in phases:
                 one, other = (only(results, life=life, phase=phase, **{knob: value}) for value in (first, second))
                 judgement = judge(ratio(other.samples, one.samples))
                 name = f"{life} {phase}"
-                if judgement.outcome == "no difference":
-                    same.append(name)
+                if judgement.outcome in unchanged:
+                    unchanged[judgement.outcome].append(name)
                 else:
                     found = judgement.ratio
                     interval = f"{units.digits(found.low)} to {units.digits(found.high)}"
                     changed.append(f"{name} {judgement.outcome}, {units.times(found.value)} ({interval})")
-        return f"{knob}={values[1]} against {values[0]}: {'; '.join(changed) or 'no phase changed'}." + (
-            f" No difference in {', '.join(same)}." if same else ""
-        )
+        sentences = [f"{knob}={values[1]} against {values[0]}: {'; '.join(changed) or 'no phase changed'}."]
+        sentences += [f"{outcome.capitalize()} in {', '.join(names)}." for outcome, names in unchanged.items() if names]
+        return " ".join(sentences)
 
     return told
 

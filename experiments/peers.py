@@ -199,7 +199,7 @@ def memory_rows(case: Case, weights: str) -> Iterator[Row]:
 
 def told_against(results: Results, peer: str, asked: list[tuple[str, str, Any]]) -> str:
     """Our time as a multiple of theirs, phase by phase, by what can be said of it."""
-    told: dict[str, list[str]] = {"faster": [], "slower": [], "no difference": []}
+    told: dict[str, list[str]] = {"faster": [], "slower": [], "no difference": [], "too few samples": []}
     for life, phase, prompt in asked:
         ours, theirs = (
             only(results, quantity="time", life=life, phase=phase, prompt=prompt, peer=one) for one in (OURS, peer)

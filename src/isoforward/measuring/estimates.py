@@ -58,7 +58,7 @@ class Ratio:
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    outcome: str  # faster | slower | no difference: the first, seen from the second
+    outcome: str  # faster | slower | no difference | too few samples: the first, seen from the second
     ratio: Ratio
     reason: str
 
@@ -117,8 +117,8 @@ def judge(ratio: Ratio, *, tolerance: float = 0.01) -> Judgement:
     if abs(math.log(ratio.value)) <= math.log1p(tolerance):
         return Judgement(outcome="no difference", ratio=ratio, reason=f"{shown} is within {tolerance:.1%} of 1")
     if ratio.confidence < CONFIDENCE:
-        reason = f"{shown} is certain to {ratio.confidence:.1%} only, not {CONFIDENCE:.0%}: take more samples"
-        return Judgement(outcome="no difference", ratio=ratio, reason=reason)
+        reason = f"{shown} is certain to {ratio.confidence:.1%} only, not {CONFIDENCE:.0%}"
+        return Judgement(outcome="too few samples", ratio=ratio, reason=reason)
     return Judgement(outcome="faster" if ratio.value < 1 else "slower", ratio=ratio, reason=shown)
 
 
