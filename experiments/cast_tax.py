@@ -20,7 +20,7 @@ from isoforward.measuring.estimates import ratio
 from isoforward.model import GPT, KVCache
 from isoforward.results import Results, Row
 
-WAYS = ("autocast", "cast on the fly", "cast beforehand")
+WAYS = ("cast beforehand", "cast on the fly", "autocast")
 PHASES = (("training", "forward", "step"), ("inference", "forward", "step"), ("inference", "decode", "token"))
 DECODED = 16
 
@@ -81,10 +81,9 @@ def measure(packed: dict) -> str:
 def answer(results: Results) -> str:
     told = []
     for life, phase, _ in PHASES:
-        base = only(results, life=life, phase=phase, weights="cast beforehand")
-        taxed = [only(results, life=life, phase=phase, weights=way) for way in WAYS[:2]]
-        autocast, flying = (units.times(ratio(one.samples, base.samples).value) for one in taxed)
-        told.append(f"{life} {phase}: autocast {autocast}, on the fly {flying}")
+        base, *taxed = (only(results, life=life, phase=phase, weights=way) for way in WAYS)
+        flying, autocast = (units.times(ratio(one.samples, base.samples).value) for one in taxed)
+        told.append(f"{life} {phase}: on the fly {flying}, autocast {autocast}")
     return f"Against weights cast beforehand: {'; '.join(told)}."
 
 

@@ -100,11 +100,11 @@ class LlamaCpp:
         return [next(stream) for _ in range(new_tokens)]
 
 
-def serving(case: Case, generate: Generate) -> Callable[[], dict[str, float]]:
+def serving(case: Case, generate: Generate, prompts: list[int]) -> Callable[[], dict[str, float]]:
     """Prefill is a generation of one token; decode what each token more takes."""
 
     def run() -> dict[str, float]:
-        times = {f"prefill {n}": spent(case, lambda n=n: generate(n, 1)) for n in prompts(case)}
+        times = {f"prefill {n}": spent(case, lambda n=n: generate(n, 1)) for n in prompts}
         first = spent(case, lambda: generate(case.prompt, 1))
         whole = spent(case, lambda: generate(case.prompt, case.new_tokens))
         return times | {"decode": (whole - first) / (case.new_tokens - 1)}
@@ -153,7 +153,8 @@ def measure(packed: dict) -> str:
         f"{THEIRS} phased": theirs["phased"],
         f"{THEIRS} whole": lambda: {"whole": spent(case, own_step)},
     }
-    candidates |= {f"{peer} serving": serving(case, generate) for peer, generate in serves.items()}
+    read = {peer: [] if peer == COMPILED else prompts(case) for peer in serves}  # prefill is not compiled
+    candidates |= {f"{peer} serving": serving(case, generate, read[peer]) for peer, generate in serves.items()}
 
     def tell(laps: Laps, cold: Laps) -> Iterator[Row]:
         yield identity
@@ -167,7 +168,7 @@ def measure(packed: dict) -> str:
                 yield row(case, **at, **timed(samples["whole" if phase == "step" else phase]))
         for peer in serves:
             samples = by_name({peer: laps[f"{peer} serving"]})
-            for n in prompts(case):
+            for n in read[peer]:
                 conditions = case.conditions(batch=1, prompt=n, tokens=n, peer=peer)
                 at = {"life": "inference", "phase": "prefill", "per": "sequence", "conditions": conditions}
                 yield row(case, **at, **timed(samples[f"prefill {n}"]))
@@ -224,9 +225,21 @@ def answer(results: Results) -> str:
         f"Time against Transformers on the same weights: {told_against(results, THEIRS, training + serving)}. "
         f"Peak memory: {', '.join(memory)}."
     ]
-    others = {r.conditions.get("peer") for r in results.rows if r.phase == "decode"} - {OURS, THEIRS}
-    told += [f"Against {peer}: {told_against(results, str(peer), serving)}." for peer in sorted(map(str, others))]
+    served = {r.conditions.get("peer") for r in results.rows if r.phase == "decode"}
+    if LLAMA_CPP in served:
+        told.append(f"Against {LLAMA_CPP}: {told_against(results, LLAMA_CPP, serving)}.")
+    if COMPILED in served:
+        told.append(compiled_against(results, [peer for peer in (OURS, THEIRS, LLAMA_CPP) if peer in served]))
     return " ".join(told)
+
+
+def compiled_against(results: Results, peers: list[str]) -> str:
+    told = []
+    for peer in peers:
+        ours, theirs = (only(results, quantity="time", phase="decode", peer=one) for one in (COMPILED, peer))
+        found = judge(ratio(ours.samples, theirs.samples))
+        told.append(f"{units.times(found.ratio.value)} the time of {peer} ({found.outcome})")
+    return f"Compiled, a token is decoded in {', '.join(told)}."
 
 
 def main(config: ExperimentConfig) -> None:

@@ -90,7 +90,8 @@ def test_peers_are_asked_for_prompts_that_their_context_holds():
 
 
 def test_each_peer_is_told_apart_by_what_was_planted():
-    """Transformers takes twice our time in every phase, llama.cpp a third of it, and half of it to read a prompt."""
+    """Transformers takes twice our time in every phase, llama.cpp a third of it, and half of it to read a prompt; a
+    compiled step takes half."""
     rows = []
     for peer, slower in ((peers.OURS, 1.0), (peers.THEIRS, 2.0)):
         rows += [row("training", phase, "step", slower * 8e-3, peer=peer) for phase in (*TRAINING, "step")]
@@ -100,12 +101,19 @@ def test_each_peer_is_told_apart_by_what_was_planted():
     for peer, slower, reading in ((peers.OURS, 1.0, 1.0), (peers.THEIRS, 2.0, 2.0), (peers.LLAMA_CPP, 1 / 3, 0.5)):
         rows.append(row("inference", "prefill", "sequence", reading * 6e-3, peer=peer, prompt=16))
         rows.append(row("inference", "decode", "token", slower * 3e-3, peer=peer, prompt=64))
+    rows.append(row("inference", "decode", "token", 0.5 * 3e-3, peer=peers.COMPILED, prompt=64))
     told = re.sub(r"(\d\.\d)\d*x", r"\1x", peers.answer(results_of(rows)))
-    first, second = told.split(" Against llama.cpp: ")
+    first, second, third = re.split(r" Against llama\.cpp: | Compiled, a token is decoded in ", told)
     parts = [*TRAINING, "step", "prefill of 16", "decode"]
     assert re.fullmatch(r".*: faster: " + ", ".join(f"{part} 0.[45]x" for part in parts) + r"\. Peak .*", first)
     assert first.endswith("Peak memory: training 0.5x, inference 0.5x.")
     assert re.fullmatch(r"slower: prefill of 16 (1\.9|2\.0)x, decode (2\.9|3\.0)x\.", second)
+    outcomes = [
+        r"0\.[45]x the time of isoforward \(faster\)",
+        r"0\.2x the time of transformers \(faster\)",
+        r"1\.[45]x the time of llama\.cpp \(slower\)",
+    ]
+    assert re.fullmatch(", ".join(outcomes) + r"\.", third)
 
 
 def test_questions_about_trained_weights_ask_for_them():

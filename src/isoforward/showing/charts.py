@@ -170,14 +170,18 @@ def bars(lanes: Sequence[Bar], *, unit: str, legend: Sequence[str]) -> dict[str,
     return themed(alt.layer(*layers), height=LANE * len(lanes))
 
 
-def dots(marks: Sequence[Record], *, unit: str, per: str) -> dict[str, Any]:
-    """One a lane, `series` and `said` above it, with its whiskers, on a scale that shows the least of them."""
+def dots(marks: Sequence[Record], *, unit: str, per: str, even: float | None = None) -> dict[str, Any]:
+    """One a lane, `series` and `said` above it, with its whiskers, on a scale that shows the least of them.
+
+    Ratios have a line where they are `even`, and a scale on which twice is as far from it as half.
+    """
     import altair as alt
 
     marks, unit = rescaled(marks, unit)
-    scale = span(marks)
+    scale = span(marks) if even is None else alt.Scale(type="log", nice=False, padding=12)
     drawn = [mark | {"lane": lane} for lane, mark in enumerate(marks)]
-    axis = alt.Axis(title=f"{unit} {per}".strip(), format=PLAIN, tickCount=5, **BASELINE, **decades(scale))
+    ticks = {"tickCount": 5, **decades(scale)} if even is None else {"values": steps(marks)}
+    axis = alt.Axis(title=f"{unit} {per}".strip(), format=PLAIN, **BASELINE, **ticks)
     chart = alt.Chart(data(drawn)).encode(y=lane_axis(len(marks)), color=alt.Color("colour:N", scale=None))
     x = alt.X("value:Q", scale=scale, axis=axis)
     layers = [
@@ -187,6 +191,9 @@ def dots(marks: Sequence[Record], *, unit: str, per: str) -> dict[str, Any]:
         ),
         *headings([(mark["series"], mark["said"]) for mark in marks], reserved=100),
     ]
+    if even is not None:
+        line = alt.Chart(data([{"even": even}])).mark_rule(color=MUTED, strokeDash=[4, 4])
+        layers.insert(0, line.encode(x=alt.X("even:Q", scale=scale, axis=axis)))
     return themed(alt.layer(*layers), height=(LANE - 12) * len(marks))
 
 
@@ -239,10 +246,9 @@ def headings(texts: Iterable[tuple[str, str]], *, reserved: int) -> list[Any]:
 
     rows = [{"lane": lane, "left": left, "right": right} for lane, (left, right) in enumerate(texts)]
     chart = alt.Chart(data(rows)).encode(y=lane_axis(len(rows)))
+    left = chart.encode(x=alt.value(0), text="left:N")
     return [
-        chart.mark_text(align="left", dy=-13, fontSize=13, color=INK, limit=alt.ExprRef(f"width - {reserved}")).encode(
-            x=alt.value(0), text="left:N"
-        ),
+        *haloed(left, align="left", dy=-13, fontSize=13, limit=alt.ExprRef(f"width - {reserved}")),
         chart.mark_text(align="right", dy=-13, fontSize=13, fontWeight="bold", color=INK, limit=reserved).encode(
             x=alt.value("width"), text="right:N"
         ),
@@ -276,6 +282,12 @@ def span(marks: Sequence[Record]) -> Any:
 
 def decades(scale: Any) -> Record:
     return {"values": DECADES} if scale.to_dict().get("type") == "log" else {}
+
+
+def steps(marks: Sequence[Record]) -> list[float]:
+    """Ticks for ratios: tenths where they are near each other."""
+    near = max(mark["high"] for mark in marks) < 4 * min(mark["low"] for mark in marks)
+    return [n / 10 for n in range(1, 50)] if near else [n * 10.0**k for k in range(-3, 4) for n in (1, 2, 5)]
 
 
 def rescaled(marks: Sequence[Record], unit: str) -> tuple[list[Record], str]:

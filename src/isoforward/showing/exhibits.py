@@ -15,7 +15,7 @@ from isoforward import units
 from isoforward.compare import Comparison, Line, compare, select
 from isoforward.errors import BadInput
 from isoforward.results import Results, Row
-from isoforward.showing import drawn, pictures
+from isoforward.showing import against, drawn, pictures
 from isoforward.showing.charts import Chart, Record, printable
 
 PEAKS = ("peak_flops", "peak_bandwidth")  # of the machine, not of an experiment
@@ -223,7 +223,9 @@ def phase_records(run: Comparison) -> list[Record]:
 
 
 def any_rows(experiment: str, results: Results, most: int) -> list[Section]:
-    """A section for each quantity: its picture, and its table, of at most `most` rows in all."""
+    """What a setting changed, where one was; and a section for each quantity: its picture, and its table, of at most
+    `most` rows in all.
+    """
     doubted = doubts(results)
     groups: dict[tuple[str, str, str, str | None], list[Row]] = {}
     for row in results.rows:
@@ -232,6 +234,8 @@ def any_rows(experiment: str, results: Results, most: int) -> list[Section]:
     if len(results.rows) > most:
         most = max(most // len(groups), 10)
     sections = []
+    if change := against.changes(experiment, [row for row in results.rows if row.experiment == experiment]):
+        sections.append(pictured(f"{experiment}: what changes".capitalize(), change, doubted.get(experiment, "")))
     for (quantity, _, per, convention), rows in groups.items():
         varying = drawn.telling(rows)
         told = "".join((f" per {per}", f", {convention} convention" if convention else ""))
