@@ -8,10 +8,12 @@ import ast
 import shutil
 import sys
 import textwrap
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from isoforward.report import view
-from isoforward.results import Results, read
+from isoforward.results import Results, Verdict, read
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDED, PICTURES, PAGE = ROOT / "docs" / "recorded", ROOT / "docs" / "pictures", ROOT / "experiments" / "README.md"
@@ -25,7 +27,9 @@ CHAPTERS = {
         "memory",
         "cast_tax",
         "one_knob",
+        "one_knob_compile",
         "peers",
+        "peers_bf16",
     ),
     "Serving": ("kv_cache", "decode_batch", "precision", "speculate"),
     "Training": (
@@ -78,16 +82,26 @@ def machine(results: Results) -> str:
     return f"{place.identity['gpu'] or place.identity['cpu']}, {cores}, torch {place.identity['torch']}"
 
 
+def judged(verdicts: Sequence[Verdict]) -> str:
+    """The reasons of one verdict; of several, how many give each kind of reason."""
+    doubted = [verdict for verdict in verdicts if verdict.reasons]
+    if not doubted:
+        return "these numbers can be trusted"
+    if len(verdicts) == 1:
+        return f"take these numbers with care: {'; '.join(verdicts[0].reasons)}"
+    kinds = Counter(kind for verdict in doubted for kind in dict.fromkeys(r.partition(":")[0] for r in verdict.reasons))
+    told = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
+    return f"take these numbers with care: {len(doubted)} of {len(verdicts)} measurements were disturbed ({told})"
+
+
 def entry(name: str) -> str:
     results = read(RECORDED / name / "results.jsonl")
     place = next(iter(results.environments.values()))
     experiment = results.rows[0].experiment
     asked = question(experiment)
     subject = name.removeprefix(experiment).strip("_")
-    reasons = dict.fromkeys(reason for verdict in results.verdicts for reason in verdict.reasons)
     measured = any(row.provenance == "measured" for row in results.rows)
-    verdict = f"take these numbers with care: {'; '.join(reasons)}" if reasons else "these numbers can be trusted"
-    how = verdict if measured else "predicted: nothing was measured"
+    how = judged(results.verdicts) if measured else "predicted: nothing was measured"
     shown = picture(name, results)
     parts = [
         f"### {asked}{f' ({subject})' if subject else ''}",

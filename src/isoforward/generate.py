@@ -69,7 +69,7 @@ def one(module: InferenceModule, prompt: str, config: GenerateConfig, sampling: 
     if config.explain or not config.stream or not passes:
         write(prompt + whole)
     write("\n")
-    say(figures(passes, config.cache))
+    say(figures(passes, cache=config.cache, compiled=config.compile))
     given = sum(len(step.tokens) for step in passes)
     if passes and given < config.max_new_tokens and passes[-1].context == module.model.config.context:
         say(f"the context of {module.model.config.context} tokens is full")
@@ -93,7 +93,7 @@ def batch(module: InferenceModule, prompts: list[str], config: GenerateConfig) -
     time_s = time.perf_counter() - start
     for prompt, text in zip(prompts, texts, strict=True):
         write(f"{prompt}{text}\n\n")
-    say(f"{len(prompts)} prompts as one batch in {time_s:.2f} s")
+    say(f"{len(prompts)} prompts as one batch in {time_s:.2f} s" + (", compiling included" if config.compile else ""))
 
 
 EXPLANATION = "Each line is one forward pass: what it could see, its five likeliest next tokens, the one chosen."
@@ -116,12 +116,16 @@ def explained(module: InferenceModule, number: int, step: Pass) -> str:
     return "\n".join(lines)
 
 
-def figures(passes: list[Pass], cache: bool) -> str:
-    """TTFT: start of the prompt's forward to its first token chosen. TPOT: later passes' time by their tokens."""
+def figures(passes: list[Pass], *, cache: bool, compiled: bool) -> str:
+    """TTFT: start of the prompt's forward to its first token chosen. TPOT: later passes' time by their tokens, without
+    the one that compiled the step.
+    """
     if not passes:
         return "no token was asked for"
-    later = passes[1:]
-    line = f"TTFT {passes[0].time_s * 1e3:.1f} ms for {passes[0].context} prompt tokens"
+    line, later = f"TTFT {passes[0].time_s * 1e3:.1f} ms for {passes[0].context} prompt tokens", passes[1:]
+    if compiled and later:
+        line += f" · {later[0].time_s:.1f} s to compile the step"
+        later = later[1:]
     if later:
         time_s, tokens = sum(step.time_s for step in later), sum(len(step.tokens) for step in later)
         line += f" · TPOT {time_s / tokens * 1e3:.2f} ms · {tokens / time_s:.0f} tokens/s over {tokens} decoded"

@@ -103,7 +103,8 @@ def time(packed: dict[str, Any]) -> str:
 
 
 def prefilling(case: Case) -> dict[str, Condition]:
-    return case.conditions(batch=1, prompt=case.prompt, tokens=case.prompt)
+    """Serving asks the head about the last position alone; the forward of the same batch asks it about all."""
+    return case.conditions(batch=1, prompt=case.prompt, tokens=case.prompt, head="last position")
 
 
 def decoding(case: Case) -> dict[str, Condition]:

@@ -11,7 +11,7 @@ from isoforward.compare import Comparison, Line, cache_curve
 from isoforward.results import Condition, Results, Row
 
 MOST_ROWS = 24  # of one quantity; the report has them all
-ASIDE = ("tokens", "executions", "parameters", "peak_phase")  # conditions that follow from others
+ASIDE = ("tokens", "executions", "parameters", "peak_phase", "head")  # conditions that follow from others
 
 
 def show_rows(console: Console, results: Results) -> None:
