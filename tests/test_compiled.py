@@ -10,6 +10,7 @@ from isoforward.config import MeasureConfig
 from isoforward.measuring import both_lives
 from isoforward.measuring.case import Case, batch_of
 from isoforward.model import GPT, KVCache
+from isoforward.serving import decoding
 from isoforward.serving.compiled import StaticKVCache, compiled_decode, one_more
 from isoforward.serving.decoding import Sampling, forward_passes
 from isoforward.steps import decode, prefill
@@ -79,6 +80,26 @@ def test_a_compiled_case_is_measured_on_the_compiled_step_and_what_the_prompt_le
     seen.clear()
     work["curve"]()
     assert sorted(seen) == [context - 1 for context in both_lives.contexts(case)]
+
+
+def test_a_compiled_step_sees_tokens_of_one_layout_and_is_compiled_once(monkeypatch):
+    layouts = set()
+
+    def watched(model: GPT, token: torch.Tensor, cache: StaticKVCache) -> torch.Tensor:
+        layouts.add((token.shape, token.stride()))
+        return one_more(model, token, cache)
+
+    for module in (decoding, both_lives):
+        monkeypatch.setattr(module, "compiled_decode", lambda device: torch.inference_mode()(watched))
+    monkeypatch.setattr(torch, "compile", lambda model: model)
+    model = freeze(lively(GPT(tiny())))
+    assert len(list(forward_passes(model, [[1, 2, 3]], max_new_tokens=8, sampling=Sampling(), compile=True))) == 8
+    case = Case(
+        experiment="planted", model=tiny(), length=16, measure=MeasureConfig(prompt=8, new_tokens=6), compile=True
+    )
+    for work in both_lives.serving_candidates(case, model, batch_of(case)[0]).values():
+        work()
+    assert layouts == {((1, 1), (1, 1))}
 
 
 @pytest.mark.slow

@@ -21,6 +21,8 @@ def generate(config: GenerateConfig) -> None:
         seed=config.seed,
     )
     prompts = read_prompts(config)
+    if config.compile:
+        say("the first decode pass compiles the step, for half a minute where nothing is kept from before")
     module = load(
         config.checkpoint,
         precision=config.precision,

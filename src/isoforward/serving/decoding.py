@@ -159,7 +159,8 @@ def forward_passes(
     past = None
     if cache or padding is not None:
         past = room_for(model, batch=len(prompts), capacity=min(longest + steps, model.config.context), padding=padding)
-    one_more: Callable[..., Tensor] = decode
+    one_more: Callable[..., Tensor] = compiled_decode(device.type) if compile else decode
+    chosen = tokens[:, -1]
     rows = list(range(len(prompts)))
     for step in range(steps):
         start = time.perf_counter()
@@ -171,9 +172,9 @@ def forward_passes(
         elif step == 0:
             logits = prefill(model, tokens, past)
             if compile:
-                past, one_more = StaticKVCache(past), compiled_decode(device.type)
+                past = StaticKVCache(past)
         else:
-            logits = one_more(model, tokens[:, -1:], past)
+            logits = one_more(model, chosen[:, None], past)  # not cut from `tokens`, whose strides grow with it
         logits = sampling.penalised(logits, tokens)
         chosen = sampling.choose(logits, generator)
         ids = chosen.tolist()
@@ -185,6 +186,6 @@ def forward_passes(
             return
         if len(going) < len(rows):
             keep = torch.tensor(going, device=device)
-            tokens, rows = tokens[keep], [rows[i] for i in going]
+            tokens, chosen, rows = tokens[keep], chosen[keep], [rows[i] for i in going]
             if past is not None:
                 past.keep(keep)
