@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from isoforward import few_rows as subject
-from isoforward.few_rows import FEW, LARGE, few_rows
+from isoforward.few_rows import A_ROW, FEW, LARGE, few_rows
 
 LAYERS = {"small": (24, 40), "large": (LARGE // 512, 512)}
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -61,12 +61,16 @@ def test_training_and_serving_get_the_same_bits(alone):
         assert torch.equal(few_rows(x, weight, bias), trained)
 
 
-def test_onednn_multiplies_where_the_weight_is_large_enough_to_pay_for_its_set_up(alone, monkeypatch):
+def test_onednn_multiplies_where_the_weight_is_large_enough_for_its_rows(alone, monkeypatch):
     asked = []
     product = subject.onednn
-    monkeypatch.setattr(subject, "onednn", lambda *layer: asked.append(layer[1].shape) or product(*layer))
+    monkeypatch.setattr(
+        subject, "onednn", lambda *layer: asked.append((layer[1].shape, len(layer[0]))) or product(*layer)
+    )
+    enough = LARGE // A_ROW  # rows
     with torch.inference_mode():
         for size in LAYERS:
-            few_rows(*layer(size, torch.float32, (1, 1)))
-            few_rows(*layer(size, torch.bfloat16, (1, 1)))
-    assert asked == [LAYERS["large"]] * alone
+            for rows in (1, enough, enough + 1):
+                few_rows(*layer(size, torch.float32, (rows, 1)))
+                few_rows(*layer(size, torch.bfloat16, (rows, 1)))
+    assert asked == [(LAYERS["large"], rows) for rows in (1, enough)] * alone
