@@ -235,7 +235,8 @@ def any_rows(experiment: str, results: Results, most: int) -> list[Section]:
         most = max(most // len(groups), 10)
     sections = []
     if change := against.changes(experiment, [row for row in results.rows if row.experiment == experiment]):
-        sections.append(pictured(f"{experiment}: what changes".capitalize(), change, doubted.get(experiment, "")))
+        heading = printable(f"{experiment}: what changes".replace("_", " ").capitalize())
+        sections.append(pictured(heading, change, doubted.get(experiment, "")))
     for (quantity, _, per, convention), rows in groups.items():
         varying = drawn.telling(rows)
         told = "".join((f" per {per}", f", {convention} convention" if convention else ""))
