@@ -86,20 +86,21 @@ def test_a_compiled_step_sees_tokens_of_one_layout_and_is_compiled_once(monkeypa
     layouts = set()
 
     def watched(model: GPT, token: torch.Tensor, cache: StaticKVCache) -> torch.Tensor:
-        layouts.add((token.shape, token.stride()))
+        layouts.add((token.shape, token.stride(), cache.capacity))
         return one_more(model, token, cache)
 
     for module in (decoding, both_lives):
         monkeypatch.setattr(module, "compiled_decode", lambda device: torch.inference_mode()(watched))
     monkeypatch.setattr(torch, "compile", lambda model: model)
     model = freeze(lively(GPT(tiny())))
-    assert len(list(forward_passes(model, [[1, 2, 3]], max_new_tokens=8, sampling=Sampling(), compile=True))) == 8
+    for prompt in ([1, 2, 3], [4, 5, 6, 7]):
+        assert len(list(forward_passes(model, [prompt], max_new_tokens=8, sampling=Sampling(), compile=True))) == 8
     case = Case(
         experiment="planted", model=tiny(), length=16, measure=MeasureConfig(prompt=8, new_tokens=6), compile=True
     )
     for work in both_lives.serving_candidates(case, model, batch_of(case)[0]).values():
         work()
-    assert layouts == {((1, 1), (1, 1))}
+    assert layouts == {((1, 1), (1, 1), tiny().context)}
 
 
 @pytest.mark.slow

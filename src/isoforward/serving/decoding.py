@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from isoforward.serving.compiled import StaticKVCache, compiled_decode
 from isoforward.steps import decode, decode_uncached, prefill
 
 FEW = 512  # tokens that nearly always hold the mass that top_p asks for
+COMPILED_FOR = 256  # positions: a step is compiled for each capacity anew, so that few of them should differ
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +160,10 @@ def forward_passes(
     generator = torch.Generator(device).manual_seed(sampling.seed)
     past = None
     if cache or padding is not None:
-        past = room_for(model, batch=len(prompts), capacity=min(longest + steps, model.config.context), padding=padding)
+        capacity = longest + steps
+        if compile:
+            capacity = math.ceil(capacity / COMPILED_FOR) * COMPILED_FOR
+        past = room_for(model, batch=len(prompts), capacity=min(capacity, model.config.context), padding=padding)
     one_more: Callable[..., Tensor] = compiled_decode(device.type) if compile else decode
     chosen = tokens[:, -1]
     rows = list(range(len(prompts)))
