@@ -189,7 +189,7 @@ def dots(marks: Sequence[Record], *, unit: str, per: str, even: float | None = N
         chart.mark_point(filled=True, size=90, opacity=1, yOffset=11).encode(
             x=x, tooltip=[alt.Tooltip("series:N", title="what"), alt.Tooltip("told:N", title="is")]
         ),
-        *headings([(mark["series"], mark["said"]) for mark in marks], reserved=100),
+        *headings([(mark["series"], mark["said"]) for mark in marks], reserved=100, crossed=even is not None),
     ]
     if even is not None:
         line = alt.Chart(data([{"even": even}])).mark_rule(color=MUTED, strokeDash=[4, 4])
@@ -240,15 +240,21 @@ def curves(marks: Sequence[Record], *, x_title: str, unit: str, per: str) -> dic
     return themed(alt.layer(*layers), height=300)
 
 
-def headings(texts: Iterable[tuple[str, str]], *, reserved: int) -> list[Any]:
-    """Above each lane, at both its ends; the right one has `reserved` pixels."""
+def headings(texts: Iterable[tuple[str, str]], *, reserved: int, crossed: bool = False) -> list[Any]:
+    """Above each lane, at both its ends; the right one has `reserved` pixels, and the left one may be `crossed`."""
     import altair as alt
 
     rows = [{"lane": lane, "left": left, "right": right} for lane, (left, right) in enumerate(texts)]
     chart = alt.Chart(data(rows)).encode(y=lane_axis(len(rows)))
-    left = chart.encode(x=alt.value(0), text="left:N")
+    left = haloed(
+        chart.encode(x=alt.value(0), text="left:N"),
+        align="left",
+        dy=-13,
+        fontSize=13,
+        limit=alt.ExprRef(f"width - {reserved}"),
+    )
     return [
-        *haloed(left, align="left", dy=-13, fontSize=13, limit=alt.ExprRef(f"width - {reserved}")),
+        *(left if crossed else left[1:]),
         chart.mark_text(align="right", dy=-13, fontSize=13, fontWeight="bold", color=INK, limit=reserved).encode(
             x=alt.value("width"), text="right:N"
         ),
