@@ -104,12 +104,12 @@ def answer(knob: str, values: list[str]) -> Callable[[Results], str]:
                 one, other = (only(results, life=life, phase=phase, **{knob: value}) for value in (first, second))
                 judgement = judge(ratio(other.samples, one.samples))
                 name = f"{life} {phase}"
-                if judgement.outcome in unchanged:
-                    unchanged[judgement.outcome].append(name)
-                else:
+                if judgement.differs:
                     found = judgement.ratio
                     interval = f"{units.digits(found.low)} to {units.digits(found.high)}"
                     changed.append(f"{name} {judgement.outcome}, {units.times(found.value)} ({interval})")
+                else:
+                    unchanged[judgement.outcome].append(name)
         sentences = [f"{knob}={values[1]} against {values[0]}: {'; '.join(changed) or 'no phase changed'}."]
         sentences += [f"{outcome.capitalize()} in {', '.join(names)}." for outcome, names in unchanged.items() if names]
         return " ".join(sentences)

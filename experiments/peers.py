@@ -101,11 +101,11 @@ class LlamaCpp:
         return [next(stream) for _ in range(new_tokens)]
 
 
-def serving(case: Case, generate: Generate, prompts: list[int]) -> Callable[[], dict[str, float]]:
+def serving(case: Case, generate: Generate, lengths: list[int]) -> Callable[[], dict[str, float]]:
     """Prefill is a generation of one token; decode what each token more takes."""
 
     def run() -> dict[str, float]:
-        times = {f"prefill {n}": spent(case, lambda n=n: generate(n, 1)) for n in prompts}
+        times = {f"prefill {n}": spent(case, lambda n=n: generate(n, 1)) for n in lengths}
         first = spent(case, lambda: generate(case.prompt, 1))
         whole = spent(case, lambda: generate(case.prompt, case.new_tokens))
         return times | {"decode": (whole - first) / (case.new_tokens - 1)}
@@ -129,7 +129,7 @@ def their_step(case: Case, wrapped: Wrapped, tokens: torch.Tensor) -> Callable[[
 
 def measure(packed: dict) -> str:
     asked = Case.unpack(packed["case"])
-    case = dataclasses.replace(asked, compile=False)
+    case = dataclasses.replace(asked, compile=False)  # only our decoding is, beside the eager one
     master = master_of(case)
     frozen = freeze(master)
     wrapped = load_wrapped(Path(packed["weights"]), dtype=DTYPES[case.precision], device=case.device)

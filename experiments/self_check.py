@@ -228,7 +228,7 @@ def equals(lives: BothLives, rounds: int) -> Row:
     different = 0
     for number in range(rounds):
         samples = interleaved({"A": forward, "B": forward}, case.measure.repeats, seed=number)
-        different += judge(ratio(samples["A"], samples["B"])).outcome in ("faster", "slower")
+        different += judge(ratio(samples["A"], samples["B"])).differs
     about = {"life": "inference", "phase": "forward", "quantity": "false differences", "unit": "comparisons"}
     return row(case, **about, per="run", value=float(different), conditions=case.conditions(comparisons=rounds))
 

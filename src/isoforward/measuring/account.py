@@ -119,8 +119,7 @@ def account(
 def audit_training(case: dict[str, Any]) -> dict[str, Any]:
     def live(model: ModelConfig, batch: int, length: int) -> Life:
         gpt = GPT(model, dtype=DTYPES[case["dtype"]], checkpointing=case["checkpointing"]).to(case["device"])
-        together = batch // case["accumulate"]
-        choose_backward(gpt, torch.device(case["device"]), batch=together, length=length)
+        choose_backward(gpt, torch.device(case["device"]), batch=batch // case["accumulate"], length=length)
         settings = OptimConfig(**case["optim"])
         optimizer = build(gpt, settings)
         tokens = torch.randint(model.vocabulary, (batch, length), device=case["device"])

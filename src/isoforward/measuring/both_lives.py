@@ -139,14 +139,16 @@ def serving_candidates(case: Case, frozen: Any, tokens: Tensor, *, cache: Any = 
     """
     model: Any = torch.compile(frozen) if case.compile else frozen
     step: Any = steps.decode
+    past = cache  # what `step` decodes with
     text = tokens.flatten().repeat(-(-case.model.context // tokens.numel()))[None]  # (1, at least context)
     token = tokens.flatten()[:1, None]  # laid out as a chosen one is: a compiled step would tell them apart
     if cache is None:
-        cache = KVCache(case.model, batch=1, capacity=case.model.context, dtype=frozen.dtype, device=tokens.device)
+        past = cache = KVCache(
+            case.model, batch=1, capacity=case.model.context, dtype=frozen.dtype, device=tokens.device
+        )
         cache.fill(0)  # the curve looks at positions that no prompt filled: NaN would be slow arithmetic
         if case.compile:
-            step = compiled_decode(tokens.device.type)
-    past: Any = StaticKVCache(cache) if step is not steps.decode else cache
+            step, past = compiled_decode(tokens.device.type), StaticKVCache(cache)
 
     @torch.inference_mode()
     def forward() -> object:

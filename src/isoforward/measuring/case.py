@@ -64,6 +64,11 @@ class Case:
         return min(self.measure.new_tokens, self.model.context - self.prompt)
 
     @property
+    def micro_batch(self) -> int:
+        """Sequences of one forward and backward."""
+        return self.batch // self.accumulate
+
+    @property
     def rule(self) -> str:
         """The optimizer by the name that cost.py knows it by."""
         return "momentum" if self.optim.name == "sgd" and self.optim.momentum else self.optim.name
@@ -86,8 +91,8 @@ class Case:
 
     def training(self, **more: Condition) -> dict[str, Condition]:
         own: dict[str, Condition] = {"batch": self.batch, "length": self.length, "tokens": self.batch * self.length}
-        together, device = self.batch // self.accumulate, torch.device(self.device)
-        if backward_of(self.model, DTYPES[self.precision], device, batch=together, length=self.length) == "plain":
+        shape = {"batch": self.micro_batch, "length": self.length}
+        if backward_of(self.model, DTYPES[self.precision], torch.device(self.device), **shape) == "plain":
             own["attention_backward"] = "plain"
         return self.conditions(**own, optimizer=self.optim.name, **more)
 
@@ -120,7 +125,7 @@ def master_of(case: Case) -> GPT:
     else:
         torch.manual_seed(case.seed)
         model = GPT(case.model, dtype=dtype, checkpointing=case.checkpointing)
-    choose_backward(model, torch.device(case.device), batch=case.batch // case.accumulate, length=case.length)
+    choose_backward(model, torch.device(case.device), batch=case.micro_batch, length=case.length)
     return model.to(case.device).train()
 
 

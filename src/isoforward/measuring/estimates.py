@@ -62,6 +62,10 @@ class Judgement:
     ratio: Ratio
     reason: str
 
+    @property
+    def differs(self) -> bool:
+        return self.outcome in ("faster", "slower")
+
 
 def summarise(samples: Sequence[float]) -> Estimate:
     values = _checked(samples)

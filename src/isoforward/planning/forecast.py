@@ -202,7 +202,7 @@ def peaks_of(case: Case) -> dict[str, int]:
     """Bytes of tensors that each phase holds at most."""
     training = footprint.training_peaks(
         case.model,
-        batch=case.batch // case.accumulate,
+        batch=case.micro_batch,
         length=case.length,
         dtype=case.precision,
         optimizer=case.rule,

@@ -44,7 +44,7 @@ def changes(name: str, rows: Sequence[Row]) -> Chart | None:
     first, *others = (printable(f"{kind}={setting}") for setting in settings)
     title = f"Time with {others[0]}, against {first}" if len(others) == 1 else f"Time, against {first}"
     marks = [mark(change, named=len(others) > 1) for change in found]
-    spec = dots(marks, unit="", per=f"x the time with {first}", even=1)
+    spec = dots(marks, unit="", per=f"x the time with {first}", ratios=True)
     return Chart(name=f"{name}_against", title=title, spec=spec, table=[record(change) for change in found])
 
 

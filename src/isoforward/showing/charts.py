@@ -170,17 +170,17 @@ def bars(lanes: Sequence[Bar], *, unit: str, legend: Sequence[str]) -> dict[str,
     return themed(alt.layer(*layers), height=LANE * len(lanes))
 
 
-def dots(marks: Sequence[Record], *, unit: str, per: str, even: float | None = None) -> dict[str, Any]:
+def dots(marks: Sequence[Record], *, unit: str, per: str, ratios: bool = False) -> dict[str, Any]:
     """One a lane, `series` and `said` above it, with its whiskers, on a scale that shows the least of them.
 
-    Ratios have a line where they are `even`, and a scale on which twice is as far from it as half.
+    `ratios` have a line at 1, and a scale on which twice is as far from it as half.
     """
     import altair as alt
 
     marks, unit = rescaled(marks, unit)
-    scale = span(marks) if even is None else alt.Scale(type="log", nice=False, padding=12)
+    scale = alt.Scale(type="log", nice=False, padding=12) if ratios else span(marks)
     drawn = [mark | {"lane": lane} for lane, mark in enumerate(marks)]
-    ticks = {"tickCount": 5, **decades(scale)} if even is None else {"values": steps(marks)}
+    ticks = {"values": ratio_ticks(marks)} if ratios else {"tickCount": 5, **decades(scale)}
     axis = alt.Axis(title=f"{unit} {per}".strip(), format=PLAIN, **BASELINE, **ticks)
     chart = alt.Chart(data(drawn)).encode(y=lane_axis(len(marks)), color=alt.Color("colour:N", scale=None))
     x = alt.X("value:Q", scale=scale, axis=axis)
@@ -189,10 +189,10 @@ def dots(marks: Sequence[Record], *, unit: str, per: str, even: float | None = N
         chart.mark_point(filled=True, size=90, opacity=1, yOffset=11).encode(
             x=x, tooltip=[alt.Tooltip("series:N", title="what"), alt.Tooltip("told:N", title="is")]
         ),
-        *headings([(mark["series"], mark["said"]) for mark in marks], reserved=100, crossed=even is not None),
+        *headings([(mark["series"], mark["said"]) for mark in marks], reserved=100, crossed=ratios),
     ]
-    if even is not None:
-        line = alt.Chart(data([{"even": even}])).mark_rule(color=MUTED, strokeDash=[4, 4])
+    if ratios:
+        line = alt.Chart(data([{"even": 1}])).mark_rule(color=MUTED, strokeDash=[4, 4])
         layers.insert(0, line.encode(x=alt.X("even:Q", scale=scale, axis=axis)))
     return themed(alt.layer(*layers), height=(LANE - 12) * len(marks))
 
@@ -246,15 +246,10 @@ def headings(texts: Iterable[tuple[str, str]], *, reserved: int, crossed: bool =
 
     rows = [{"lane": lane, "left": left, "right": right} for lane, (left, right) in enumerate(texts)]
     chart = alt.Chart(data(rows)).encode(y=lane_axis(len(rows)))
-    left = haloed(
-        chart.encode(x=alt.value(0), text="left:N"),
-        align="left",
-        dy=-13,
-        fontSize=13,
-        limit=alt.ExprRef(f"width - {reserved}"),
-    )
+    left = chart.encode(x=alt.value(0), text="left:N")
+    style = {"align": "left", "dy": -13, "fontSize": 13, "limit": alt.ExprRef(f"width - {reserved}")}
     return [
-        *(left if crossed else left[1:]),
+        *(haloed(left, **style) if crossed else [left.mark_text(color=INK, **style)]),
         chart.mark_text(align="right", dy=-13, fontSize=13, fontWeight="bold", color=INK, limit=reserved).encode(
             x=alt.value("width"), text="right:N"
         ),
@@ -290,8 +285,8 @@ def decades(scale: Any) -> Record:
     return {"values": DECADES} if scale.to_dict().get("type") == "log" else {}
 
 
-def steps(marks: Sequence[Record]) -> list[float]:
-    """Ticks for ratios: tenths where they are near each other."""
+def ratio_ticks(marks: Sequence[Record]) -> list[float]:
+    """Tenths where the ratios are near each other."""
     near = max(mark["high"] for mark in marks) < 4 * min(mark["low"] for mark in marks)
     return [n / 10 for n in range(1, 50)] if near else [n * 10.0**k for k in range(-3, 4) for n in (1, 2, 5)]
 

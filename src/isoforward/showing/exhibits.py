@@ -228,15 +228,14 @@ def any_rows(experiment: str, results: Results, most: int) -> list[Section]:
     """
     doubted = doubts(results)
     groups: dict[tuple[str, str, str, str | None], list[Row]] = {}
-    for row in results.rows:
-        if row.experiment == experiment:
-            groups.setdefault((row.quantity, row.unit, row.per, row.convention), []).append(row)
+    own = [row for row in results.rows if row.experiment == experiment]
+    for row in own:
+        groups.setdefault((row.quantity, row.unit, row.per, row.convention), []).append(row)
     if len(results.rows) > most:
         most = max(most // len(groups), 10)
     sections = []
-    if change := against.changes(experiment, [row for row in results.rows if row.experiment == experiment]):
-        heading = printable(f"{experiment}: what changes".replace("_", " ").capitalize())
-        sections.append(pictured(heading, change, doubted.get(experiment, "")))
+    if change := against.changes(experiment, own):
+        sections.append(pictured(spoken(f"{experiment}: what changes"), change, doubted.get(experiment, "")))
     for (quantity, _, per, convention), rows in groups.items():
         varying = drawn.telling(rows)
         told = "".join((f" per {per}", f", {convention} convention" if convention else ""))
@@ -246,7 +245,7 @@ def any_rows(experiment: str, results: Results, most: int) -> list[Section]:
         note += [f"The first {most} of {len(rows)} rows; results.jsonl holds all." if len(rows) > most else ""]
         sections.append(
             Section(
-                heading=printable(f"{experiment}: {quantity}{told}".replace("_", " ").capitalize()),
+                heading=spoken(f"{experiment}: {quantity}{told}"),
                 chart=drawn.of_rows(f"{experiment}_{quantity}_{per}_{convention or ''}", rows[:most], varying),
                 table=Table(
                     columns=["life", "phase", *map(printable, varying), quantity],
@@ -300,6 +299,11 @@ def record(row: Row) -> Record:
 
 
 # Text
+
+
+def spoken(name: str) -> str:
+    """A name of the rows as a heading."""
+    return printable(name.replace("_", " ").capitalize())
 
 
 def plain(value: object) -> str:
