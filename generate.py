@@ -2,12 +2,14 @@
 
 import sys
 
-from isoforward.config import GenerateConfig
-from isoforward.entry import run
+from isoforward.app.command_line import run
+from isoforward.base.config import GenerateConfig
 
 
 def main(config: GenerateConfig) -> None:
-    from isoforward.generate import generate  # a misspelt key is told, and an interrupt heard, before torch is loaded
+    from isoforward.app.generate import (
+        generate,  # a misspelt key is told, and an interrupt heard, before torch is loaded
+    )
 
     generate(config)
 

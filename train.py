@@ -2,12 +2,12 @@
 
 import sys
 
-from isoforward.config import TrainConfig
-from isoforward.entry import run
+from isoforward.app.command_line import run
+from isoforward.base.config import TrainConfig
 
 
 def main(config: TrainConfig) -> None:
-    from isoforward.train import train  # a misspelt key is told before Lightning is loaded
+    from isoforward.app.train import train  # a misspelt key is told before Lightning is loaded
 
     train(config)
 

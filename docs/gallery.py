@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from isoforward.report import view
-from isoforward.results import Results, Verdict, read
+from isoforward.base.results import Results, Verdict, read
+from isoforward.show.report import view
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDED, PICTURES, PAGE = ROOT / "docs" / "recorded", ROOT / "docs" / "pictures", ROOT / "experiments" / "README.md"

@@ -9,15 +9,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from isoforward import units
-from isoforward.compare import only
-from isoforward.config import ExperimentConfig, at_least
-from isoforward.entry import claim, run
-from isoforward.errors import BadInput
-from isoforward.experiment import case_of, command_line, tell
-from isoforward.measuring.estimates import ratio
-from isoforward.measuring.variants import time_variants, weigh_variants
-from isoforward.results import Results
+from isoforward.app.command_line import claim, run
+from isoforward.app.question import case_of, command_line, tell
+from isoforward.base import units
+from isoforward.base.config import ExperimentConfig, at_least
+from isoforward.base.errors import BadInput
+from isoforward.base.estimates import ratio
+from isoforward.base.results import Results
+from isoforward.measure.variants import time_variants, weigh_variants
+from isoforward.show.compare import only
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

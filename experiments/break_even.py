@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from isoforward import cost, units
-from isoforward.compare import only, select
-from isoforward.config import TrackingConfig
-from isoforward.entry import claim, run
-from isoforward.planning import economics, footprint
-from isoforward.planning.devices import lookup
-from isoforward.planning.lifetime import BARE, COSTS, EXACT, Assumptions, Plan, kinds, plan, simulated_days
-from isoforward.results import Results, Row, Verdict, read, write
+from isoforward.app.command_line import claim, run
+from isoforward.base import units
+from isoforward.base.config import TrackingConfig
+from isoforward.base.datasheets import lookup
+from isoforward.base.results import Results, Row, Verdict, read, write
+from isoforward.model import cost, footprint
+from isoforward.plan import economics
+from isoforward.plan.lifetime import BARE, COSTS, EXACT, Assumptions, Plan, kinds, plan, simulated_days
+from isoforward.show.compare import only, select
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -209,9 +210,9 @@ def main(config: BreakEven) -> None:
     import torch
     from rich.console import Console
 
-    from isoforward.experiment import command_line, publish
-    from isoforward.hardware import environment
-    from isoforward.showing.tables import trust
+    from isoforward.app.question import command_line, publish
+    from isoforward.base.hardware import environment
+    from isoforward.show.tables import trust
 
     unknown = (row.reason for row in predicted if row.reason is not None)
     reasons = ("nothing was measured: utilisations and prices are as given", *dict.fromkeys(unknown))

@@ -11,16 +11,16 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from isoforward import units
-from isoforward.compare import only, select
-from isoforward.config import TrackingConfig, within
-from isoforward.entry import claim, run
-from isoforward.experiment import command_line, say, tell
-from isoforward.hardware import environment, reference_kernel
-from isoforward.measuring.watch import Watch, judge_trust
-from isoforward.planning.calibration import calibrate
-from isoforward.planning.devices import Hardware, kept_here, save
-from isoforward.results import Results, Row, write
+from isoforward.app.command_line import claim, run
+from isoforward.app.question import command_line, say, tell
+from isoforward.base import units
+from isoforward.base.config import TrackingConfig, within
+from isoforward.base.datasheets import Hardware, kept_here, save
+from isoforward.base.hardware import environment, reference_kernel
+from isoforward.base.results import Results, Row, write
+from isoforward.measure.trust import Watch, judge_trust
+from isoforward.plan.calibration import calibrate
+from isoforward.show.compare import only, select
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

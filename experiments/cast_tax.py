@@ -8,17 +8,18 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from isoforward import steps, units
-from isoforward.compare import only
-from isoforward.config import ExperimentConfig
-from isoforward.entry import run
-from isoforward.errors import BadInput
-from isoforward.experiment import ask
-from isoforward.loss import next_token_loss
-from isoforward.measuring.case import Case, Laps, batch_of, master_of, record, row, spent, timed
-from isoforward.measuring.estimates import ratio
-from isoforward.model import GPT, KVCache
-from isoforward.results import Results, Row
+from isoforward.app.command_line import run
+from isoforward.app.question import ask
+from isoforward.base import units
+from isoforward.base.config import ExperimentConfig
+from isoforward.base.errors import BadInput
+from isoforward.base.estimates import ratio
+from isoforward.base.results import Results, Row
+from isoforward.measure.case import Case, Laps, batch_of, master_of, record, row, spent, timed
+from isoforward.model import steps
+from isoforward.model.gpt import GPT, KVCache
+from isoforward.model.loss import next_token_loss
+from isoforward.show.compare import only
 
 WAYS = ("cast beforehand", "cast on the fly", "autocast")
 PHASES = (("training", "forward", "step"), ("inference", "forward", "step"), ("inference", "decode", "token"))

@@ -10,21 +10,22 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from isoforward import steps, units
-from isoforward.compare import only
-from isoforward.config import ExperimentConfig
-from isoforward.entry import run
-from isoforward.experiment import ask
-from isoforward.loss import next_token_loss
-from isoforward.measuring import counting
-from isoforward.measuring.account import HONEST_MALLOC, PeakOf, tiny_like
-from isoforward.measuring.case import Case, Laps, batch_of, master_of, record, row, spent, timed
-from isoforward.measuring.estimates import ratio
-from isoforward.measuring.isolate import Failed, run_isolated
-from isoforward.measuring.ledger import ProcessMemory
-from isoforward.model import GPT
-from isoforward.optim import build
-from isoforward.results import Results, Row
+from isoforward.app.command_line import run
+from isoforward.app.question import ask
+from isoforward.base import units
+from isoforward.base.config import ExperimentConfig
+from isoforward.base.estimates import ratio
+from isoforward.base.memory_readers import ProcessMemory
+from isoforward.base.results import Results, Row
+from isoforward.base.subprocesses import Failed, run_isolated
+from isoforward.measure import flops
+from isoforward.measure.case import Case, Laps, batch_of, master_of, record, row, spent, timed
+from isoforward.measure.memory import HONEST_MALLOC, PeakOf, tiny_like
+from isoforward.model import steps
+from isoforward.model.gpt import GPT
+from isoforward.model.loss import next_token_loss
+from isoforward.model.optim import build
+from isoforward.show.compare import only
 
 RUNGS = ("inference_mode", "no_grad", "grad, eval", "training mode", "+ loss", "+ backward", "+ optimizer")
 REACHES = {"+ loss": ("loss",), "+ backward": ("loss", "backward"), "+ optimizer": ("loss", "backward", "optimizer")}
@@ -60,7 +61,7 @@ def climb(packed: dict) -> str:
         name: lambda name=name, work=work: {name: spent(case, work)}
         for name, work in rungs(case, master_of(case), *batch_of(case)).items()
     }
-    counted = counting.count_training(case.model, batch=case.batch, length=case.length, optim=case.optim)
+    counted = flops.count_training(case.model, batch=case.batch, length=case.length, optim=case.optim)
 
     def tell(laps: Laps, cold: Laps) -> Iterator[Row]:
         for rung in RUNGS:

@@ -9,20 +9,20 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from isoforward import steps, units
-from isoforward.compare import only, select
-from isoforward.config import ExperimentConfig, at_least
-from isoforward.entry import run
-from isoforward.errors import BadInput
-from isoforward.experiment import ask
-from isoforward.measuring import counting
-from isoforward.measuring.case import Case, Laps, batch_of, identity_row, master_of, record, row, spent, timed
-from isoforward.measuring.estimates import ratio
-from isoforward.model import GPT
-from isoforward.planning import footprint
-from isoforward.results import Results, Row
-from isoforward.serving.decoding import room_for
-from isoforward.weights import freeze
+from isoforward.app.command_line import run
+from isoforward.app.question import ask
+from isoforward.base import units
+from isoforward.base.config import ExperimentConfig, at_least
+from isoforward.base.errors import BadInput
+from isoforward.base.estimates import ratio
+from isoforward.base.results import Results, Row
+from isoforward.formats.export import freeze
+from isoforward.measure import flops as counting
+from isoforward.measure.case import Case, Laps, batch_of, identity_row, master_of, record, row, spent, timed
+from isoforward.model import footprint, steps
+from isoforward.model.gpt import GPT
+from isoforward.serve.decoding import room_for
+from isoforward.show.compare import only, select
 
 ENOUGH_S = 0.02  # that a sample lasts at least, or about
 

@@ -18,26 +18,26 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from isoforward import units
-from isoforward.compare import only
-from isoforward.config import ExperimentConfig
-from isoforward.cost import parameters
-from isoforward.entry import run
-from isoforward.errors import BadInput
-from isoforward.experiment import ask
-from isoforward.hardware import environment, reference_kernel
-from isoforward.loss import next_token_loss
-from isoforward.measuring.case import Case, batch_of, master_of, row, timed
-from isoforward.measuring.estimates import interleaved, ratio
-from isoforward.measuring.watch import Watch, judge_trust
-from isoforward.meter import Stopwatch, clock_for
-from isoforward.model import GPT
-from isoforward.optim import build
-from isoforward.planning.economics import collective_bytes
-from isoforward.planning.forecast import averaging_rows
-from isoforward.results import Results, Row, write
-from isoforward.steps import train_step
-from isoforward.training.distributed import free_port, ranks, start
+from isoforward.app.command_line import run
+from isoforward.app.question import ask
+from isoforward.base import units
+from isoforward.base.config import ExperimentConfig
+from isoforward.base.errors import BadInput
+from isoforward.base.estimates import interleaved, ratio
+from isoforward.base.hardware import environment, reference_kernel
+from isoforward.base.results import Results, Row, write
+from isoforward.base.stopwatch import Stopwatch, clock_for
+from isoforward.measure.case import Case, batch_of, master_of, row, timed
+from isoforward.measure.trust import Watch, judge_trust
+from isoforward.model.cost import parameters
+from isoforward.model.gpt import GPT
+from isoforward.model.loss import next_token_loss
+from isoforward.model.optim import build
+from isoforward.model.steps import train_step
+from isoforward.plan.economics import collective_bytes
+from isoforward.plan.forecast import averaging_rows
+from isoforward.show.compare import only
+from isoforward.train.distributed import free_port, ranks, start
 
 WORLD = 2
 WAYS = ("after the backward", "within the backward", "never", "one process")

@@ -8,19 +8,19 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from isoforward import steps, units
-from isoforward.compare import only, select
-from isoforward.config import ExperimentConfig
-from isoforward.entry import run
-from isoforward.experiment import ask
-from isoforward.measuring import counting
-from isoforward.measuring.both_lives import at_context
-from isoforward.measuring.case import Case, Laps, batch_of, identity_row, master_of, record, row, spent, timed
-from isoforward.measuring.estimates import ratio, summarise
-from isoforward.model import GPT, KVCache
-from isoforward.planning import footprint
-from isoforward.results import Results, Row
-from isoforward.weights import freeze
+from isoforward.app.command_line import run
+from isoforward.app.question import ask
+from isoforward.base import units
+from isoforward.base.config import ExperimentConfig
+from isoforward.base.estimates import ratio, summarise
+from isoforward.base.results import Results, Row
+from isoforward.formats.export import freeze
+from isoforward.measure import flops as counting
+from isoforward.measure.case import Case, Laps, batch_of, identity_row, master_of, record, row, spent, timed
+from isoforward.measure.train_and_serve import at_context
+from isoforward.model import footprint, steps
+from isoforward.model.gpt import GPT, KVCache
+from isoforward.show.compare import only, select
 
 BURST = 4  # decode steps in one sample: one alone is shorter than the clock's trust
 LARGE = 8  # exponents are those of the longest contexts, from an eighth of the longest on

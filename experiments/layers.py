@@ -9,15 +9,15 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from isoforward import units
-from isoforward.compare import only
-from isoforward.config import ExperimentConfig
-from isoforward.entry import run
-from isoforward.experiment import ask
-from isoforward.measuring.case import Case, Laps, batch_of, master_of, record, row, spent, timed
-from isoforward.measuring.estimates import ratio
-from isoforward.model import GPT
-from isoforward.results import Results, Row
+from isoforward.app.command_line import run
+from isoforward.app.question import ask
+from isoforward.base import units
+from isoforward.base.config import ExperimentConfig
+from isoforward.base.estimates import ratio
+from isoforward.base.results import Results, Row
+from isoforward.measure.case import Case, Laps, batch_of, master_of, record, row, spent, timed
+from isoforward.model.gpt import GPT
+from isoforward.show.compare import only
 
 KINDS = ("embedding", "attention", "mlp", "norm", "head")
 

@@ -12,18 +12,18 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from isoforward import units
-from isoforward.compare import only, select
-from isoforward.config import ExperimentConfig, OptimConfig
-from isoforward.entry import claim, run
-from isoforward.errors import BadInput
-from isoforward.experiment import case_of, command_line, tell
-from isoforward.hardware import environment
-from isoforward.measuring.account import account
-from isoforward.measuring.both_lives import account_rows, decoding, generation_of, step_of
-from isoforward.measuring.case import Case, row
-from isoforward.measuring.isolate import Failed
-from isoforward.results import Results, Row, write
+from isoforward.app.command_line import claim, run
+from isoforward.app.question import case_of, command_line, tell
+from isoforward.base import units
+from isoforward.base.config import ExperimentConfig, OptimConfig
+from isoforward.base.errors import BadInput
+from isoforward.base.hardware import environment
+from isoforward.base.results import Results, Row, write
+from isoforward.base.subprocesses import Failed
+from isoforward.measure.case import Case, row
+from isoforward.measure.memory import account
+from isoforward.measure.train_and_serve import account_rows, decoding, generation_of, step_of
+from isoforward.show.compare import only, select
 
 
 def sweep(case: Case) -> Iterator[tuple[str, Case]]:

@@ -11,17 +11,17 @@ from typing import Any
 
 import torch
 
-from isoforward import units
-from isoforward.compare import only
-from isoforward.config import ExperimentConfig, OptimConfig, one_of
-from isoforward.entry import run
-from isoforward.errors import BadInput
-from isoforward.experiment import ask
-from isoforward.measuring.both_lives import by_name, serving_candidates, training_candidates
-from isoforward.measuring.case import Case, Laps, batch_of, master_of, record, row, timed
-from isoforward.measuring.estimates import judge, ratio
-from isoforward.results import TRAINING, Results, Row
-from isoforward.weights import freeze
+from isoforward.app.command_line import run
+from isoforward.app.question import ask
+from isoforward.base import units
+from isoforward.base.config import ExperimentConfig, OptimConfig, one_of
+from isoforward.base.errors import BadInput
+from isoforward.base.estimates import judge, ratio
+from isoforward.base.results import TRAINING, Results, Row
+from isoforward.formats.export import freeze
+from isoforward.measure.case import Case, Laps, batch_of, master_of, record, row, timed
+from isoforward.measure.train_and_serve import by_name, serving_candidates, training_candidates
+from isoforward.show.compare import only
 
 KNOBS = ("precision", "checkpointing", "batch", "length", "optimizer", "threads", "accumulate", "compile")
 SERVING = {"frozen": "forward", "prefill": "prefill", "decode": "decode"}

@@ -14,20 +14,20 @@ import torch
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from isoforward import units
-from isoforward.compare import only, select
-from isoforward.config import DataConfig, ExperimentConfig, OptimConfig, TrainConfig, TrainerConfig, at_least
-from isoforward.data import prepare
-from isoforward.entry import claim, conf_directory, run, typed, writable
-from isoforward.experiment import case_of, command_line, tell
-from isoforward.measuring.case import Case, apart, batch_of, master_of, row
-from isoforward.measuring.counting import count_training
-from isoforward.measuring.ledger import optimizer_state
-from isoforward.measuring.variants import time_variants
-from isoforward.optim import build
-from isoforward.results import Results, Row, write
-from isoforward.steps import train_step
-from isoforward.training.curves import Point, learning_curve, loss_rows
+from isoforward.app.command_line import claim, conf_directory, run, typed, writable
+from isoforward.app.question import case_of, command_line, tell
+from isoforward.base import units
+from isoforward.base.config import DataConfig, ExperimentConfig, OptimConfig, TrainConfig, TrainerConfig, at_least
+from isoforward.base.results import Results, Row, write
+from isoforward.data.corpus import prepare
+from isoforward.measure.case import Case, apart, batch_of, master_of, row
+from isoforward.measure.flops import count_training
+from isoforward.measure.learning_curves import Point, learning_curve, loss_rows
+from isoforward.measure.memory_ledger import optimizer_state
+from isoforward.measure.variants import time_variants
+from isoforward.model.optim import build
+from isoforward.model.steps import train_step
+from isoforward.show.compare import only, select
 
 NAMES = ("sgd", "adam", "adamw", "muon")
 BATCHES = (1, 4, 16)  # of data.length tokens each

@@ -15,25 +15,25 @@ from typing import Any
 
 import torch
 
-from isoforward import units
-from isoforward.compare import only
-from isoforward.config import ExperimentConfig
-from isoforward.entry import run
-from isoforward.errors import BadInput
-from isoforward.experiment import ask, case_of
-from isoforward.files.llamacpp import write_gguf
-from isoforward.inference import DTYPES
-from isoforward.measuring.account import HONEST_MALLOC, account
-from isoforward.measuring.both_lives import by_name, generation_of, step_of, training_candidates
-from isoforward.measuring.case import Case, Laps, batch_of, done, identity_row, master_of, record, row, spent, timed
-from isoforward.measuring.estimates import judge, ratio
-from isoforward.measuring.isolate import run_isolated
-from isoforward.measuring.wrapped_lives import optimizer_of
-from isoforward.model import GPT
-from isoforward.results import TRAINING, Results, Row
-from isoforward.serving.decoding import Sampling, forward_passes
-from isoforward.serving.wrapped import Wrapped, load_wrapped
-from isoforward.weights import export, freeze
+from isoforward.app.command_line import run
+from isoforward.app.question import ask, case_of
+from isoforward.base import units
+from isoforward.base.config import ExperimentConfig
+from isoforward.base.errors import BadInput
+from isoforward.base.estimates import judge, ratio
+from isoforward.base.results import TRAINING, Results, Row
+from isoforward.base.subprocesses import run_isolated
+from isoforward.formats.export import export, freeze
+from isoforward.formats.gguf_format import write_gguf
+from isoforward.measure.case import Case, Laps, batch_of, done, identity_row, master_of, record, row, spent, timed
+from isoforward.measure.memory import HONEST_MALLOC, account
+from isoforward.measure.train_and_serve import by_name, generation_of, step_of, training_candidates
+from isoforward.measure.transformers_lives import optimizer_of
+from isoforward.model.gpt import GPT
+from isoforward.serve.decoding import Sampling, forward_passes
+from isoforward.serve.inference import DTYPES
+from isoforward.serve.transformers_model import Wrapped, load_wrapped
+from isoforward.show.compare import only
 
 OURS, THEIRS, COMPILED, LLAMA_CPP = "isoforward", "transformers", "isoforward compiled", "llama.cpp"
 PROMPTS = (16, 128, 1024)
@@ -192,7 +192,7 @@ def memory_rows(case: Case, weights: str) -> Iterator[Row]:
         ("inference", "run", "sequence", generation, "audit_generation"),
     ):
         peaks = {OURS: done(account(ours, threads=case.threads), "memory").measured}
-        target = f"isoforward.measuring.wrapped_lives:{audit}"
+        target = f"isoforward.measure.transformers_lives:{audit}"
         peaks[THEIRS] = done(run_isolated(target, packed, threads=case.threads, env=HONEST_MALLOC), "memory")
         for peer, found in peaks.items():
             about = {"life": life, "phase": phase, "quantity": "memory", "unit": "byte", "per": per}

@@ -8,11 +8,11 @@ import sys
 
 from rich.console import Console
 
-from isoforward.config import ExperimentConfig
-from isoforward.entry import claim, run
-from isoforward.experiment import case_of, command_line, conclude
-from isoforward.measuring.both_lives import measure_both_lives
-from isoforward.measuring.wrapped_lives import measure_wrapped_lives, wrapped_case
+from isoforward.app.command_line import claim, run
+from isoforward.app.question import case_of, command_line, conclude, wrapped_case
+from isoforward.base.config import ExperimentConfig
+from isoforward.measure.train_and_serve import measure_both_lives
+from isoforward.measure.transformers_lives import measure_wrapped_lives
 
 
 def main(config: ExperimentConfig) -> None:

@@ -10,23 +10,23 @@ from pathlib import Path
 
 import torch
 
-from isoforward import units
-from isoforward.compare import only
-from isoforward.config import DataConfig, ExperimentConfig
-from isoforward.data import prepare
-from isoforward.entry import run
-from isoforward.errors import BadInput
-from isoforward.experiment import ask
-from isoforward.inference import DTYPES
-from isoforward.loss import next_token_loss
-from isoforward.measuring.both_lives import by_name, serving_candidates, training_candidates
-from isoforward.measuring.case import Case, Laps, batch_of, identity_row, master_of, record, row, timed
-from isoforward.measuring.estimates import ratio
-from isoforward.model import GPT
-from isoforward.results import Results, Row
-from isoforward.serving.quantised import quantise, refuse_unquantisable
-from isoforward.training.batches import ValidationBatches
-from isoforward.weights import freeze, load_tokenizer
+from isoforward.app.command_line import run
+from isoforward.app.question import ask
+from isoforward.base import units
+from isoforward.base.config import DataConfig, ExperimentConfig
+from isoforward.base.errors import BadInput
+from isoforward.base.estimates import ratio
+from isoforward.base.results import Results, Row
+from isoforward.data.batches import ValidationBatches
+from isoforward.data.corpus import prepare
+from isoforward.formats.export import freeze, load_tokenizer
+from isoforward.measure.case import Case, Laps, batch_of, identity_row, master_of, record, row, timed
+from isoforward.measure.train_and_serve import by_name, serving_candidates, training_candidates
+from isoforward.model.gpt import GPT
+from isoforward.model.loss import next_token_loss
+from isoforward.serve.inference import DTYPES
+from isoforward.serve.quantised import quantise, refuse_unquantisable
+from isoforward.show.compare import only
 
 WAYS = ("fp32", "bf16", "int8")
 SERVING = {"frozen": ("forward", "step"), "prefill": ("prefill", "sequence"), "decode": ("decode", "token")}

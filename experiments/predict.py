@@ -18,20 +18,20 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from isoforward import units
-from isoforward.compare import only, select
-from isoforward.config import ExperimentConfig, ModelConfig
-from isoforward.entry import claim, run
-from isoforward.experiment import case_of, command_line, tell
-from isoforward.hardware import environment
-from isoforward.measuring.account import Account, InferenceCase, TrainingCase, account
-from isoforward.measuring.both_lives import decoding, generation_of, prefilling, step_of
-from isoforward.measuring.case import Case, Laps, apart, record, row, timed
-from isoforward.measuring.isolate import Failed
-from isoforward.planning.calibration import REFERRED, pace, phased, reference
-from isoforward.planning.devices import Hardware, calibrated_here, lookup
-from isoforward.planning.forecast import PHASES, predicted
-from isoforward.results import Condition, Results, Row, Verdict, read, write
+from isoforward.app.command_line import claim, run
+from isoforward.app.question import case_of, command_line, tell
+from isoforward.base import units
+from isoforward.base.config import ExperimentConfig, ModelConfig
+from isoforward.base.datasheets import Hardware, calibrated_here, lookup
+from isoforward.base.hardware import environment
+from isoforward.base.results import Condition, Results, Row, Verdict, read, write
+from isoforward.base.subprocesses import Failed
+from isoforward.measure.case import Case, Laps, apart, record, row, timed
+from isoforward.measure.memory import Account, InferenceCase, TrainingCase, account
+from isoforward.measure.train_and_serve import decoding, generation_of, prefilling, step_of
+from isoforward.plan.calibration import REFERRED, pace, phased, reference
+from isoforward.plan.forecast import PHASES, predicted
+from isoforward.show.compare import only, select
 
 HELD_OUT = (  # family, width, heads, layers, batch, length, dtype: drawn up before any of them was measured
     ("llama", 128, 4, 3, 32, 64, "fp32"),

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import torch
 
-from isoforward import units
-from isoforward.compare import only
-from isoforward.config import ExperimentConfig
-from isoforward.entry import run
-from isoforward.experiment import ask
-from isoforward.files import statefile
-from isoforward.measuring.case import Case, Laps, master_of, record, row, spent, timed
-from isoforward.measuring.estimates import ratio
-from isoforward.optim import build
-from isoforward.results import Results, Row
+from isoforward.app.command_line import run
+from isoforward.app.question import ask
+from isoforward.base import units
+from isoforward.base.config import ExperimentConfig
+from isoforward.base.estimates import ratio
+from isoforward.base.results import Results, Row
+from isoforward.formats import checkpoint_file
+from isoforward.measure.case import Case, Laps, master_of, record, row, spent, timed
+from isoforward.model.optim import build
+from isoforward.show.compare import only
 
 WAYS = ("plain write", "torch.save", "save", "verify", "load")
 
@@ -54,14 +54,14 @@ def measure(packed: dict) -> str:
     directory = Path(packed["results"]).parent
     kept, written = directory / "kept.ckpt", directory / "written.ckpt"
     state = state_of(case)
-    statefile.save(kept, state)
+    checkpoint_file.save(kept, state)
     content = kept.read_bytes()
     works: dict[str, Callable[[], object]] = {
         "plain write": partial(write_plainly, written, content),
         "torch.save": partial(save_with_torch, written, state),
-        "save": partial(statefile.save, written, state),
-        "verify": partial(statefile.verify, kept),
-        "load": partial(statefile.load, kept),
+        "save": partial(checkpoint_file.save, written, state),
+        "verify": partial(checkpoint_file.verify, kept),
+        "load": partial(checkpoint_file.load, kept),
     }
 
     def lap(way: str) -> dict[str, float]:

@@ -15,17 +15,17 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from isoforward.compare import select
-from isoforward.config import ExperimentConfig, one_of
-from isoforward.entry import claim, run
-from isoforward.experiment import case_of, command_line, tell
-from isoforward.hardware import environment
-from isoforward.measuring.both_lives import byte_rows, decoding, flop_rows, peak_rows, prefilling
-from isoforward.measuring.case import Case, Laps, apart, record, row, timed
-from isoforward.planning.calibration import phased
-from isoforward.planning.devices import lookup
-from isoforward.planning.forecast import PHASES, forecaster
-from isoforward.results import Results, Row, read, write
+from isoforward.app.command_line import claim, run
+from isoforward.app.question import case_of, command_line, tell
+from isoforward.base.config import ExperimentConfig, one_of
+from isoforward.base.datasheets import lookup
+from isoforward.base.hardware import environment
+from isoforward.base.results import Results, Row, read, write
+from isoforward.measure.case import Case, Laps, apart, record, row, timed
+from isoforward.measure.train_and_serve import byte_rows, decoding, flop_rows, peak_rows, prefilling
+from isoforward.plan.calibration import phased
+from isoforward.plan.forecast import PHASES, forecaster
+from isoforward.show.compare import select
 
 AXES = ("width", "depth", "length", "batch", "context")
 FACTORS = (1, 2, 4)

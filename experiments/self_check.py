@@ -20,21 +20,22 @@ from statistics import median
 
 import torch
 
-from isoforward import steps, units
-from isoforward.compare import only, select
-from isoforward.config import ExperimentConfig, ModelConfig, TrackingConfig, at_least
-from isoforward.entry import run
-from isoforward.experiment import ask
-from isoforward.measuring.case import Case, Laps, batch_of, master_of, record, row, spent, timed
-from isoforward.measuring.counting import FlopCounter, Scope, by_phase, layers_of
-from isoforward.measuring.estimates import CONFIDENCE, interleaved, judge, ratio
-from isoforward.measuring.ledger import training_ledger
-from isoforward.meter import Stopwatch, clock_for
-from isoforward.model import KVCache
-from isoforward.optim import build
-from isoforward.results import PHASES, Results, Row
-from isoforward.tracking import open_tracker
-from isoforward.weights import freeze
+from isoforward.app.command_line import run
+from isoforward.app.question import ask
+from isoforward.base import units
+from isoforward.base.config import ExperimentConfig, ModelConfig, TrackingConfig, at_least
+from isoforward.base.estimates import CONFIDENCE, interleaved, judge, ratio
+from isoforward.base.results import PHASES, Results, Row
+from isoforward.base.stopwatch import Stopwatch, clock_for
+from isoforward.formats.export import freeze
+from isoforward.measure.case import Case, Laps, batch_of, master_of, record, row, spent, timed
+from isoforward.measure.flops import FlopCounter, Scope, by_phase, layers_of
+from isoforward.measure.memory_ledger import training_ledger
+from isoforward.model import steps
+from isoforward.model.gpt import KVCache
+from isoforward.model.optim import build
+from isoforward.show.compare import only, select
+from isoforward.show.wandb_tracker import open_tracker
 
 SLEEP_S = 0.02
 SIDE = 768  # of the planted product's matrices, and of what is planted to stay

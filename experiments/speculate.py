@@ -8,18 +8,18 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from isoforward import units
-from isoforward.compare import only
-from isoforward.config import ExperimentConfig, at_least
-from isoforward.entry import run
-from isoforward.errors import BadInput
-from isoforward.experiment import ask
-from isoforward.inference import InferenceModule, load
-from isoforward.measuring.case import Case, Laps, batch_of, identity_row, master_of, record, row, spent, timed
-from isoforward.measuring.estimates import judge, ratio, summarise
-from isoforward.results import Results, Row
-from isoforward.serving.decoding import Pass, Sampling
-from isoforward.weights import freeze
+from isoforward.app.command_line import run
+from isoforward.app.question import ask
+from isoforward.base import units
+from isoforward.base.config import ExperimentConfig, at_least
+from isoforward.base.errors import BadInput
+from isoforward.base.estimates import judge, ratio, summarise
+from isoforward.base.results import Results, Row
+from isoforward.formats.export import freeze
+from isoforward.measure.case import Case, Laps, batch_of, identity_row, master_of, record, row, spent, timed
+from isoforward.serve.decoding import Pass, Sampling
+from isoforward.serve.inference import InferenceModule, load
+from isoforward.show.compare import only
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,18 +14,18 @@ from statistics import median
 import torch
 from omegaconf import OmegaConf
 
-from isoforward import units
-from isoforward.compare import select
-from isoforward.config import ExperimentConfig, TrainConfig, at_least
-from isoforward.data import Corpus, prepare
-from isoforward.entry import conf_directory, run, typed, writable
-from isoforward.errors import BadInput
-from isoforward.experiment import ask
-from isoforward.hardware import environment, reference_kernel
-from isoforward.measuring.case import Case, row
-from isoforward.measuring.watch import Watch, judge_trust
-from isoforward.results import Results, Row, write
-from isoforward.training.curves import Point, learning_curve, loss_rows, middle, reached_s
+from isoforward.app.command_line import conf_directory, run, typed, writable
+from isoforward.app.question import ask
+from isoforward.base import units
+from isoforward.base.config import ExperimentConfig, TrainConfig, at_least
+from isoforward.base.errors import BadInput
+from isoforward.base.hardware import environment, reference_kernel
+from isoforward.base.results import Results, Row, write
+from isoforward.data.corpus import Corpus, prepare
+from isoforward.measure.case import Case, row
+from isoforward.measure.learning_curves import Point, learning_curve, loss_rows, middle, reached_s
+from isoforward.measure.trust import Watch, judge_trust
+from isoforward.show.compare import select
 
 MARKS = 6  # validations of a run
 LENGTH = 64  # of the windows that both are judged on

@@ -18,19 +18,20 @@ import torch.nn.functional as F
 from lightning.pytorch import Callback, Trainer
 from torch.utils.data import DataLoader
 
-from isoforward import steps, units
-from isoforward.compare import only, select
-from isoforward.config import ExperimentConfig, TrainerConfig
-from isoforward.entry import run
-from isoforward.experiment import ask
-from isoforward.hardware import environment, reference_kernel
-from isoforward.lit import LitGPT, quieten
-from isoforward.measuring.case import Case, batch_of, master_of, row, spent, timed
-from isoforward.measuring.estimates import ratio
-from isoforward.measuring.watch import Watch, judge_trust
-from isoforward.meter import clock_for
-from isoforward.pages import keep_freed_pages
-from isoforward.results import Results, Row, write
+from isoforward.app.command_line import run
+from isoforward.app.question import ask
+from isoforward.base import units
+from isoforward.base.config import ExperimentConfig, TrainerConfig
+from isoforward.base.estimates import ratio
+from isoforward.base.hardware import environment, reference_kernel
+from isoforward.base.malloc import keep_freed_pages
+from isoforward.base.results import Results, Row, write
+from isoforward.base.stopwatch import clock_for
+from isoforward.measure.case import Case, batch_of, master_of, row, spent, timed
+from isoforward.measure.trust import Watch, judge_trust
+from isoforward.model import steps
+from isoforward.show.compare import only, select
+from isoforward.train.lightning_module import LitGPT, quieten
 
 KINDS = {"matrix products": "::mm", "attention": "attention", "GELU": "gelu", "norms": "norm"}  # by operator's name
 

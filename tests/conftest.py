@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from isoforward.config import ModelConfig
-from isoforward.model import GPT
+from isoforward.base.config import ModelConfig
+from isoforward.model.gpt import GPT
 
 SHAPES = {
     "gpt2": {"family": "gpt2"},

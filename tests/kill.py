@@ -23,9 +23,9 @@ from typing import Any
 
 import torch
 
-from isoforward.config import DataConfig, MeasureConfig, ModelConfig, TrackingConfig, TrainConfig, TrainerConfig
-from isoforward.files import statefile
-from isoforward.sweeps import DONE
+from isoforward.base.config import DataConfig, MeasureConfig, ModelConfig, TrackingConfig, TrainConfig, TrainerConfig
+from isoforward.base.storage import DONE
+from isoforward.formats import checkpoint_file
 
 TEXT = "To be, or not to be: that is the question.\n" * 60
 
@@ -109,7 +109,7 @@ def at_event(number: int, work: Callable[[], object]) -> Callable[[], object]:
 
 
 def attempt(where: Path, number: int) -> Callable[[], object]:
-    from isoforward.train import train
+    from isoforward.app.train import train
 
     return lambda: train(tiny_run(where, str(number), resume="auto"))
 
@@ -117,9 +117,9 @@ def attempt(where: Path, number: int) -> Callable[[], object]:
 def finished(where: Path) -> dict[str, Any]:
     """Weights and optimizer that the run under `where` ended with."""
     run = min(where.glob(f"runs/[0-9]*/{DONE}")).parent
-    newest = statefile.newest_good(run / "checkpoints")
+    newest = checkpoint_file.newest_good(run / "checkpoints")
     assert newest is not None
-    state = statefile.load(newest)
+    state = checkpoint_file.load(newest)
     assert state["global_step"] == 4
     return {key: state[key] for key in ("state_dict", "optimizer_states")}
 
@@ -134,7 +134,7 @@ def trial(where: Path, deaths: Iterator[Callable[[Callable[[], object]], int]]) 
         died, tries = died + (code != 0), tries + 1
         with warnings.catch_warnings(action="error"):  # nothing half-written bears the name of a checkpoint
             for run in where.glob("runs/*/checkpoints"):
-                statefile.newest_good(run)
+                checkpoint_file.newest_good(run)
         if code == 0:
             return died, finished(where)
     code = in_a_fork(attempt(where, tries))

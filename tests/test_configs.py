@@ -9,9 +9,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from isoforward.config import ExperimentConfig, GenerateConfig, ModelConfig, TrainConfig
-from isoforward.entry import GROUPS, conf_directory, explain, quoted, register, run, typed, unknown_key
-from isoforward.errors import BadInput
+from isoforward.app.command_line import GROUPS, conf_directory, explain, quoted, register, run, typed, unknown_key
+from isoforward.base.config import ExperimentConfig, GenerateConfig, ModelConfig, TrainConfig
+from isoforward.base.errors import BadInput
 
 CONF = conf_directory()
 NEEDS = {"hf": ["model.path=x"], "transformers": ["model.path=x"], "text": ["data.path=x"], "hub": ["data.name=x"]}

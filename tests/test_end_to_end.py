@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from isoforward.compare import compare
-from isoforward.files import statefile
-from isoforward.inference import load
-from isoforward.results import read
+from isoforward.base.results import read
+from isoforward.formats import checkpoint_file
+from isoforward.serve.inference import load
+from isoforward.show.compare import compare
 
 ROOT = Path(__file__).parents[1]
 TINY = [
@@ -146,7 +146,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(trained, tmp_path):
     ]
     assert manifests[0]["fingerprint"] == manifests[1]["fingerprint"]
     states = [
-        statefile.load(run / "checkpoints/last-000008.ckpt")
+        checkpoint_file.load(run / "checkpoints/last-000008.ckpt")
         for run in (trained[0] / "runs/latest", tmp_path / "runs/killed")
     ]
     torch.testing.assert_close(states[0]["optimizer_states"], states[1]["optimizer_states"], atol=0, rtol=0)
@@ -176,7 +176,7 @@ def test_a_signal_leaves_a_checkpoint_to_go_on_from(number, code, tmp_path):
     _, err = process.communicate(timeout=60)
     assert process.returncode == code
     assert "trainer.resume=runs/stopped" in err
-    assert statefile.newest_good(checkpoints) is not None
+    assert checkpoint_file.newest_good(checkpoints) is not None
 
 
 @pytest.mark.parametrize(

@@ -22,18 +22,18 @@ import pytest
 import torch
 from rich.console import Console
 
-from isoforward import lit
-from isoforward.config import TrackingConfig, TrainConfig
-from isoforward.errors import BadInput, Integrity, NonFinite, Stopped, StorageFailed
-from isoforward.files import statefile
-from isoforward.hardware import cpu_model
-from isoforward.inference import InferenceModule
-from isoforward.model import GPT
-from isoforward.sweeps import DONE
-from isoforward.tokenizer import Tokenizer
-from isoforward.train import train
-from isoforward.training.stopping import to_resume
-from isoforward.weights import export
+from isoforward.app.train import train
+from isoforward.base.config import TrackingConfig, TrainConfig
+from isoforward.base.errors import BadInput, Integrity, NonFinite, Stopped, StorageFailed
+from isoforward.base.hardware import cpu_model
+from isoforward.base.storage import DONE
+from isoforward.data.tokenizer import Tokenizer
+from isoforward.formats import checkpoint_file
+from isoforward.formats.export import export
+from isoforward.model.gpt import GPT
+from isoforward.serve.inference import InferenceModule
+from isoforward.train import lightning_module
+from isoforward.train.stopping import to_resume
 from tests import kill
 from tests.conftest import tiny
 from tests.kill import in_a_fork, same, tiny_run
@@ -60,20 +60,20 @@ Steps = dict[int, tuple[bytes, float]]
 def seen(monkeypatch: pytest.MonkeyPatch) -> Steps:
     """What each step was fed, and its loss."""
     steps: Steps = {}
-    real = lit.train_step
+    real = lightning_module.train_step
 
     def noting(model: GPT, optimizer: Any, tokens: torch.Tensor, targets: torch.Tensor, **how: Any) -> Any:
         loss, norm = real(model, optimizer, tokens, targets, **how)
         steps[len(steps)] = (tokens.numpy().tobytes(), loss.item())
         return loss, norm
 
-    monkeypatch.setattr(lit, "train_step", noting)
+    monkeypatch.setattr(lightning_module, "train_step", noting)
     return steps
 
 
 def ended(run: Path) -> dict[str, Any]:
     (last,) = run.glob("checkpoints/last-*.ckpt")
-    return statefile.load(last, only=("global_step", "state_dict", "optimizer_states"))
+    return checkpoint_file.load(last, only=("global_step", "state_dict", "optimizer_states"))
 
 
 def interrupting(monkeypatch: pytest.MonkeyPatch, where: str, when: int) -> None:
@@ -88,7 +88,7 @@ def interrupting(monkeypatch: pytest.MonkeyPatch, where: str, when: int) -> None
 
         return called
 
-    module = lit.LitGPT
+    module = lightning_module.LitGPT
     part = {"batch": "training_step", "backward": "manual_backward", "validation": "validation_step"}[where]
     monkeypatch.setattr(module, part, before(getattr(module, part)))
 
@@ -160,7 +160,7 @@ def test_row_5_interrupted_again_and_again_it_still_saves_and_does_not_hang(tmp_
         os.killpg(training.pid, signal.SIGINT)
         time.sleep(0.02)
     assert training.returncode == 130
-    assert statefile.newest_good(Path(config.run_dir) / "checkpoints") is not None
+    assert checkpoint_file.newest_good(Path(config.run_dir) / "checkpoints") is not None
 
 
 @pytest.fixture(scope="module")
@@ -242,7 +242,7 @@ def test_row_7_where_no_checkpoint_fits_the_earlier_one_stays_and_no_temporary(t
             assert "best-000002.ckpt could not be written: No space left on device" in str(failure)
             kept = small / "run" / "checkpoints"
             assert [path.name for path in kept.iterdir() if "ckpt" in path.name] == ["last-000001.ckpt"]
-            statefile.verify(kept / "last-000001.ckpt")
+            checkpoint_file.verify(kept / "last-000001.ckpt")
             raise
 
     assert in_namespace(fill, {small: "size=4200k"}) == 5
@@ -271,7 +271,9 @@ def test_row_8_and_22_a_tiny_tmpdir_and_no_network_change_no_weight_and_no_secre
 def two_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
     run = tmp_path_factory.mktemp("two") / "runs" / "run"
     for step in (1, 2):
-        statefile.save(run / "checkpoints" / f"last-{step:06d}.ckpt", {"global_step": step, "w": torch.ones(500, 3)})
+        checkpoint_file.save(
+            run / "checkpoints" / f"last-{step:06d}.ckpt", {"global_step": step, "w": torch.ones(500, 3)}
+        )
     return run, (run / "checkpoints" / "last-000002.ckpt").read_bytes()
 
 
@@ -300,7 +302,7 @@ def test_row_9_a_truncated_checkpoint_is_3_when_named_and_passed_over_with_a_war
 def test_row_14_what_is_not_finite_ends_training_before_the_update(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, before = lit.train_step, {}
+    real, before = lightning_module.train_step, {}
 
     def planted(model: GPT, optimizer: Any, tokens: torch.Tensor, targets: torch.Tensor, **how: Any) -> Any:
         if how["phase"] and len(before) == 2:
@@ -318,7 +320,7 @@ def test_row_14_what_is_not_finite_ends_training_before_the_update(
         before[len(before)] = True
         return real(model, optimizer, tokens, targets, **how)
 
-    monkeypatch.setattr(lit, "train_step", planted)
+    monkeypatch.setattr(lightning_module, "train_step", planted)
     with pytest.raises(NonFinite, match="step 2 is not finite") as refused:
         train(tiny_run(tmp_path, dropout=0.0))
     assert refused.value.exit_code == 4

@@ -24,16 +24,17 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from isoforward import inference, results, weights
-from isoforward.errors import Refusal
-from isoforward.files import statefile
-from isoforward.model import GPT
-from isoforward.results import Environment, Row, Verdict
-from isoforward.tokenizer import Tokenizer
-from isoforward.training import stopping
+from isoforward.base import results
+from isoforward.base.errors import Refusal
+from isoforward.base.results import Environment, Row, Verdict
+from isoforward.data.tokenizer import Tokenizer
+from isoforward.formats import checkpoint_file, export
+from isoforward.model.gpt import GPT
+from isoforward.serve import inference
+from isoforward.train import stopping
 from tests.conftest import tiny
-from tests.test_statefile import sealed
-from tests.test_weights import gguf_file
+from tests.formats.test_checkpoint_file import sealed
+from tests.formats.test_export import gguf_file
 
 MEMORY = 2 * 2**30  # bytes beyond what the tests hold
 PROCESSOR_S = 20.0
@@ -157,7 +158,7 @@ def model(**more: object) -> tuple[GPT, Tokenizer]:
 
 def an_export(where: Path) -> Path:
     gpt, tokenizer = model()
-    return weights.export(gpt, where / "export", tokenizer=tokenizer)
+    return export.export(gpt, where / "export", tokenizer=tokenizer)
 
 
 def a_checkpoint(where: Path) -> bytes:
@@ -167,21 +168,21 @@ def a_checkpoint(where: Path) -> bytes:
     about = {"model": asdict(gpt.config), "precision": "fp32"}
     tensors = {f"model.{name}": tensor for name, tensor in gpt.state_dict().items()}
     tokenizer.save(where / "tokenizer.json")
-    statefile.save(where / "last.ckpt", {"global_step": 3, "state_dict": tensors, "isoforward": about})
+    checkpoint_file.save(where / "last.ckpt", {"global_step": 3, "state_dict": tensors, "isoforward": about})
     return (where / "last.ckpt").read_bytes()
 
 
 def resealed(content: bytes, how: Edits) -> bytes:
     """Damage that its author has sealed again. Where not even that can be done, without."""
     changed = mutated(content, how, header=8 + int.from_bytes(content[:8], "little"))
-    start = statefile.DIGEST.start
-    if changed[8:start] != statefile.PREFIX or how[0][1] % 8 == 0:
+    start = checkpoint_file.DIGEST.start
+    if changed[8:start] != checkpoint_file.PREFIX or how[0][1] % 8 == 0:
         return changed
     header = 8 + int.from_bytes(content[:8], "little") + len(changed) - len(content)
     fitting = how[0][2] % 2 and header > start + 64  # the header's length may have changed with the header
     body = changed[8:] if not fitting else changed[8:header] + changed[header:]
     length = (header - 8 if fitting else int.from_bytes(changed[:8], "little")).to_bytes(8, "little")
-    blank = length + body[: start - 8] + statefile.NO_DIGEST + body[start - 8 + 64 :]
+    blank = length + body[: start - 8] + checkpoint_file.NO_DIGEST + body[start - 8 + 64 :]
     with suppress(ValueError):
         return reseal(blank)
     return changed
@@ -198,8 +199,8 @@ def remanifested(directory: Path) -> None:
     with suppress(ValueError, TypeError, AttributeError, LookupError, RecursionError, OSError):
         manifest = json.loads(path.read_text())
         for name in manifest["files"]:
-            manifest["files"][name] = weights.sha256_of(directory / Path(name).name)
-        manifest["sha256"] = weights.digest_of(manifest)
+            manifest["files"][name] = export.sha256_of(directory / Path(name).name)
+        manifest["sha256"] = export.digest_of(manifest)
         path.write_text(json.dumps(manifest))
 
 
@@ -244,8 +245,8 @@ class Kinds:
     def read_checkpoint(self, how: Edits) -> None:
         path = self.where / "run" / "last.ckpt"
         path.write_bytes(resealed(self.checkpoint, how))
-        statefile.newest_good(path.parent)
-        statefile.load(path)
+        checkpoint_file.newest_good(path.parent)
+        checkpoint_file.load(path)
         inference.load(path)
 
     def read_export(self, how: Edits) -> None:
@@ -261,12 +262,12 @@ class Kinds:
             (copied / "manifest.json").unlink()  # a directory of Transformers
         else:
             remanifested(copied)
-        weights.load_export(copied)
+        export.load_export(copied)
 
     def read_gguf(self, how: Edits) -> None:
         path = self.where / "model.gguf"
         path.write_bytes(mutated(self.gguf, how, header=2200))
-        weights.load(path)
+        export.load(path)
 
 
 KINDS = [name for name in vars(Kinds) if name.startswith("read_")]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from isoforward.results import read
+from isoforward.base.results import read
 
 ROOT = Path(__file__).parents[1]
 QUESTIONS = sorted(path.stem for path in (ROOT / "experiments").glob("*.py"))

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 import isoforward
-from isoforward.config import ModelConfig
-from isoforward.model import GPT
-from isoforward.tokenizer import Tokenizer
-from isoforward.weights import export, freeze
+from isoforward.base.config import ModelConfig
+from isoforward.data.tokenizer import Tokenizer
+from isoforward.formats.export import export, freeze
+from isoforward.model.gpt import GPT
 
 SOURCE = Path(isoforward.__file__).parent
 ROOT = Path(__file__).parent.parent
@@ -59,15 +59,15 @@ def test_no_module_reaches_itself():
 @pytest.mark.parametrize(
     "module",
     [
-        "config",
-        "errors",
-        "cost",
-        "planning.footprint",
-        "planning.economics",
-        "planning.devices",
-        "files.storage",
-        "pages",
-        "units",
+        "base.config",
+        "base.errors",
+        "model.cost",
+        "model.footprint",
+        "plan.economics",
+        "base.datasheets",
+        "base.storage",
+        "base.malloc",
+        "base.units",
     ],
 )
 def test_what_stands_at_the_top_is_stdlib_alone(module):
@@ -75,45 +75,45 @@ def test_what_stands_at_the_top_is_stdlib_alone(module):
     assert outside <= set(sys.stdlib_module_names) | {"__future__"}
 
 
-@pytest.mark.parametrize("module", ["model", "steps"])
+@pytest.mark.parametrize("module", ["model.gpt", "model.steps"])
 def test_the_forward_and_its_steps_know_nothing_but_torch(module):
     outside = {name for name in imported(module) if not name.startswith("isoforward.")}
     assert outside <= set(sys.stdlib_module_names) | {"torch", "__future__"}
-    assert reached(module) <= {"config", "errors", "few_rows", "loss", "model"}
+    assert reached(module) <= {"base.config", "base.errors", "model.linear_kernels", "model.loss", "model.gpt"}
 
 
 @pytest.mark.parametrize(
     "measured",
     [
-        "model",
-        "steps",
-        "inference",
-        "serving.decoding",
-        "serving.speculative",
-        "serving.quantised",
-        "serving.compiled",
-        "optim",
-        "data",
-        "training.batches",
-        "tokenizer",
-        "weights",
-        "files.card",
-        "serving.wrapped",
+        "model.gpt",
+        "model.steps",
+        "serve.inference",
+        "serve.decoding",
+        "serve.speculative",
+        "serve.quantised",
+        "serve.compiled",
+        "model.optim",
+        "data.corpus",
+        "data.batches",
+        "data.tokenizer",
+        "formats.export",
+        "formats.model_card",
+        "serve.transformers_model",
     ],
 )
 def test_what_is_measured_never_imports_what_measures_it(measured):
     assert not reached(measured) & {
-        "meter",
-        "measuring.case",
-        "measuring.ledger",
-        "measuring.counting",
-        "measuring.estimates",
-        "compare",
+        "base.stopwatch",
+        "measure.case",
+        "measure.memory_ledger",
+        "measure.flops",
+        "base.estimates",
+        "show.compare",
     }
 
 
 def test_wandb_is_imported_in_one_place():
-    assert [module for module in MODULES if "wandb" in imported(module)] == ["tracking"]
+    assert [module for module in MODULES if "wandb" in imported(module)] == ["show.wandb_tracker"]
 
 
 def loaded_by(statement: str) -> set[str]:
@@ -122,13 +122,16 @@ def loaded_by(statement: str) -> set[str]:
     return set(answer.stdout.split())
 
 
-@pytest.mark.parametrize("module", ["inference", "results", "compare", "showing.tables"])
+@pytest.mark.parametrize("module", ["serve.inference", "base.results", "show.compare", "show.tables"])
 def test_serving_and_reading_load_no_training_library(module):
     assert loaded_by(f"import isoforward.{module}") & HEAVY == set()
 
 
 def test_the_command_line_of_generate_loads_no_training_library():
-    assert loaded_by("import isoforward.generate, isoforward.entry") & (HEAVY - {"hydra", "omegaconf"}) == set()
+    assert (
+        loaded_by("import isoforward.app.generate, isoforward.app.command_line") & (HEAVY - {"hydra", "omegaconf"})
+        == set()
+    )
 
 
 @pytest.mark.parametrize(("script", "override"), [("train.py", "model.layers=-1"), ("generate.py", "top_k=-1")])
@@ -145,7 +148,7 @@ def test_a_mistake_is_told_before_anything_heavy_is_loaded(script, override):
 
 def test_importing_changes_nothing_global():
     seen = "(torch.get_default_dtype(), torch.get_num_threads(), torch.initial_seed())"
-    script = f"import torch; before = {seen}; import isoforward.inference; print(before == {seen})"
+    script = f"import torch; before = {seen}; import isoforward.serve.inference; print(before == {seen})"
     answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert answer.stdout == "True\n"
 
@@ -155,7 +158,7 @@ def test_serving_a_prompt_loads_no_compiler(tmp_path):
     tokenizer = Tokenizer.from_characters(["abc"])
     model = GPT(ModelConfig(layers=1, heads=2, width=8, context=16, vocab=tokenizer.vocabulary))
     export(freeze(model), tmp_path / "export", tokenizer=tokenizer)
-    serve = f"from isoforward.inference import load; load({str(tmp_path / 'export')!r}).generate('ab', top_p=0.9)"
+    serve = f"from isoforward.serve.inference import load; load({str(tmp_path / 'export')!r}).generate('ab', top_p=0.9)"
     shown = f"{serve}; import sys; print(*sys.modules)"
     answer = subprocess.run([sys.executable, "-c", shown], capture_output=True, text=True, check=True)
     assert set(answer.stdout.split()) & {"sympy", "torch._dynamo", "torch._inductor", "transformers", "gguf"} == set()

@@ -17,11 +17,11 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from isoforward import train as training
-from isoforward.inference import InferenceModule, load
-from isoforward.measuring.isolate import Failed, run_isolated
-from isoforward.training.stopping import KeepLast
-from isoforward.weights import freeze
+from isoforward.app import train as training
+from isoforward.base.subprocesses import Failed, run_isolated
+from isoforward.formats.export import freeze
+from isoforward.serve.inference import InferenceModule, load
+from isoforward.train.stopping import KeepLast
 from tests.kill import tiny_run
 
 MINUTES = float(os.environ.get("ISOFORWARD_SOAK_MINUTES", "60"))

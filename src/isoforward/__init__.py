@@ -9,30 +9,30 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from isoforward.errors import Refusal as Refusal
-    from isoforward.inference import load as load
-    from isoforward.measuring.estimates import Ratio as Ratio
-    from isoforward.measuring.estimates import ratio as ratio
-    from isoforward.measuring.phases import Phases as Phases
-    from isoforward.measuring.phases import compare_phases as compare_phases
-    from isoforward.results import Results as Results
-    from isoforward.results import Row as Row
-    from isoforward.results import read as read
-    from isoforward.weights import export as export
+    from isoforward.app.any_module import Phases as Phases
+    from isoforward.app.any_module import compare_phases as compare_phases
+    from isoforward.base.errors import Refusal as Refusal
+    from isoforward.base.estimates import Ratio as Ratio
+    from isoforward.base.estimates import ratio as ratio
+    from isoforward.base.results import Results as Results
+    from isoforward.base.results import Row as Row
+    from isoforward.base.results import read as read
+    from isoforward.formats.export import export as export
+    from isoforward.serve.inference import load as load
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "compare_phases": "measuring.phases",
-    "Phases": "measuring.phases",
-    "load": "inference",
-    "export": "weights",
-    "read": "results",
-    "Results": "results",
-    "Row": "results",
-    "ratio": "measuring.estimates",
-    "Ratio": "measuring.estimates",
-    "Refusal": "errors",
+    "compare_phases": "app.any_module",
+    "Phases": "app.any_module",
+    "load": "serve.inference",
+    "export": "formats.export",
+    "read": "base.results",
+    "Results": "base.results",
+    "Row": "base.results",
+    "ratio": "base.estimates",
+    "Ratio": "base.estimates",
+    "Refusal": "base.errors",
 }
 __all__ = list(_HOMES)
 

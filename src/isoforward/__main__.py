@@ -16,8 +16,12 @@ from difflib import get_close_matches
 from pathlib import Path
 
 MODULES = {  # as `python -m` runs them
-    "report": ("isoforward.report", [], "Makes the report of one run or several again, from their results.jsonl."),
-    "import": ("isoforward.weights", ["import"], "Turns a Transformers directory or a GGUF file into an export."),
+    "report": ("isoforward.show.report", [], "Makes the report of one run or several again, from their results.jsonl."),
+    "import": (
+        "isoforward.formats.export",
+        ["import"],
+        "Turns a Transformers directory or a GGUF file into an export.",
+    ),
 }
 COMMANDS = Path(__file__).parent / "commands"  # what a wheel has of train.py, generate.py and experiments/
 
@@ -53,7 +57,7 @@ def first_line(path: Path) -> str:
 def as_typed_here(text: str) -> str:
     """Examples of a help text name files of a clone."""
     text = re.sub(r"python (?:experiments/)?(\w+)\.py", r"isoforward \1", text)
-    return text.replace("python -m isoforward.report", "isoforward report")
+    return text.replace("python -m isoforward.show.report", "isoforward report")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

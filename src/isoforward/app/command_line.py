@@ -1,0 +1,274 @@
+"""From a command line to a typed, validated config; from an error to one clear message and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass, replace
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import isoforward
+from isoforward.app import sweeps
+from isoforward.base import config as schemas
+from isoforward.base.errors import BadInput, Refusal, StorageFailed
+from isoforward.base.storage import DONE, remove, sha256_of, write_atomically
+
+PACKAGE = Path(isoforward.__file__).parent
+Config = TypeVar("Config")
+FREE_TEXT = ("prompt", "stop", "sample_prompt")
+PATHS = (
+    "checkpoint",
+    "draft",
+    "prompts_file",
+    "run_dir",
+    "hardware",
+    "data.path",
+    "data.tokenizer",
+    "model.path",
+    "trainer.resume",
+)
+GROUPS = {
+    "model": schemas.ModelConfig,
+    "data": schemas.DataConfig,
+    "optim": schemas.OptimConfig,
+    "trainer": schemas.TrainerConfig,
+    "measure": schemas.MeasureConfig,
+    "tracking": schemas.TrackingConfig,
+}
+
+
+def conf_directory() -> Path:
+    """Beside the package in a clone, inside it when installed."""
+    installed = PACKAGE / "conf"
+    return installed if installed.is_dir() else PACKAGE.parents[1] / "conf"
+
+
+def writable(schema: type) -> DictConfig:
+    """OmegaConf takes a frozen dataclass for a read-only node; overrides have to be let in before it is built."""
+
+    def unlock(node: DictConfig) -> None:
+        OmegaConf.set_readonly(node, None)
+        for key in node:
+            child = node._get_node(key)
+            if isinstance(child, DictConfig):
+                unlock(child)
+
+    root: DictConfig = OmegaConf.structured(schema)
+    unlock(root)
+    return root
+
+
+@cache
+def register(name: str, schema: type) -> None:
+    store = ConfigStore.instance()
+    store.store(name=f"{name}_schema", node=writable(schema))
+    for group, group_schema in GROUPS.items():
+        store.store(group=group, name="schema", node=writable(group_schema))
+
+
+def keys_of(schema: type, prefix: str = "") -> list[str]:
+    keys = []
+    for field in fields(schema):
+        group = GROUPS.get(field.name)
+        if group is None:
+            keys.append(prefix + field.name)
+        else:
+            keys += keys_of(group, f"{field.name}.")
+    return keys
+
+
+def nearest(key: str, known: list[str]) -> str:
+    last = {name.rpartition(".")[2]: name for name in reversed(known)}
+    near = get_close_matches(key, known, n=1, cutoff=0.6)
+    near = near or [last[m] for m in get_close_matches(key.rpartition(".")[2], list(last), n=1, cutoff=0.6)]
+    return f"did you mean {near[0]}? " if near else ""
+
+
+def typed(raw: DictConfig, schema: type[Config]) -> Config:
+    """Checks what Hydra lets through: keys added with `+`, values out of range."""
+
+    def strangers(node: DictConfig, shape: type, prefix: str) -> list[str]:
+        known = {field.name for field in fields(shape)}
+        found = [prefix + str(key) for key in node if key not in known]
+        for name in known & GROUPS.keys():
+            if isinstance(child := node.get(name), DictConfig):
+                found += strangers(child, GROUPS[name], f"{prefix}{name}.")
+        return found
+
+    if unknown := strangers(raw, schema, ""):
+        raise unknown_key(unknown[0], schema)
+    built = OmegaConf.to_object(raw)
+    assert is_dataclass(built)
+    return built  # type: ignore[return-value]
+
+
+def unknown_key(key: str, schema: type) -> BadInput:
+    return BadInput(f"{key}: no such key; {nearest(key, keys_of(schema))}--help lists them all")
+
+
+def explain(error: Exception, schema: type) -> BadInput:
+    """Hydra's and OmegaConf's errors in one or two lines that name the key and the way out."""
+    text, cause = str(error), str(error.__cause__ or "")
+    if found := re.search(r"Could not override '([^']+)'", text):
+        return unknown_key(found[1], schema)
+    if found := re.search(r"Could not find '(\w+)/([^']+)'", text):
+        options = [
+            line.strip()
+            for line in text.partition("Available options")[2].splitlines()
+            if line.startswith("\t") and "=" not in line and line.strip() != "schema"
+        ]
+        near = get_close_matches(found[2], options, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        return BadInput(f"{found[1]}={found[2]} is not known: {hint}choose one of {', '.join(options)}")
+    if found := re.search(r"You must specify '([^']+)'|Could not find '([^']+)'|No match in the defaults list", text):
+        return BadInput(text.splitlines()[0])
+    detail = cause or text
+    key = re.search(r"full_key: (\S+)", detail)
+    first = detail.splitlines()[0] if detail else type(error).__name__
+    if key and not first.startswith(key[1]):
+        first = f"{key[1]}: {first}"
+    if "parsing override" in text or "no viable alternative" in text or "mismatched input" in text:
+        first = f"{text.splitlines()[0]}; write key=value, and quote values that hold , {{ }} [ ] or ="
+    return BadInput(first)
+
+
+def quoted(argument: str) -> str:
+    """A prompt is text and a path is a path, not Hydra grammar: `prompt=O, Romeo` means what it says."""
+    key, equals, value = argument.partition("=")
+    if (
+        not equals
+        or key not in FREE_TEXT + PATHS
+        or (key in PATHS and "${" in value)
+        or value == "null"
+        or (len(value) > 1 and value[0] == value[-1] in "'\"")
+    ):
+        return argument
+    escaped = re.sub(r"(\\*)(\"|$)", lambda m: m[1] * 2 + ('\\"' if m[2] else ""), value)
+    escaped = escaped.replace("${", "\\${")  # nor is it an interpolation
+    return f'{key}="{escaped}"'
+
+
+@contextmanager
+def claim(config: Any, *, resuming: bool = False) -> Iterator[Path]:
+    """The run's directory, this process' alone while it runs, with the resolved config in it; marked once all is done.
+
+    A directory that holds a run is taken only to go on with it.
+    """
+    directory = Path(config.run_dir)
+    with lock(directory):
+        kept = directory / "config.yaml"
+        if not resuming:
+            if kept.exists():
+                raise BadInput(f"run_dir={directory} holds a run already; choose another run_dir")
+            text = OmegaConf.to_yaml(OmegaConf.structured(config)).encode()
+            write_atomically(kept, lambda file: file.write(text))
+        remove(directory / DONE)
+        yield directory
+        write_atomically(directory / DONE, lambda file: file.write(sha256_of(kept).encode()))
+
+
+@contextmanager
+def lock(directory: Path) -> Iterator[None]:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = (directory / ".lock").open("w")
+    except OSError as error:
+        raise StorageFailed(f"run_dir={directory} cannot be written: {error.strerror}; choose another") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadInput(f"run_dir={directory} is in use by another run; wait for it or choose another") from None
+        yield
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
+
+
+def run(main: Callable[[Any], None], name: str, schema: type, argv: list[str] | None = None) -> int:
+    """Runs `main` on the config that `argv` describes; gives the exit code."""
+    as_typed = list(sys.argv[1:] if argv is None else argv)
+    arguments = as_typed
+    overrides = [argument for argument in arguments if argument not in ("-m", "--multirun")]
+    program, sweep = sys.argv[0], None
+    if len(overrides) < len(arguments):
+        arguments = ["--multirun", *overrides]  # wherever it was typed: argparse wants it before or after all keys
+        if not any(override.startswith("hydra.sweep.dir=") for override in overrides):
+            sweep = sweeps.directory_for(name, overrides)
+            arguments.append(f"hydra.sweep.dir={sweep}")
+    else:
+        arguments = [quoted(argument) for argument in arguments]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us; Hydra would print its own and exit with 1
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    register(name, schema)
+
+    codes, here = [0], os.getpid()
+
+    def task(raw: DictConfig) -> None:
+        job: Any = HydraConfig.get()
+        sys.argv = [program, *as_typed]  # which rows record, without our quotes
+        try:
+            built: Any = typed(raw, schema)
+            if job.mode != RunMode.MULTIRUN or not hasattr(built, "run_dir"):
+                main(built)
+                return
+            sweeps.start(Path(job.sweep.dir), overrides)
+            built = replace(built, run_dir=job.runtime.output_dir)
+            code, reason = sweeps.run_case(main, built, Path(program).resolve(), job.overrides.task)
+            codes.append(code)
+            if code:
+                print(f"error: {' '.join(job.overrides.task)}: {reason}", file=sys.stderr)
+            if code == 128 + signal.SIGINT:
+                raise KeyboardInterrupt
+        except Refusal as refusal:  # told here: in a sweep the other cases go on
+            codes.append(complain(refusal))
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            codes.append(complain(StorageFailed(f"{error.filename or 'a file'} cannot be written: {error.strerror}")))
+        if os.getpid() != here and max(codes):  # a launcher's job: nothing else reaches where the sweep was typed
+            failure = Refusal(f"{' '.join(job.overrides.task)} failed; {job.sweep.dir} says why")
+            failure.exit_code = max(codes)
+            raise failure
+
+    entry = hydra.main(version_base="1.3", config_path=str(conf_directory()), config_name=name)(task)
+    try:
+        sys.argv = [program, *arguments]
+        entry()
+        if sweep is not None and max(codes) == 0:
+            sweeps.finish(sweep)
+    except (HydraException, OmegaConfBaseException, MissingConfigException) as error:
+        return complain(explain(error, schema))
+    except OverflowError:
+        longest = max(arguments, key=len).partition("=")[0]
+        return complain(BadInput(f"{longest}: no number is that large"))
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 130
+    except Refusal as refusal:
+        return complain(refusal)
+    return max(codes)
+
+
+def complain(refusal: Refusal) -> int:
+    print(f"error: {refusal}", file=sys.stderr)
+    return refusal.exit_code

@@ -1,0 +1,181 @@
+"""What every experiment shares: its subject, its directory, and how its rows are told."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+import isoforward
+from isoforward.app.command_line import claim
+from isoforward.base.config import ExperimentConfig, ModelConfig, Run
+from isoforward.base.errors import BadInput
+from isoforward.base.hardware import auto_precision
+from isoforward.base.results import Results, read
+from isoforward.base.storage import write_atomically
+from isoforward.base.terminal import say
+from isoforward.formats.export import find, read_manifest
+from isoforward.measure.case import Case, apart
+from isoforward.serve.inference import find_export
+from isoforward.serve.transformers_model import described
+from isoforward.show.compare import compare
+from isoforward.show.tables import show, show_rows
+from isoforward.show.wandb_tracker import Tracker, open_tracker
+
+Answer = Callable[[Results], str]
+PACKAGE = Path(isoforward.__file__).parent
+FRESH_VOCABULARY = 1024  # of fresh weights that no tokenizer belongs to: what data=shakespeare learns
+
+
+def command_line() -> str:
+    script = Path(sys.argv[0])
+    installed = script.parent == PACKAGE / "commands"
+    return shlex.join([*(["isoforward", script.stem] if installed else ["python", sys.argv[0]]), *sys.argv[1:]])
+
+
+def call(script: str) -> str:
+    """How a script is called here: as a file in a clone, as a command where only the package is."""
+    installed = (PACKAGE / "commands").is_dir()
+    return f"isoforward {script}" if installed else f"python {script}.py"
+
+
+def precision_of(asked: str, device: torch.device) -> tuple[str, str]:
+    """The precision and why."""
+    return (asked, "as asked") if asked != "auto" else auto_precision(device)
+
+
+def case_of(config: ExperimentConfig, experiment: str) -> Case:
+    """The weights of `checkpoint`, or fresh ones of `model`."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    export = None
+    model = config.model
+    if config.checkpoint is not None:
+        path = find_export(config.checkpoint)
+        if path.is_file():
+            raise BadInput(f"checkpoint={path} is a training checkpoint; experiments take an export or a run directory")
+        export, model = str(path), find(path, verify=False).config
+    elif model.source == "transformers":
+        raise BadInput(f"{experiment} takes our own forward apart; model=transformers is what phase_costs measures")
+    elif model.source == "hf":
+        export, model = str(model.path), find(Path(str(model.path)), verify=False).config
+    elif model.vocab is None:
+        model = dataclasses.replace(model, vocab=FRESH_VOCABULARY)
+    return Case(
+        experiment=experiment,
+        model=model,
+        export=export,
+        batch=config.data.batch,
+        length=fitting(config, model),
+        compile=config.compile,
+        precision=precision_of(config.precision, device)[0],
+        device=str(device),
+        hardware=config.hardware,
+        threads=torch.get_num_threads(),
+        seed=config.seed,
+        optim=config.optim,
+        measure=config.measure,
+    )
+
+
+def wrapped_case(config: ExperimentConfig, experiment: str) -> Case:
+    model, labels = described(Path(str(config.model.path)))
+    case = case_of(dataclasses.replace(config, model=dataclasses.replace(model, source="fresh")), experiment)
+    return dataclasses.replace(case, model=model, labels=labels)
+
+
+def fitting(config: Run, model: ModelConfig) -> int:
+    if config.data.length > model.context:
+        raise BadInput(
+            f"data.length={config.data.length} is longer than the model's context of {model.context}; "
+            f"write data.length={model.context}"
+        )
+    return config.data.length
+
+
+def ask(config: ExperimentConfig, question: str, target: str, answer: Answer, **more: Any) -> None:
+    """Measures `target` ("module:function") on the config's subject, in a fresh process; tells rows and answer."""
+    case = case_of(config, question)
+    console = Console()
+    with claim(config) as run_dir:
+        with console.status(f"measuring {question}"):
+            apart(case, target, run_dir / "results.jsonl", command_line(), **more)
+        tell(config, run_dir, console, answer)
+
+
+def tell(config: Run, run_dir: Path, console: Console, answer: Answer) -> None:
+    """The rows as a table, the answer as a sentence, and the report, all from results.jsonl alone."""
+    results = read(run_dir / "results.jsonl")
+    show_rows(console, results)
+    told = answer(results)
+    console.print(f"\n{told}\n", markup=False, highlight=False, style="bold")
+    publish(config, run_dir, console, results, job_type="experiment", headline=told)
+
+
+def conclude(config: Run, run_dir: Path, console: Console, *, job_type: str, sample: str | None = None) -> None:
+    """Both lives side by side, one sentence, and the report, all from results.jsonl alone."""
+    results = read(run_dir / "results.jsonl")
+    comparison = compare(results)
+    show(console, comparison)
+    if sample:
+        console.print(f"{sample}\n", markup=False, highlight=False)
+    publish(config, run_dir, console, results, job_type=job_type, headline=comparison.headline, sample=sample)
+
+
+def publish(
+    config: Run,
+    run_dir: Path,
+    console: Console,
+    results: Results,
+    *,
+    job_type: str,
+    headline: str,
+    sample: str | None = None,
+) -> None:
+    """The answer in a sentence, the report, the W&B run, and where everything is."""
+    from isoforward.show.report import write_report
+
+    write_atomically(run_dir / "answer.txt", lambda file: file.write(f"{headline}\n".encode()))
+    report = write_report(results, run_dir / "report.html", headline=headline, sample=sample)
+    say(console, f"rows     {run_dir / 'results.jsonl'}")
+    say(console, f"report   {report}")
+    with tracker_of(config, run_dir, console, job_type, results.rows[0].experiment) as tracker:
+        if job_type == "inference":
+            tracker.export(run_dir / "export", fingerprint_of(run_dir / "export"))
+        tracker.rows(results)
+        tracker.report(report)
+    if tracker.url_or_sync:
+        say(console, f"W&B      {tracker.url_or_sync}")
+
+
+def tracker_of(config: Run, run_dir: Path, console: Console, job_type: str, question: str = "train") -> Tracker:
+    return open_tracker(
+        config.tracking,
+        run_dir=run_dir,
+        job_type=job_type,
+        name=f"{run_dir.name} {job_type}",
+        group=group_of(config, run_dir),
+        resolved_config=dataclasses.asdict(config),
+        tags=[question],
+        say=lambda line: say(console, line),
+    )
+
+
+def group_of(config: Run, run_dir: Path) -> str:
+    """All that is asked of one model goes with its training."""
+    checkpoint = config.checkpoint if isinstance(config, ExperimentConfig) else None
+    if checkpoint is None:
+        return run_dir.name
+    export = find_export(checkpoint).resolve()
+    return export.parent.name if export.name == "export" else export.name
+
+
+def fingerprint_of(exported: Path) -> str:
+    manifest = read_manifest(exported)
+    assert manifest is not None
+    return str(manifest["fingerprint"])

@@ -1,0 +1,119 @@
+"""Sweeps: each case in a process and a directory of its own, so that its death is a row and not the sweep's end.
+
+A sweep that did not finish is gone on with when the same command is typed again: finished cases are left as they are,
+training that was cut off is resumed, anything else that was is set aside and done anew.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import importlib
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from isoforward.base.config import unpack
+from isoforward.base.errors import Refusal, StorageFailed
+from isoforward.base.results import Row, write
+from isoforward.base.storage import DONE, sha256_of, write_atomically
+from isoforward.base.subprocesses import Failed, run_isolated
+
+COMMAND = ".command"  # in the directory of a sweep: the overrides it was started with
+
+
+def directory_for(name: str, overrides: Sequence[str], runs: Path = Path("runs")) -> Path:
+    """That of the newest sweep of the same command that did not finish and is not running, else a new one."""
+    for command in sorted(runs.glob(f"*_{name}_sweep/{COMMAND}"), key=lambda path: path.stat().st_mtime, reverse=True):
+        sweep = command.parent
+        same = command.read_text() == "\n".join(overrides)
+        if same and not (sweep / DONE).exists() and not any(in_use(lock) for lock in sweep.glob("*/.lock")):
+            return sweep
+    return runs / time.strftime(f"%Y-%m-%d_%H-%M-%S_{name}_sweep")
+
+
+def in_use(lock: Path) -> bool:
+    with lock.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
+
+
+def start(sweep: Path, overrides: Sequence[str]) -> None:
+    write_atomically(sweep / COMMAND, lambda file: file.write("\n".join(overrides).encode()))
+
+
+def finish(sweep: Path) -> None:
+    write_atomically(sweep / DONE, lambda file: file.write(b""))
+
+
+def run_case(main: Callable[[Any], None], config: Any, script: Path, overrides: Sequence[str]) -> tuple[int, str]:
+    """The exit code of one case, and why where it is not 0."""
+    directory = Path(config.run_dir)
+    if (directory / DONE).is_file() and (directory / DONE).read_text() == sha256_of(directory / "config.yaml"):
+        print(f"{directory} is done already: left as it is")
+        return 0, ""
+    if (directory / "config.yaml").exists():
+        if hasattr(config, "trainer") and any(directory.glob("checkpoints/*.ckpt")):
+            config = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, resume=str(directory)))
+        else:
+            set_aside(directory)
+    about = {"script": str(script), "main": name_of(main, script), "schema": name_of(type(config), script)}
+    payload = {**about, "config": dataclasses.asdict(config), "arguments": sys.argv}
+    outcome = run_isolated("isoforward.app.sweeps:case", payload)
+    if not isinstance(outcome, Failed):
+        code, reason = outcome
+        if code in (0, Refusal.exit_code):
+            return code, reason
+        return code, failed(config, reason, overrides)
+    return 1, failed(config, outcome.reason, overrides)
+
+
+def failed(config: Any, reason: str, overrides: Sequence[str]) -> str:
+    row = Row(
+        experiment="sweep",
+        life="training" if hasattr(config, "trainer") else "inference",
+        phase="run",
+        quantity="time",
+        unit="s",
+        per="run",
+        value=None,
+        provenance="unavailable",
+        reason=f"failed: {reason}",
+        conditions=dict(override.partition("=")[::2] for override in overrides),
+    )
+    write(Path(config.run_dir) / "results.jsonl", [row])
+    return reason
+
+
+def set_aside(directory: Path) -> None:
+    number = sum(1 for _ in directory.parent.glob(f"{directory.name}.failed*")) + 1
+    try:
+        directory.rename(directory.with_name(f"{directory.name}.failed{number}"))
+    except OSError as error:
+        raise StorageFailed(f"{directory} could not be set aside: {error.strerror}") from error
+
+
+def name_of(thing: Any, script: Path) -> str:
+    return f"{script.stem if thing.__module__ == '__main__' else thing.__module__}:{thing.__qualname__}"
+
+
+def case(payload: dict[str, Any]) -> tuple[int, str]:
+    """In the process of the case: its exit code, and why where it is not 0."""
+    sys.argv = payload["arguments"]
+    sys.path.insert(0, str(Path(payload["script"]).parent))
+
+    def named(name: str) -> Any:
+        module, _, attribute = name.partition(":")
+        return getattr(importlib.import_module(module), attribute)
+
+    config = unpack(named(payload["schema"]), payload["config"])
+    try:
+        named(payload["main"])(config)
+    except Refusal as refusal:
+        return refusal.exit_code, str(refusal)
+    return 0, ""

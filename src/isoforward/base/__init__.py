@@ -1,0 +1,1 @@
+"""What every room stands on: errors, typed configs, rows of results, statistics, storage, the machine."""

@@ -1,0 +1,351 @@
+"""What a run is: frozen, typed, validated where it is built, with no import beyond the standard library."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, is_dataclass
+from difflib import get_close_matches
+from typing import Any, TypeVar, get_type_hints
+
+from isoforward.base.errors import BadInput
+
+LARGEST = 2**21  # no real model has more positions, tokens, layers or features, and no batch more sequences
+
+
+Schema = TypeVar("Schema")
+
+
+def unpack(schema: type[Schema], packed: Mapping[str, Any]) -> Schema:
+    """The opposite of dataclasses.asdict."""
+    kinds = get_type_hints(schema)
+    parts = {key: unpack(kinds[key], value) if is_dataclass(kinds[key]) else value for key, value in packed.items()}
+    return schema(**parts)
+
+
+def one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        near = get_close_matches(str(value), allowed, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise BadInput(f"{key}={value} is not known: {hint}choose one of {', '.join(allowed)}")
+
+
+def at_least(key: str, value: float | None, least: float) -> None:
+    """None means "not set" and passes; NaN never does, nor what no float or 64 bits hold."""
+    if value is not None and not least <= value < 2**53:
+        more = " and below 2^53" if value >= least else ""
+        raise BadInput(f"{key}={value} must be a finite number of at least {least:g}{more}")
+
+
+def sized(key: str, value: int | None) -> None:
+    at_least(key, value, 1)
+    if value is not None and value > LARGEST:
+        raise BadInput(f"{key}={value} is more than any has; it can be {LARGEST} at most")
+
+
+def within(key: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise BadInput(f"{key}={value} must lie between {low:g} and {high:g}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A decoder-only GPT, as GPT-2 (`family=gpt2`) or as Llama (`family=llama`).
+
+    `source` says where weights come from: `fresh` (drawn from the seed), `hf` (a GPT-2 or Llama directory
+    at `path`, read into our forward) or `transformers` (any causal LM at `path`, wrapped as it is).
+    """
+
+    family: str = "gpt2"
+    layers: int = 4
+    heads: int = 4
+    kv_heads: int | None = None  # None: one per head
+    width: int = 128
+    ffn: int | None = None  # None: 4 x width (gpt2), 8/3 x width rounded up to 64 (llama)
+    context: int = 256
+    vocab: int | None = None  # None: the tokenizer's
+    tied: bool = True
+    bias: bool | None = None  # None: gpt2 yes, llama no
+    dropout: float = 0.0
+    norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    rope_scaling: dict[str, float] | None = None  # Llama 3: factor, low_freq_factor, high_freq_factor, original_context
+    source: str = "fresh"
+    path: str | None = None
+
+    def __post_init__(self) -> None:
+        one_of("model.family", self.family, ("gpt2", "llama"))
+        one_of("model.source", self.source, ("fresh", "hf", "transformers"))
+        for name in ("layers", "heads", "kv_heads", "width", "ffn", "context", "vocab"):
+            sized(f"model.{name}", getattr(self, name))
+        if self.width % self.heads:
+            fits = [n for n in range(1, min(self.width, 128) + 1) if self.width % n == 0]
+            near = sorted(sorted(fits, key=lambda n: abs(n - self.heads))[:4])
+            raise BadInput(
+                f"model.heads={self.heads} does not divide model.width={self.width}; "
+                f"near it these do: {', '.join(map(str, near))}"
+            )
+        if self.heads % self.kv_head_count:
+            raise BadInput(f"model.kv_heads={self.kv_heads} does not divide model.heads={self.heads}")
+        if self.family == "llama" and self.head_width % 2:
+            raise BadInput(
+                f"model.width/model.heads={self.head_width} is odd: rotary positions turn pairs of features; "
+                "choose an even head width"
+            )
+        within("model.dropout", self.dropout, 0.0, 0.99)
+        if not (math.isfinite(self.norm_eps) and self.norm_eps > 0):
+            raise BadInput(f"model.norm_eps={self.norm_eps} must be a positive number")
+        if not (math.isfinite(self.rope_theta) and self.rope_theta > 0):
+            raise BadInput(f"model.rope_theta={self.rope_theta} must be a positive number")
+        if self.source != "fresh" and not self.path:
+            raise BadInput(f"model={self.source} needs model.path=DIRECTORY")
+
+    @property
+    def kv_head_count(self) -> int:
+        return self.heads if self.kv_heads is None else self.kv_heads
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def kv_width(self) -> int:
+        return self.kv_head_count * self.head_width
+
+    @property
+    def ffn_width(self) -> int:
+        if self.ffn is not None:
+            return self.ffn
+        return 4 * self.width if self.family == "gpt2" else 64 * math.ceil(8 * self.width / 3 / 64)
+
+    @property
+    def has_bias(self) -> bool:
+        return self.family == "gpt2" if self.bias is None else self.bias
+
+    @property
+    def vocabulary(self) -> int:
+        if self.vocab is None:
+            raise BadInput("model.vocab is not set and no tokenizer was there to give it; write model.vocab=N")
+        return self.vocab
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where text comes from, how it becomes tokens, and the shape of one optimizer step's batch."""
+
+    source: str = "shakespeare"
+    path: str | None = None  # source=text: a file, directory or glob
+    name: str | None = None  # source=hub: a dataset's name
+    column: str = "text"  # the column that holds the text
+    tokenizer: str = "bpe"  # char, bpe, gpt2 or the path of a tokenizer.json
+    vocab: int = 1024  # tokenizer=bpe: how many tokens to learn
+    validation: float = 0.1  # share of documents held out; shakespeare declares its plays instead
+    batch: int = 8  # sequences of one optimizer step, over all devices
+    length: int = 256  # tokens of one sequence
+    workers: int = 0
+    cache_dir: str | None = None  # None: $XDG_CACHE_HOME/isoforward or ~/.cache/isoforward
+
+    def __post_init__(self) -> None:
+        one_of("data.source", self.source, ("shakespeare", "text", "hub", "synthetic"))
+        for name in ("batch", "length", "vocab"):
+            sized(f"data.{name}", getattr(self, name))
+        at_least("data.vocab", self.vocab, 257)
+        within("data.workers", self.workers, 0, 1024)
+        within("data.validation", self.validation, 0.0, 0.9)
+        if self.source == "text" and not self.path:
+            raise BadInput("data=text needs data.path=FILE, DIRECTORY or GLOB")
+        if self.source == "hub" and not self.name:
+            raise BadInput("data=hub needs data.name=DATASET")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    name: str = "adamw"
+    lr: float = 3e-3
+    min_lr: float = 0.1  # as a share of lr, reached at the last step
+    schedule: str = "cosine"  # or linear, constant
+    warmup_steps: int = 50
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    momentum: float = 0.95  # sgd, muon
+    muon_lr: float = 0.02  # matrices under name=muon; everything else takes lr
+    clip: float | None = 1.0  # None: the gradient's norm is measured but not cut
+
+    def __post_init__(self) -> None:
+        one_of("optim.name", self.name, ("adamw", "adam", "sgd", "muon"))
+        one_of("optim.schedule", self.schedule, ("cosine", "linear", "constant"))
+        for name in ("lr", "muon_lr", "weight_decay", "warmup_steps"):
+            at_least(f"optim.{name}", getattr(self, name), 0)
+        within("optim.min_lr", self.min_lr, 0.0, 1.0)
+        for name in ("beta1", "beta2", "momentum"):
+            within(f"optim.{name}", getattr(self, name), 0.0, 0.9999999)
+        if self.clip is not None and not self.clip > 0:
+            raise BadInput(f"optim.clip={self.clip} must be positive, or null for none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    max_steps: int = 700
+    max_time: str | None = None  # DD:HH:MM:SS
+    accelerator: str = "auto"
+    devices: int = 1  # of each machine
+    nodes: int = 1  # machines; more than one are started by torchrun
+    strategy: str = "auto"
+    accumulate: int = 1  # micro-batches that one optimizer step is cut into
+    checkpointing: str = "none"  # activations: kept, or recomputed in backward
+    validate_every: int = 100
+    validation_batches: int = 8
+    checkpoint_every: int = 100
+    resume: str | None = None  # a checkpoint or run directory, or auto
+    early_stopping: int | None = None  # validations without improvement
+    profiler: str | None = None  # pytorch: three steps in trace.json, which a browser opens
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        one_of("trainer.accelerator", self.accelerator, ("auto", "cpu", "gpu"))
+        one_of("trainer.strategy", self.strategy, ("auto", "ddp", "fsdp"))
+        one_of("trainer.checkpointing", self.checkpointing, ("none", "selective", "full"))
+        for name in (
+            "max_steps",
+            "devices",
+            "nodes",
+            "accumulate",
+            "validate_every",
+            "validation_batches",
+            "checkpoint_every",
+        ):
+            at_least(f"trainer.{name}", getattr(self, name), 1)
+        at_least("trainer.early_stopping", self.early_stopping, 1)
+        if self.profiler is not None:
+            one_of("trainer.profiler", self.profiler, ("pytorch",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureConfig:
+    """How much is measured. Everything runs until `repeats` samples are in, after `warmup` uncounted ones."""
+
+    enabled: bool = True
+    repeats: int = 20
+    warmup: int = 3
+    prompt: int = 64  # tokens of the prefill; the decode starts there
+    new_tokens: int = 64  # decode steps of one measured generation
+    context: int = 1024  # the longest past that the cache curve looks at
+    energy: str = "auto"  # auto: measured or unavailable; or a wattage to estimate with, such as 65W
+
+    def __post_init__(self) -> None:
+        at_least("measure.repeats", self.repeats, 5)
+        at_least("measure.warmup", self.warmup, 1)
+        at_least("measure.prompt", self.prompt, 1)
+        at_least("measure.new_tokens", self.new_tokens, 2)
+        at_least("measure.context", self.context, 2)
+        if self.energy != "auto":
+            try:
+                watts = float(self.energy.removesuffix("W"))
+            except ValueError:
+                watts = -1.0
+            if not watts > 0:
+                raise BadInput(f"measure.energy={self.energy} must be auto or a wattage such as 65W")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    mode: str = "auto"  # auto: W&B online where a key is set, else offline
+    project: str = "isoforward"
+    entity: str | None = None
+    group: str | None = None  # None: the run directory, which ties both lives of one model
+    tags: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        one_of("tracking.mode", self.mode, ("auto", "wandb", "none"))
+
+
+PRECISIONS = ("auto", "fp32", "bf16", "int8")  # int8 serves alone: nothing is trained in it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What every command shares."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    measure: MeasureConfig = field(default_factory=MeasureConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    hardware: str = "here"  # here, a name of the built-in table, or a file made by calibrate
+    precision: str = "auto"
+    compile: bool = False
+    seed: int = 1234
+    run_dir: str = ""
+
+    def __post_init__(self) -> None:
+        one_of("precision", self.precision, PRECISIONS[:-1])
+        within("seed", self.seed, 0, 2**63 - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Run):
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    sample_prompt: str = "ROMEO:"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.model.source == "fresh" and self.data.length > self.model.context:
+            raise BadInput(
+                f"data.length={self.data.length} is longer than model.context={self.model.context}; "
+                f"write data.length={self.model.context} or model.context={self.data.length}"
+            )
+        pieces = self.trainer.accumulate * self.trainer.devices * self.trainer.nodes
+        if self.data.batch % pieces:
+            raise BadInput(
+                f"data.batch={self.data.batch} cannot be cut into trainer.accumulate x trainer.devices x "
+                f"trainer.nodes = {pieces} "
+                f"equal parts; write data.batch={pieces * max(1, round(self.data.batch / pieces))}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentConfig(Run):
+    """One question: on `checkpoint`, or on fresh weights of `model`."""
+
+    checkpoint: str | None = None
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    checkpoint: str = "runs/latest"
+    prompt: str | None = None
+    prompts_file: str | None = None  # one prompt a line, served as one batch
+    max_new_tokens: int = 200
+    temperature: float = 0.8  # 0: greedy
+    top_k: int | None = None
+    top_p: float | None = None
+    repetition_penalty: float = 1.0  # above 1: what was said already is less likely
+    stop: str | None = None
+    seed: int = 1234
+    cache: bool = True
+    stream: bool = True
+    explain: bool = False
+    precision: str = "auto"  # auto: as exported
+    draft: str | None = None  # a smaller model's checkpoint, to propose tokens
+    draft_tokens: int = 4  # that it proposes before each forward of the model
+    compile: bool = False  # the decoding step
+
+    def __post_init__(self) -> None:
+        at_least("max_new_tokens", self.max_new_tokens, 0)
+        at_least("temperature", self.temperature, 0)
+        at_least("top_k", self.top_k, 1)
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise BadInput(f"top_p={self.top_p} must lie in (0, 1]")
+        if not 0 < self.repetition_penalty < math.inf:
+            raise BadInput(f"repetition_penalty={self.repetition_penalty} must be a positive number; 1 is none")
+        one_of("precision", self.precision, PRECISIONS)
+        within("seed", self.seed, 0, 2**63 - 1)
+        at_least("draft_tokens", self.draft_tokens, 1)
+        if self.prompt is not None and self.prompts_file is not None:
+            raise BadInput("give prompt= or prompts_file=, not both")
+        if self.draft is not None and (self.prompts_file is not None or self.compile or not self.cache):
+            raise BadInput("draft= serves one prompt, with a cache: leave out prompts_file=, compile= and cache=")
+        if self.compile and not self.cache:
+            raise BadInput("compile=true compiles the cached step: leave out cache=false")

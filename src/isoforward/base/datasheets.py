@@ -1,0 +1,239 @@
+"""What devices can do at most, with sources; and the files that say what a machine was measured to do."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from isoforward.base.config import one_of
+from isoforward.base.errors import BadInput, Integrity
+from isoforward.base.hardware import cpu_model, processors
+from isoforward.base.storage import write_atomically
+
+SCHEMA = 1
+LARGEST_FILE = 2**20
+DTYPES = ("fp32", "tf32", "bf16", "fp16", "fp8", "int8")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """Peaks of one device: dense rates, never the doubled ones of structured sparsity. An absent dtype is unknown.
+
+    A datasheet's GB are taken as 10^9 bytes, which understates what HBM devices report by up to 7 %.
+    """
+
+    name: str
+    peak_flops_per_s: Mapping[str, float]  # by dtype of DTYPES; matrix units with fp32 accumulation where there are any
+    bandwidth_bytes_per_s: float
+    memory_bytes: float
+    source: str  # the datasheet, or what was run to measure it
+    provenance: str = "looked up"
+    tdp_w: float | None = None
+    price_per_hour_usd: float | None = None
+    calibration: Mapping[str, Any] = field(default_factory=dict)  # what predict.py needs beyond the peaks
+
+    def __post_init__(self) -> None:
+        one_of("hardware.provenance", self.provenance, ("looked up", "measured"))
+        for key in ("name", "source"):
+            if not isinstance(getattr(self, key), str) or not getattr(self, key):
+                raise BadInput(f"hardware.{key} must be a text")
+        if not isinstance(self.peak_flops_per_s, Mapping) or not isinstance(self.calibration, Mapping):
+            raise BadInput("hardware.peak_flops_per_s and hardware.calibration must be mappings")
+        for dtype, peak in self.peak_flops_per_s.items():
+            one_of("hardware.peak_flops_per_s", dtype, DTYPES)
+            _positive(f"peak_flops_per_s.{dtype}", peak)
+        for key in ("bandwidth_bytes_per_s", "memory_bytes"):
+            _positive(key, getattr(self, key))
+        for key in ("tdp_w", "price_per_hour_usd"):
+            if getattr(self, key) is not None:
+                _positive(key, getattr(self, key))
+
+
+def _positive(key: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e300:
+        raise BadInput(f"hardware.{key}={str(value)[:40]} must be a positive, finite number")
+
+
+def _device(name: str, source: str, *, tera: Mapping[str, float], gb_per_s: float, gb: float, tdp_w: float) -> Hardware:
+    return Hardware(
+        name=name,
+        source=source,
+        peak_flops_per_s={dtype: rate * 1e12 for dtype, rate in tera.items()},
+        bandwidth_bytes_per_s=gb_per_s * 1e9,
+        memory_bytes=gb * 1e9,
+        tdp_w=tdp_w,
+    )
+
+
+# Datasheets print the tensor rates of L4 and Hopper with sparsity: here they are halved.
+_AMPERE = {"fp32": 19.5, "tf32": 156, "bf16": 312, "fp16": 312, "int8": 624}
+_HOPPER = {"fp32": 67, "tf32": 494.5, "bf16": 989.5, "fp16": 989.5, "fp8": 1979, "int8": 1979}
+TABLE: dict[str, Hardware] = {
+    "v100": _device(
+        "NVIDIA V100 SXM2 32GB",
+        "NVIDIA V100 datasheet",
+        tera={"fp32": 15.7, "fp16": 125},
+        gb_per_s=900,
+        gb=32,
+        tdp_w=300,
+    ),
+    "t4": _device(
+        "NVIDIA T4",
+        "NVIDIA T4 product brief; rates from the Turing architecture whitepaper",
+        tera={"fp32": 8.1, "fp16": 65, "int8": 130},
+        gb_per_s=320,
+        gb=16,
+        tdp_w=70,
+    ),
+    "a100": _device(
+        "NVIDIA A100 SXM4 80GB", "NVIDIA A100 80GB datasheet", tera=_AMPERE, gb_per_s=2039, gb=80, tdp_w=400
+    ),
+    "a100_40gb": _device(
+        "NVIDIA A100 SXM4 40GB", "NVIDIA A100 datasheet", tera=_AMPERE, gb_per_s=1555, gb=40, tdp_w=400
+    ),
+    "h100": _device("NVIDIA H100 SXM5 80GB", "NVIDIA H100 datasheet", tera=_HOPPER, gb_per_s=3350, gb=80, tdp_w=700),
+    "h200": _device("NVIDIA H200 SXM", "NVIDIA H200 datasheet", tera=_HOPPER, gb_per_s=4800, gb=141, tdp_w=700),
+    "b200": _device(
+        "NVIDIA B200 SXM",
+        "NVIDIA Blackwell architecture technical brief, HGX B200 at 1000 W; memory from the DGX B200 datasheet",
+        tera={"fp32": 80, "tf32": 1100, "bf16": 2250, "fp16": 2250, "fp8": 4500, "int8": 4500},
+        gb_per_s=8000,
+        gb=180,
+        tdp_w=1000,
+    ),
+    "mi300x": _device(
+        "AMD Instinct MI300X",
+        "AMD Instinct MI300X datasheet",
+        tera={"fp32": 163.4, "tf32": 653.7, "bf16": 1307.4, "fp16": 1307.4, "fp8": 2614.9, "int8": 2614.9},
+        gb_per_s=5300,
+        gb=192,
+        tdp_w=750,
+    ),
+    "l4": _device(
+        "NVIDIA L4",
+        "NVIDIA L4 datasheet",
+        tera={"fp32": 30.3, "tf32": 60, "bf16": 121, "fp16": 121, "fp8": 242.5, "int8": 242.5},
+        gb_per_s=300,
+        gb=24,
+        tdp_w=72,
+    ),
+    "rtx_4090": _device(
+        "NVIDIA GeForce RTX 4090",
+        "NVIDIA Ada GPU architecture whitepaper, appendix A",
+        tera={"fp32": 82.6, "tf32": 82.6, "bf16": 165.2, "fp16": 165.2, "fp8": 330.3, "int8": 660.6},
+        gb_per_s=1008,
+        gb=24,
+        tdp_w=450,
+    ),
+}
+
+# What drivers call them, whole: a PCIe, NVL, MIG, laptop or export variant has other peaks and is not in here.
+DEVICE_NAMES = {
+    "Tesla V100-SXM2-32GB": "v100",
+    "Tesla T4": "t4",
+    "NVIDIA A100-SXM4-80GB": "a100",
+    "NVIDIA A100-SXM4-40GB": "a100_40gb",
+    "A100-SXM4-40GB": "a100_40gb",
+    "NVIDIA H100 80GB HBM3": "h100",
+    "NVIDIA H200": "h200",
+    "NVIDIA B200": "b200",
+    "AMD Instinct MI300X": "mi300x",
+    "NVIDIA L4": "l4",
+    "NVIDIA GeForce RTX 4090": "rtx_4090",
+}
+
+
+def recognise(device_name: str) -> Hardware | None:
+    """By the whole name that the driver gives; None rather than a relative's peaks."""
+    key = DEVICE_NAMES.get(device_name)
+    return None if key is None else TABLE[key]
+
+
+def kept_here() -> Path:
+    """Where calibrations of this machine are."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "isoforward" / "hardware"
+
+
+def known_here(gpu_name: str | None) -> Hardware | None:
+    """The GPU of that name by its data sheet, or this machine's processor as it was calibrated last."""
+    return calibrated_here() if gpu_name is None else recognise(gpu_name)
+
+
+def calibrated_here() -> Hardware | None:
+    """By the newest calibration of a machine with our processors."""
+    for path in sorted(kept_here().glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True):
+        found = load(path)
+        made_on = found.calibration.get("identity", {})
+        if made_on.get("cpu") == cpu_model() and made_on.get("processors") == len(processors()):
+            return found
+    return None
+
+
+def lookup(name_or_file: str) -> Hardware:
+    """A name of TABLE, in any spelling of case, spaces and dashes; a file that `save` wrote; or `here`."""
+    if name_or_file == "here":
+        if (found := calibrated_here()) is None:
+            raise BadInput(
+                "hardware=here: this machine has no calibration yet; make one with python experiments/calibrate.py, "
+                f"or choose one of {', '.join(TABLE)}"
+            )
+        return found
+    names = {_plain(key): key for key in TABLE}
+    if key := names.get(_plain(name_or_file)):
+        return TABLE[key]
+    path = Path(name_or_file)
+    if path.suffix == ".json" or path.exists():
+        return load(path)
+    near = [names[each] for each in get_close_matches(_plain(name_or_file), names, n=3, cutoff=0.5)]
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise BadInput(
+        f"hardware={name_or_file} is not known: {hint}choose one of {', '.join(TABLE)}, "
+        "or a file that experiments/calibrate.py wrote"
+    )
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def save(path: Path, hardware: Hardware) -> None:
+    content = {"record": "hardware", "schema": SCHEMA} | asdict(hardware)
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def load(path: Path) -> Hardware:
+    if not path.is_file():
+        raise BadInput(f"hardware={path} is not a file; write one with python experiments/calibrate.py")
+    if path.stat().st_size > LARGEST_FILE:
+        raise Integrity(f"{path} is larger than {LARGEST_FILE >> 20} MiB, which no hardware file of ours is")
+    try:
+        content = json.loads(path.read_bytes().decode(), parse_constant=_refuse, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
+        raise Integrity(f"{path} is no hardware file: {str(error)[:200]}") from error
+    if not isinstance(content, dict) or content.pop("record", None) != "hardware":
+        raise Integrity(f'{path} is no hardware file: it lacks "record": "hardware"')
+    schema = content.pop("schema", None)
+    if type(schema) is not int or not 1 <= schema <= SCHEMA:
+        raise Integrity(f"{path} is of schema {str(schema)[:40]}, while this isoforward reads up to {SCHEMA}")
+    if odd := content.keys() - {each.name for each in fields(Hardware)}:
+        raise Integrity(f"{path} has a field {str(min(odd))[:40]} that no hardware has")
+    try:
+        return Hardware(**content)
+    except (BadInput, TypeError) as error:
+        raise Integrity(f"{path}: {str(error)[:300]}") from error
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is not a number")
+
+
+def _finite(text: str) -> float:
+    return float(text) if math.isfinite(float(text)) else _refuse(text)

@@ -1,0 +1,188 @@
+"""Which machine this is: the record that goes with its numbers, and what it is quick at."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import subprocess
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import isoforward
+from isoforward import __version__
+from isoforward.base.results import Condition, Environment
+
+if TYPE_CHECKING:
+    import torch
+
+
+def processors() -> list[int]:
+    """The processors that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def cgroup(name: str, controller: str) -> str | None:
+    """A control file of our control group, of version 2 or of version 1; None where there is none."""
+    root = Path("/sys/fs/cgroup")
+    within = [line.rsplit(":", 1)[1].lstrip("/") for line in (_text("/proc/self/cgroup") or "").splitlines()]
+    for top in (root, root / controller):
+        for path in [*within, ""]:
+            if (text := _text(top / path / name)) is not None:
+                return text
+    return None
+
+
+def environment(command: str, device: torch.device) -> Environment:
+    """`device` is where the numbers come from. Nothing of the user: no host name, and their home as ~."""
+    import numpy
+    import torch
+
+    home = str(Path.home())
+    command = command if home == "/" else command.replace(home, "~")
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    on_gpu = device.type == "cuda"
+    identity: dict[str, Condition] = {
+        "device": device.type,
+        "cpu": cpu_model(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "processors": len(processors()),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name(device) if on_gpu else None,
+        "cuda": (torch.version.cuda or torch.version.hip) if on_gpu else None,
+        "torch": torch.__version__,
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "python": ".".join(platform.python_version_tuple()[:2]),
+        "os": platform.system(),
+    }
+    commit, changed = _commit()
+    details: dict[str, Condition] = {
+        "isoforward": __version__,
+        "numpy": numpy.__version__,
+        "commit": commit,
+        "changed": changed,  # files that differ from the commit
+        "kernel": platform.release(),
+        "affinity": ",".join(map(str, processors())),
+        "governor": (_text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or "").strip() or None,
+        "load": os.getloadavg()[0],
+        "cpu_limit": _cpu_limit(),
+        "memory_limit_bytes": _memory_limit_bytes(),
+        "memory_free_bytes": _memory_free_bytes(),
+        "gpu_memory_bytes": torch.cuda.get_device_properties(device).total_memory if on_gpu else None,
+    }
+    digest = hashlib.sha256(json.dumps([identity, created, command]).encode()).hexdigest()
+    return Environment(id=digest[:12], command=command, created=created, identity=identity, details=details)
+
+
+def auto_precision(device: torch.device) -> tuple[str, str]:
+    """fp32 or bf16, and why: bf16 where the machine has instructions for it and they prove the faster ones."""
+    return _auto_precision(str(device))
+
+
+@cache
+def _auto_precision(device_name: str) -> tuple[str, str]:
+    import torch
+
+    device = torch.device(device_name)
+    if not _multiplies_bf16(device):
+        return "fp32", f"{device.type} has no bf16 instructions here"
+    fp32_s, bf16_s = reference_kernel(device)(), reference_kernel(device, torch.bfloat16)()
+    shown = f"bf16 matrix products take {bf16_s / fp32_s:.2f} x the time of fp32 here"
+    return ("bf16" if bf16_s < 0.9 * fp32_s else "fp32"), shown
+
+
+def reference_kernel(device: torch.device | str, dtype: torch.dtype | None = None) -> Callable[[], float]:
+    """Seconds of one matrix product (fp32 unless asked otherwise), the shortest of five. Draws no random number."""
+    import torch
+
+    device = torch.device(device)
+    n = 512 if device.type == "cpu" else 4096
+    matrix = torch.ones(n, n, device=device, dtype=dtype or torch.float32)
+
+    def once() -> float:
+        start = time.perf_counter()
+        torch.mm(matrix, matrix)
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+        return time.perf_counter() - start
+
+    once()  # the libraries' set-up
+    return lambda: min(once() for _ in range(5))
+
+
+def _multiplies_bf16(device: torch.device) -> bool:
+    import torch
+
+    if device.type == "cuda":
+        return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
+    flags = re.search(r"^(?:flags|Features)\s*:(.*)$", _text("/proc/cpuinfo") or "", re.M)
+    if device.type != "cpu" or flags is None:
+        return False
+    return not {"amx_bf16", "avx512_bf16", "bf16"}.isdisjoint(flags[1].split())
+
+
+def _text(path: Path | str) -> str | None:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return None
+
+
+def cpu_model() -> str:
+    found = re.search(r"^model name\s*:\s*(.*)$", _text("/proc/cpuinfo") or "", re.M)
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def _cpu_limit() -> float | None:
+    """Processors' worth of time that the control group grants."""
+    either = cgroup("cpu.max", "cpu") or " ".join(
+        cgroup(name, "cpu") or "" for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+    )
+    granted = re.match(r"(\d+)\s+(\d+)", either)  # "max" and -1 stand for no limit
+    return int(granted[1]) / int(granted[2]) if granted else None
+
+
+def _memory_limit_bytes() -> int | None:
+    text = (cgroup("memory.max", "memory") or cgroup("memory.limit_in_bytes", "memory") or "max").strip()
+    return None if text == "max" or int(text) >= 2**60 else int(text)  # version 1 writes "none" as almost 2^63
+
+
+def memory_available_bytes(device: torch.device) -> int | None:
+    """That something new can take; None where the system does not say."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    known = [size for size in (_memory_free_bytes(), _memory_limit_bytes()) if size is not None]
+    return min(known, default=None)
+
+
+def _memory_free_bytes() -> int | None:
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", _text("/proc/meminfo") or "", re.M)
+    return int(found[1]) * 1024 if found else None
+
+
+def _commit() -> tuple[str | None, int | None]:
+    """Of the checkout that this package runs from, and how many of its files differ; (None, None) outside of one."""
+    here = Path(isoforward.__file__).parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout if done.returncode == 0 else None
+
+    # Installed beneath another project's checkout, its commit would not be ours.
+    if git("ls-files", "--error-unmatch", "__init__.py") is None:
+        return None, None
+    commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain")
+    return (commit or "").strip() or None, None if changes is None else len(changes.splitlines())

@@ -1,0 +1,1 @@
+"""Weights on disk: exports, Transformers directories, GGUF, checkpoints; files from strangers."""

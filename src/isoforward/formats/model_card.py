@@ -1,0 +1,47 @@
+"""The README.md of an export: what the weights are and how to open them.
+
+It is for people: no code reads it, so the manifest does not vouch for it and anybody may add to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from isoforward.base.config import ModelConfig
+
+CARD = "README.md"
+FRONT = """---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [isoforward, {family}]
+---
+"""
+OPEN = """
+## Open it
+
+```python
+from isoforward import load
+print(load("DIRECTORY").generate("ROMEO:"))
+
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained("DIRECTORY")
+tokenizer = AutoTokenizer.from_pretrained("DIRECTORY")
+```
+"""
+
+
+def write_card(directory: Path, sections: Sequence[str]) -> None:
+    (directory / CARD).write_text("\n".join(sections), encoding="utf-8")
+
+
+def about_weights(model: ModelConfig, *, parameters: int, dtype: str, fingerprint: str) -> str:
+    kind = "GPT-2" if model.family == "gpt2" else "Llama"
+    heads = f"{model.heads} heads" + (
+        f" on {model.kv_heads} of keys" if model.kv_heads not in (None, model.heads) else ""
+    )
+    return (
+        f"{FRONT.format(family=model.family)}\n# A {kind} of {parameters:,} parameters, in {dtype}\n\n"
+        f"{model.layers} layers, {heads}, width {model.width}, context {model.context}, {model.vocabulary:,} tokens"
+        f"{', embeddings tied' if model.tied else ''}. Weights `{fingerprint[:16]}`, as isoforward wrote them.\n{OPEN}"
+    )

@@ -1,0 +1,155 @@
+"""What files of strangers say, believed only as far as it has been checked; in bounded memory, and running nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+import reprlib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from isoforward.base.config import LARGEST, ModelConfig
+from isoforward.base.errors import BadInput, Integrity
+
+TEXT_LIMIT = 4 * 2**20  # bytes of a JSON file or of a safetensors header: far above any real one
+FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+ORIGIN = ("source", "path")  # what a ModelConfig says of where it came from
+SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_context")
+LINE = 120  # characters
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
+DESCRIBE = reprlib.Repr()  # never walks the whole of a large value
+DESCRIBE.maxstring = DESCRIBE.maxother = LINE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """A tensor in a file, before its numbers are read."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    read: Callable[[], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A model in a file or directory, in whatever format, with its tensors under Transformers' names."""
+
+    where: Path
+    config: ModelConfig
+    tensors: Mapping[str, Stored]
+
+
+def shown(value: object) -> str:
+    """Whatever a stranger's file says, shortened and escaped, for one line of a message."""
+    text = DESCRIBE.repr(value)
+    return text if len(text) <= LINE else f"{text[:LINE]}..."
+
+
+def harmless(text: str) -> str:
+    """For a terminal: control characters that could move its cursor, or worse, are spelled out."""
+    return CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
+
+
+def described(config: ModelConfig) -> dict[str, Any]:
+    """What `checked` turns back into `config`, as far as it is about the model and not about where it came from."""
+    return {name: value for name, value in asdict(config).items() if name not in ORIGIN}
+
+
+def checked(values: Mapping[str, Any]) -> ModelConfig:
+    """A ModelConfig from JSON that nobody vouches for: known keys, right types, sizes that a model can have."""
+    hints = {name: hint for name, hint in get_type_hints(ModelConfig).items() if name not in ORIGIN}
+    for key, value in values.items():
+        if key not in hints:
+            raise BadInput(f"{shown(key)} is not a setting of a model")
+        kinds = {get_origin(kind) or kind for kind in get_args(hints[key]) or (hints[key],)}
+        if type(value) not in (kinds | {int} if float in kinds else kinds):
+            raise BadInput(f"model.{key}={shown(value)} is not of the right type")
+        if type(value) is int and abs(value) > (LARGEST if int in kinds else 2**63):
+            raise BadInput(f"model.{key}={shown(value)} is more than any model has ({LARGEST})")
+    scaling = values.get("rope_scaling")
+    if scaling is not None:
+        finite = scaling.keys() == set(SCALING) and all(
+            type(value) in (int, float) and 0 < value < 2**63 for value in scaling.values()
+        )
+        if not finite or scaling["low_freq_factor"] >= scaling["high_freq_factor"]:
+            raise BadInput(f"rope_scaling={shown(scaling)} is not Llama 3's: {', '.join(SCALING)}, low below high")
+    return ModelConfig(**values)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            text = file.read(TEXT_LIMIT + 1)
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        content = json.loads(text) if len(text) <= TEXT_LIMIT else None
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise Integrity(f"{path} is not a JSON object of at most {TEXT_LIMIT} bytes")
+    return content
+
+
+def names_in(directory: Path) -> set[str]:
+    """Whatever a manifest or an index lists must be one of these, so that none leads out of the directory."""
+    if directory.is_file():
+        return {directory.name}
+    return {path.name for path in directory.iterdir() if path.is_file()}
+
+
+def open_tensors(directory: Path) -> dict[str, Stored]:
+    """Those of model.safetensors, or of the files that an index lists; of a pickle, never."""
+    names = names_in(directory)
+    if "model.safetensors" in names:
+        return open_file(directory / "model.safetensors")
+    if "model.safetensors.index.json" in names:
+        return open_shards(directory / "model.safetensors.index.json", names)
+    if pickled := [name for name in sorted(names) if Path(name).suffix in PICKLED]:
+        raise Integrity(
+            f"{directory}: {pickled[0]!r} is a pickle, which can run code, and is never opened; use safetensors"
+        )
+    raise BadInput(f"{directory} holds no model.safetensors")
+
+
+def open_shards(index: Path, names: set[str]) -> dict[str, Stored]:
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(shard, str) for shard in places.values()):
+        raise Integrity(f"{index} has no weight_map")
+    shards = {}
+    for shard in sorted(set(places.values())):
+        if shard not in names:
+            raise Integrity(f"{index} lists {shown(shard)}, which is not there")
+        shards[shard] = open_file(index.parent / shard)
+    for name, shard in places.items():
+        if name not in shards[shard]:
+            raise Integrity(f"{index} has {shown(name)} in {shard}, where it is not")
+    return {name: shards[shard][name] for name, shard in places.items()}
+
+
+def open_file(path: Path) -> dict[str, Stored]:
+    """The library refuses overlaps, holes and trailing bytes itself, but not a header of up to 100 MB."""
+    try:
+        with path.open("rb") as beginning:
+            header_bytes = int.from_bytes(beginning.read(8), "little")
+        if header_bytes > TEXT_LIMIT:
+            raise Integrity(f"{path} claims a header of {header_bytes} bytes; none needs {TEXT_LIMIT}")
+        file: Any = safe_open(path, framework="pt")
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise Integrity(f"{path} is not a safetensors file: {shown(str(error))}") from error
+    tensors = {}
+    for name, part in slices.items():
+        dtype = FLOATS.get(part.get_dtype())
+        if dtype is None:
+            raise Integrity(f"{path}: {shown(name)} holds {part.get_dtype()}, which is none of {', '.join(FLOATS)}")
+        tensors[name] = Stored(shape=tuple(part.get_shape()), dtype=dtype, read=partial(file.get_tensor, name))
+    return tensors

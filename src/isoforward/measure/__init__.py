@@ -1,0 +1,1 @@
+"""What each phase costs: time, FLOPs, memory, energy, and whether the numbers can be trusted."""

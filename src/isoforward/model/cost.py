@@ -1,0 +1,319 @@
+"""The analytic model: what a model's parameters, products, bytes and memory are, each formula once, with its source.
+
+What follows from them on devices, in time and in money is economics.py's.
+
+Letters: B sequences, T tokens of each, S tokens cached before them, L layers, C width, H heads, K key/value heads,
+F ffn width, V vocabulary, N parameters, D tokens trained on. Counts are exact integers; a FLOP is a multiplication or
+an addition, and only matrix products count, as torch's FlopCounterMode and PaLM count them.
+
+Conventions for FLOPs, of which one is named in every comparison:
+    model      the whole attention square, backward 2x forward, nothing for recomputation (PaLM, appendix B; nanoGPT)
+    causal     as model, but only the T(T+1)/2 pairs that the mask leaves: slightly over half the square, and then
+               decoding token by token costs exactly what one forward over the same tokens costs
+    hardware   the whole square, recomputed activations, and flash attention's backward of 2.5x its forward
+
+Published figures that do not follow from their own statement, and so are no check of this file: calflops' BLOOM and
+Pythia rows (no head), llm-analysis' LLaMA-7B of 6.57G, FlashAttention figure 2's 66.6 GFLOPs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from isoforward.base.config import ModelConfig, at_least, one_of
+
+CONVENTIONS = ("model", "causal", "hardware")
+KERNELS = ("flash", "math")  # of attention: one kernel that never stores the scores, or products and a softmax
+CHECKPOINTING = ("none", "selective", "full")
+
+
+class Parts(dict[str, int]):
+    """Amounts by part of the model."""
+
+    @property
+    def total(self) -> int:
+        return sum(self.values())
+
+    def __add__(self, other: Mapping[str, int]) -> Parts:
+        return Parts({part: self.get(part, 0) + other.get(part, 0) for part in [*self, *other]})
+
+
+# Parameters
+
+
+class Matrix(NamedTuple):
+    part: str
+    inputs: int
+    outputs: int
+
+    @property
+    def weights(self) -> int:
+        return self.inputs * self.outputs
+
+
+def block_matrices(config: ModelConfig) -> tuple[Matrix, ...]:
+    """One layer's, as the model stores them: q, k, v in one, a gated MLP's gate and up in one."""
+    C, F, gates = config.width, config.ffn_width, 2 if config.family == "llama" else 1
+    return (
+        Matrix("projections", C, C + 2 * config.kv_width),
+        Matrix("projections", C, C),
+        Matrix("mlp", C, gates * F),
+        Matrix("mlp", F, C),
+    )
+
+
+def parameters(config: ModelConfig) -> Parts:
+    """GPT-2's (Radford 2019, section 2.3) or Llama's (Touvron 2023, section 2.2), exact.
+
+    `embedding` is the token table and GPT-2's learned positions; biases lie with their matrices; a tied head is 0, its
+    weights being the embedding's (Press & Wolf 2017).
+    """
+    L, C = config.layers, config.width
+    positions = config.context if config.family == "gpt2" else 0
+    shifts = config.family == "gpt2" and config.has_bias  # an RMSNorm has none
+    parts = Parts(embedding=(config.vocabulary + positions) * C, norm=(2 * L + 1) * C * (1 + shifts))
+    for matrix in block_matrices(config):
+        parts += {matrix.part: L * (matrix.weights + config.has_bias * matrix.outputs)}
+    return parts + {"head": 0 if config.tied else config.vocabulary * C}
+
+
+def layer_parameters(config: ModelConfig) -> int:
+    parts = parameters(config)
+    final_norm = parts["norm"] // (2 * config.layers + 1)
+    return (parts["projections"] + parts["mlp"] + parts["norm"] - final_norm) // config.layers
+
+
+def non_embedding_parameters(config: ModelConfig) -> int:
+    """Kaplan 2020's N (section 2.1): neither token table, positions nor head, tied or not."""
+    parts = parameters(config)
+    return parts.total - parts["embedding"] - parts["head"]
+
+
+def matmul_weights(config: ModelConfig) -> int:
+    """Weights that every token is multiplied by, the head among them, tied or not."""
+    return config.layers * sum(m.weights for m in block_matrices(config)) + config.vocabulary * config.width
+
+
+def lora_parameters(config: ModelConfig, *, rank: int) -> int:
+    """Low-rank pairs beside every matrix of every layer (Hu 2021, section 4.1; on all of them: Dettmers 2023, 4)."""
+    return config.layers * rank * sum(m.inputs + m.outputs for m in block_matrices(config))
+
+
+# FLOPs
+
+
+def attention_pairs(*, length: int, cached: int = 0, convention: str = "model") -> int:
+    """Query-key pairs of one sequence's `length` tokens that follow `cached` ones."""
+    one_of("convention", convention, CONVENTIONS)
+    at_least("length", length, 1)
+    at_least("cached", cached, 0)
+    return length * cached + (length * (length + 1) // 2 if convention == "causal" else length**2)
+
+
+def _products(config: ModelConfig, *, tokens: int, pairs: int, logits: int, lora_rank: int | None = None) -> Parts:
+    """A forward's FLOPs are linear in three counts: tokens through the blocks, query-key pairs, positions at the head.
+
+    Two a weight and token (Kaplan 2020, table 1); scores and weighted values, 2 x 2C a pair and layer (PaLM, appendix
+    B), whatever K is: grouped heads share what they store, not what they compute. Looking up is no product.
+    """
+    L, C = config.layers, config.width
+    parts = Parts(embedding=0, projections=0, scores=4 * C * pairs * L, mlp=0)
+    for matrix in block_matrices(config):
+        parts += {matrix.part: 2 * tokens * L * matrix.weights}
+    parts["head"] = 2 * logits * C * config.vocabulary
+    if lora_rank is not None:
+        parts["adapter"] = 2 * tokens * lora_parameters(config, rank=lora_rank)
+    return parts
+
+
+def forward_flops(
+    config: ModelConfig,
+    *,
+    batch: int,
+    length: int,
+    cached: int = 0,
+    logits: str = "all",
+    convention: str = "model",
+    lora_rank: int | None = None,
+) -> Parts:
+    """`logits=all` is training's forward, `last` is prefill's; `length=1, cached=S` is a decode step."""
+    one_of("logits", logits, ("all", "last"))
+    at_least("batch", batch, 1)
+    return _products(
+        config,
+        tokens=batch * length,
+        pairs=batch * attention_pairs(length=length, cached=cached, convention=convention),
+        logits=batch * (length if logits == "all" else 1),
+        lora_rank=lora_rank,
+    )
+
+
+def recomputed_flops(
+    config: ModelConfig,
+    *,
+    batch: int,
+    length: int,
+    kernel: str = "flash",
+    checkpointing: str = "none",
+    early_stop: bool = True,
+) -> Parts:
+    """What backward does again of the forward.
+
+    full: every block (Narayanan 2021, eq. 3); torch's checkpoint stops at the input of the last product (`early_stop`),
+    or, where dropout follows it, behind it.
+    selective: what is not a matrix product, and attention where no flash kernel keeps its result (Korthikanti 2022, 5).
+    """
+    one_of("kernel", kernel, KERNELS)
+    one_of("checkpointing", checkpointing, CHECKPOINTING)
+    forward = forward_flops(config, batch=batch, length=length)
+    if checkpointing == "full":
+        last = 2 * batch * length * config.layers * block_matrices(config)[-1].weights
+        last *= early_stop and not config.dropout
+        return Parts(projections=forward["projections"], scores=forward["scores"], mlp=forward["mlp"] - last)
+    return Parts(scores=forward["scores"] if checkpointing == "selective" and kernel == "math" else 0)
+
+
+def backward_flops(
+    config: ModelConfig,
+    *,
+    batch: int,
+    length: int,
+    convention: str = "model",
+    kernel: str = "flash",
+    checkpointing: str = "none",
+    early_stop: bool = True,
+    lora_rank: int | None = None,
+) -> Parts:
+    """Twice the forward: each product has a gradient for either operand (PaLM, appendix B), logits included.
+
+    The first layer is no exception: its input gradient is what trains the embedding. Attention is 4 products for the
+    forward's 2, and 5 where a flash kernel forms the scores again (FlashAttention-2, Dao 2023, section 4.1);
+    `kernel` and `checkpointing` count under convention=hardware alone.
+    With `lora_rank` the base is frozen: input gradients only, and none for the first layer's q, k, v, beneath which
+    nothing is trained (exact for checkpointing=none).
+    """
+    forward = forward_flops(config, batch=batch, length=length, convention=convention, lora_rank=lora_rank)
+    parts = Parts({part: 2 * flops for part, flops in forward.items()})
+    if lora_rank is not None:
+        tokens, first = batch * length, block_matrices(config)[0]
+        parts |= {part: forward[part] for part in ("projections", "mlp", "head")}
+        parts["projections"] -= 2 * tokens * first.weights
+        parts["adapter"] -= 2 * tokens * first.inputs * lora_rank
+    if convention == "hardware":
+        parts["scores"] = forward["scores"] // 2 * (5 if kernel == "flash" else 4)
+        parts += recomputed_flops(
+            config, batch=batch, length=length, kernel=kernel, checkpointing=checkpointing, early_stop=early_stop
+        )
+    return parts
+
+
+def korthikanti_hardware_flops(config: ModelConfig, *, batch: int, length: int, as_printed: bool = True) -> int:
+    """A training step with attention recomputed, Korthikanti 2022, eq. 8 and its text, which differ.
+
+    The equation's s/3h is three more forwards of attention (their published HFUs match it alone), the text's one
+    recomputation would be 2s/9h. Our own convention=hardware, kernel=math, checkpointing=selective follows the text.
+    """
+    forward = forward_flops(config, batch=batch, length=length)
+    return 3 * forward.total + (3 if as_printed else 1) * forward["scores"]
+
+
+def palm_flops(config: ModelConfig, *, length: int, parameters_counted: int | None = None) -> int:
+    """One sequence's training step as T(6N + 12LCT): PaLM, appendix B, and every MFU that follows it.
+
+    N is without learned positions (nanoGPT) unless given; llm-foundry counts them too. Norms, biases and, untied, the
+    token table are in N though no product: the difference from the exact count.
+    """
+    if parameters_counted is None:
+        positions = config.context * config.width if config.family == "gpt2" else 0
+        parameters_counted = parameters(config).total - positions
+    return length * (6 * parameters_counted + 12 * config.layers * config.width * length)
+
+
+def decode_flops(
+    config: ModelConfig, *, batch: int, cached: int, cache: bool = True, convention: str = "model"
+) -> Parts:
+    """One more token for each sequence; without a cache all `cached` + 1 go through again, the head on the last."""
+    if cache:
+        return forward_flops(config, batch=batch, length=1, cached=cached, convention=convention)
+    return forward_flops(config, batch=batch, length=cached + 1, logits="last", convention=convention)
+
+
+def generation_flops(
+    config: ModelConfig, *, batch: int, prompt: int, new: int, cache: bool = True, convention: str = "model"
+) -> Parts:
+    """`new` tokens after a prompt, in closed form. Prefill gives the first of them, so that `new` - 1 are decoded."""
+    at_least("new", new, 1)
+    tokens, pairs = prompt, attention_pairs(length=prompt, convention=convention)
+    if cache:
+        tokens += new - 1
+        pairs += (new - 1) * prompt + new * (new - 1) // 2
+    else:
+        last = prompt + new - 1
+        tokens = _sum(last) - _sum(prompt - 1)
+        pairs = _sum_of_squares(last) - _sum_of_squares(prompt - 1)
+        if convention == "causal":
+            pairs = (pairs + tokens) // 2
+    return _products(config, tokens=batch * tokens, pairs=batch * pairs, logits=batch * new)
+
+
+def _sum(n: int) -> int:
+    return n * (n + 1) // 2
+
+
+def _sum_of_squares(n: int) -> int:
+    return n * (n + 1) * (2 * n + 1) // 6
+
+
+# The optimizer
+
+
+class Update(NamedTuple):
+    states: int  # numbers kept beside a parameter
+    flops: int  # a parameter and step
+
+
+UPDATES = {
+    "sgd": Update(0, 2),  # w - lr g
+    "momentum": Update(1, 4),  # m = mu m + g; w - lr m
+    "adam": Update(2, 13),  # Kingma 2015, algorithm 1: m 3, v 4, root, its correction, epsilon, quotient, step 2
+    "adamw": Update(2, 14),  # Loshchilov 2019, algorithm 2: and the decay of w
+    "muon": Update(1, 10),  # Jordan 2024: m 2, Nesterov 2, Frobenius norm 3, decay, step 2; and Newton-Schulz
+}
+
+
+def newton_schulz_flops(rows: int, columns: int, *, steps: int = 5) -> int:
+    """Muon's X -> aX + (bA + cA^2)X with A = XX', on the short side: 2(2nm^2 + m^3) a step, m <= n (Jordan 2024)."""
+    m, n = sorted((rows, columns))
+    return steps * 2 * (2 * n * m**2 + m**3)
+
+
+def updated(config: ModelConfig, optimizer: str) -> dict[str, int]:
+    """Parameters by the rule that updates them: under Muon all but the blocks' matrices take AdamW."""
+    one_of("optimizer", optimizer, tuple(UPDATES))
+    count = parameters(config).total
+    if optimizer != "muon":
+        return {optimizer: count}
+    matrices = config.layers * sum(m.weights for m in block_matrices(config))
+    return {"muon": matrices, "adamw": count - matrices}
+
+
+def separate_matrices(config: ModelConfig) -> tuple[tuple[int, int], ...]:
+    """Outputs and inputs of one layer's maps, one by one: Muon makes orthogonal what is stored as one apart."""
+    C, F, KV, gates = config.width, config.ffn_width, config.kv_width, 2 if config.family == "llama" else 1
+    return ((C, C), (KV, C), (KV, C), (C, C), *[(F, C)] * gates, (C, F))
+
+
+def optimizer_flops(config: ModelConfig, *, optimizer: str = "adamw") -> Parts:
+    """`products` are Newton-Schulz'; `elementwise` is counted by no dispatch counter, and bound by bytes."""
+    elementwise = sum(UPDATES[rule].flops * count for rule, count in updated(config, optimizer).items())
+    products = sum(newton_schulz_flops(*shape) for shape in separate_matrices(config)) if optimizer == "muon" else 0
+    return Parts(elementwise=elementwise, products=config.layers * products)
+
+
+def optimizer_bytes(config: ModelConfig, *, optimizer: str = "adamw") -> int:
+    """fp32, each tensor once: weight, gradient and states read, weight and states written; 28 a parameter for Adam.
+
+    Newton-Schulz, in cache or not as the matrix is large, comes on top.
+    """
+    return sum(4 * (3 + 2 * UPDATES[rule].states) * count for rule, count in updated(config, optimizer).items())

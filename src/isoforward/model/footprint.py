@@ -1,0 +1,252 @@
+"""What a model's weights, caches and activations weigh, what each phase moves, and the most that it holds at once.
+
+Letters, and where parameters and products are counted: cost.py. Bytes are exact integers.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from isoforward.base.config import ModelConfig, one_of
+from isoforward.model.cost import (
+    CHECKPOINTING,
+    KERNELS,
+    UPDATES,
+    Parts,
+    layer_parameters,
+    lora_parameters,
+    matmul_weights,
+    non_embedding_parameters,
+    optimizer_bytes,
+    parameters,
+    updated,
+)
+
+LOSS_SLICE = 2**20  # elements of the logits that the loss looks at together, on a CPU
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
+
+
+def size_of(dtype: str) -> int:
+    one_of("dtype", dtype, tuple(BYTES))
+    return BYTES[dtype]
+
+
+def weight_bytes(config: ModelConfig, *, dtype: str = "bf16") -> int:
+    return size_of(dtype) * parameters(config).total
+
+
+def kv_bytes(config: ModelConfig, *, batch: int = 1, length: int = 1, dtype: str = "bf16") -> int:
+    """Keys and values of every layer, 2L(KC/H) a token (Shazeer 2019; grouped: Ainslie 2023).
+
+    EleutherAI's calc_mem lacks the 2 and, as LLM-Viewer's flash decode, takes H for K.
+    """
+    return 2 * config.layers * config.kv_width * batch * length * size_of(dtype)
+
+
+def inference_bytes(
+    config: ModelConfig,
+    *,
+    batch: int,
+    length: int = 1,
+    cached: int = 0,
+    dtype: str = "bf16",
+    kv_dtype: str | None = None,
+) -> Parts:
+    """Least traffic of one forward that follows `cached` tokens: `length=1` is a decode step, `cached=0` prefill.
+
+    Weights once, however many the sequences (Pope 2022, section 2); the rows of the tables that are looked up; every
+    cached key and value, the new ones with them, read, and the new ones written. Activations are left out.
+    """
+    C, tables, kv_dtype = config.width, 2 if config.family == "gpt2" else 1, kv_dtype or dtype
+    return Parts(
+        weights=size_of(dtype) * (non_embedding_parameters(config) + config.vocabulary * C),
+        embedding=size_of(dtype) * batch * length * tables * C,
+        kv_read=kv_bytes(config, batch=batch, length=cached + length, dtype=kv_dtype),
+        kv_written=kv_bytes(config, batch=batch, length=length, dtype=kv_dtype),
+    )
+
+
+def forward_bytes(config: ModelConfig, *, batch: int, length: int, dtype: str = "bf16") -> Parts:
+    """Least traffic of a forward that keeps nothing: weights, rows that are looked up, and every logit written."""
+    moved = inference_bytes(config, batch=batch, length=length, dtype=dtype)
+    logits = size_of(dtype) * batch * length * config.vocabulary
+    return Parts(weights=moved["weights"], embedding=moved["embedding"], logits=logits)
+
+
+def training_bytes(
+    config: ModelConfig,
+    *,
+    batch: int,
+    length: int,
+    dtype: str = "fp32",
+    optimizer: str = "adamw",
+    kernel: str = "flash",
+    checkpointing: str = "none",
+) -> Parts:
+    """Least traffic of each phase of a step, an estimate from below: every tensor that outlives its kernel moves once.
+
+    Forward reads the fp32 masters and writes what it saves; backward reads that and the weights and writes gradients.
+    """
+    saved = saved_bytes(
+        config, batch=batch, length=length, dtype=dtype, kernel=kernel, checkpointing=checkpointing
+    ).total
+    masters, logits = weight_bytes(config, dtype="fp32"), batch * length * config.vocabulary
+    return Parts(
+        forward=masters + saved + size_of(dtype) * logits,
+        loss=size_of(dtype) * logits,
+        backward=saved + size_of(dtype) * matmul_weights(config) + masters + 3 * size_of(dtype) * logits,
+        optimizer=optimizer_bytes(config, optimizer=optimizer),
+    )
+
+
+# What a training step keeps, and the most that each phase holds at once
+
+
+def llmc_activations(config: ModelConfig, *, batch: int, length: int) -> int:
+    """Elements, with every intermediate in a buffer of its own: llm.c train_gpt2.c, fill_in_activation_sizes.
+
+    18LBTC + 2LBHT^2 + 4LBT + 2BTC + 3BT + 2BTV, where F = 4C and K = H; GPT-2's family.
+    """
+    L, C, BT = config.layers, config.width, batch * length
+    layer = 8 * C + 2 * config.kv_width + 2 * config.ffn_width + 2 * config.heads * length + 4
+    return BT * (L * layer + 2 * C + 3 + 2 * config.vocabulary)
+
+
+def saved_bytes(
+    config: ModelConfig,
+    *,
+    batch: int,
+    length: int,
+    dtype: str = "fp32",
+    kernel: str = "flash",
+    checkpointing: str = "none",
+    fused_norm: bool = False,
+) -> Parts:
+    """What autograd keeps of our forward, from the embedding to the head, for backward.
+
+    With kernel=math and dropout a 16-bit GPT-2 layer's are Korthikanti 2022, eq. 1: sbh(34 + 5as/h); with kernel=flash
+    their selective recomputation's 34sbh (eq. 6); checkpointing=full leaves 2sbh (section 5). Our own selective keeps
+    what matrix products and attention give. `cast` is the 16-bit copy of fp32 masters that each product saves.
+    `fused_norm`: RMSNorm is one kernel (CUDA), and does not keep an fp32 copy of its input and of its result.
+    """
+    one_of("kernel", kernel, KERNELS)
+    one_of("checkpointing", checkpointing, CHECKPOINTING)
+    e, C, H, KV, F = size_of(dtype), config.width, config.heads, config.kv_width, config.ffn_width
+    llama, drops = config.family == "llama", config.dropout > 0
+    norm = e * 2 * C + (4 if llama else 2 * e)  # its input and output; deviation, and LayerNorm's mean
+    if llama and not fused_norm:
+        norm = 8 * C + 4 + e * C
+    flash = e * (C + 2 * KV + llama * (C + KV) + C) + 4 * H  # q, k, v, rotated q and k, result, log-sum-exp
+    math = e * 4 * C + H * length * (e + drops * (e + 1))  # q, k, v, result; softmax, and it dropped, and which
+    per_token = {
+        "none": {
+            "norm": 2 * norm,
+            "attention": flash if kernel == "flash" else math,
+            "mlp": e * F * (4 if llama else 2),
+            "dropout": 2 * C * drops,
+        },
+        "selective": {
+            "norm": e * C,
+            "attention": e * (2 * C + 2 * KV) + (e * C + 4 * H if kernel == "flash" else 0),
+            "mlp": e * (F * (1 + llama) + C),
+        },
+        "full": {"norm": e * C},
+    }
+    tokens = batch * length
+    parts = Parts({kind: config.layers * tokens * kept for kind, kept in per_token[checkpointing].items()})
+    parts += {"norm": tokens * norm, "dropout": tokens * C * drops}
+    if dtype != "fp32":
+        cast = C * config.vocabulary + C * (1 + (config.has_bias and not llama))
+        if checkpointing == "none":
+            cast = matmul_weights(config) + parameters(config)["norm"]
+        parts["cast"] = e * cast
+    return parts
+
+
+def rotary_bytes(config: ModelConfig) -> int:
+    """Llama's table of cosines and sines, fp32: a buffer, no parameter."""
+    return 8 * config.context * config.head_width if config.family == "llama" else 0
+
+
+def training_state(
+    config: ModelConfig, *, optimizer: str = "adamw", mixed: bool = False, lora_rank: int | None = None
+) -> Parts:
+    """fp32 AdamW is 4 + 4 + 8 = 16 bytes a parameter; `mixed` is ZeRO's 2 + 2 + 12, the fp32 master with the states.
+
+    A frozen base (`lora_rank`) has neither gradients nor states; its adapters have (Rajbhandari 2020, section 3.1).
+    """
+    count, e = parameters(config).total, 2 if mixed else 4
+    states = sum((UPDATES[rule].states + mixed) * n for rule, n in updated(config, optimizer).items())
+    if lora_rank is None:
+        return Parts(weights=e * count, gradients=e * count, optimizer=4 * states)
+    trained = lora_parameters(config, rank=lora_rank)
+    return Parts(
+        weights=e * (count + trained),
+        gradients=e * trained,
+        optimizer=4 * (UPDATES[optimizer].states + mixed) * trained,
+    )
+
+
+def _widest(config: ModelConfig, *, length: int, seen: int, kernel: str) -> int:
+    """Elements that a block without gradients holds at its widest, for one sequence's `length` tokens."""
+    C, F, KV, llama = config.width, config.ffn_width, config.kv_width, config.family == "llama"
+    attention = 4 * C + 2 * KV + llama * (C + KV) + (2 * config.heads * seen if kernel == "math" else 0)
+    return length * max(attention, 3 * C + F * (4 if llama else 2))
+
+
+def training_peaks(
+    config: ModelConfig,
+    *,
+    batch: int,
+    length: int,
+    dtype: str = "fp32",
+    optimizer: str = "adamw",
+    accumulate: int = 1,
+    kernel: str = "flash",
+    checkpointing: str = "none",
+    fused_norm: bool = False,
+) -> dict[str, int]:
+    """The most bytes of tensors that each phase holds at once, from the second step on; the step's is their maximum.
+
+    `batch` is a micro-batch's. The loss is fp32, a slice of the logits at a time, whatever they are; its gradient is as
+    large as they. Backward is widest there, at the head, in its first or last block, or at its end. Memory within
+    kernels and an unfused optimizer's temporaries are left out.
+    """
+    L, C, F, tokens = config.layers, config.width, config.ffn_width, batch * length
+    part = 4 * config.vocabulary * min(tokens, max(1, LOSS_SLICE // config.vocabulary))
+    e, logits, table = size_of(dtype), tokens * config.vocabulary, 4 * config.vocabulary * C
+    how = partial(saved_bytes, config, batch=batch, length=length, dtype=dtype, kernel=kernel, fused_norm=fused_norm)
+    saved, whole = how(checkpointing=checkpointing).total, how(checkpointing="none").total
+    state = training_state(config, optimizer=optimizer)
+    held, gradients = state["weights"] + state["optimizer"] + rotary_bytes(config), state["gradients"]
+    before = held + (gradients if accumulate > 1 else 0)
+    kept = before + saved
+    to_come = 0 if accumulate > 1 else 4 * layer_parameters(config) + (not config.tied) * table
+    block = e * ((L - 1) * tokens * C + batch * _widest(config, length=length, seen=length, kernel=kernel))
+    in_mlp = e * tokens * F * (2 if config.family == "llama" else 1) + (whole - saved) // L
+    return {
+        "forward": max(kept + e * logits, before + block if checkpointing == "full" else 0),
+        "loss": kept + e * logits + 4 * tokens + (part if dtype != "fp32" else 0),
+        "backward": max(
+            kept + 2 * e * logits + 4 * tokens + part,
+            kept + e * logits + table + e * tokens * C,
+            kept + table + 4 * C * F + in_mlp - e * tokens * C,  # with the final norm's already gone
+            held + gradients - to_come + saved // L + in_mlp + e * tokens * C,
+            held + gradients + 2 * config.tied * table,  # the embedding's gradient, and its sum with the head's
+        ),
+        "optimizer": held + gradients,
+    }
+
+
+def inference_peaks(
+    config: ModelConfig, *, batch: int, prompt: int, new: int, dtype: str = "bf16", kernel: str = "flash"
+) -> dict[str, int]:
+    """Weights, a cache of prompt + new, and the widest moment of a block, or of the head at one position a sequence."""
+    held = weight_bytes(config, dtype=dtype) + rotary_bytes(config)
+    held += kv_bytes(config, batch=batch, length=prompt + new, dtype=dtype)
+    prefill = _widest(config, length=prompt, seen=prompt, kernel=kernel)
+    decode = _widest(config, length=1, seen=prompt + new, kernel=kernel)
+    return {
+        "prefill": held + size_of(dtype) * batch * max(prefill, config.vocabulary),
+        "decode": held + size_of(dtype) * batch * max(decode, config.vocabulary),
+    }

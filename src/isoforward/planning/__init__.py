@@ -1,1 +1,0 @@
-"""What has not been run: formulas beyond one forward, devices, calibrations, forecasts, lifetimes."""

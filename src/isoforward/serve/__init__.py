@@ -1,0 +1,1 @@
+"""The second life: inference with frozen weights. Imports no training library."""

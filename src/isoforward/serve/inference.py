@@ -1,0 +1,205 @@
+"""Serving: a frozen model, its tokenizer, and nothing of training.
+
+from isoforward.serve.inference import load
+print(load("runs/latest").generate("ROMEO:"))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from isoforward.base.config import PRECISIONS, one_of
+from isoforward.base.errors import BadInput, Integrity
+from isoforward.data.tokenizer import Stream, Tokenizer
+from isoforward.formats import checkpoint_file
+from isoforward.formats.export import allocate, freeze, load_export, load_tokenizer, unfilled
+from isoforward.formats.untrusted import ORIGIN, checked, shown
+from isoforward.model.gpt import GPT
+from isoforward.serve.decoding import Pass, Sampling, forward_passes
+from isoforward.serve.quantised import quantise, refuse_unquantisable
+from isoforward.serve.speculative import speculative_passes
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class InferenceModule(nn.Module):
+    """A frozen GPT and its tokenizer. Its forward is the model's own, under `torch.inference_mode`.
+
+    With a `draft`, a smaller model of the same tokenizer proposes `draft_tokens` at a time, which changes the speed and
+    not what is drawn; `compile` decodes through a compiled step.
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        tokenizer: Tokenizer,
+        *,
+        draft: InferenceModule | None = None,
+        draft_tokens: int = 4,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.passes: Callable[..., Iterator[Pass]] = partial(forward_passes, compile=compile)
+        if draft is not None:
+            if draft.tokenizer.sha256 != tokenizer.sha256:
+                raise Integrity("draft: its tokenizer is another than the model's; take one trained with the same")
+            self.passes = partial(speculative_passes, draft=draft.model, draft_tokens=draft_tokens)
+
+    @torch.inference_mode()
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.model(tokens)  # type: ignore[no-any-return]
+
+    def encode(self, prompt: str) -> list[int]:
+        ids = self.tokenizer.encode(prompt)
+        if not ids and self.tokenizer.end is not None:
+            return [self.tokenizer.end]  # an empty prompt starts a new document
+        return ids
+
+    def stream(
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int = 200,
+        sampling: Sampling | None = None,
+        stop: str | None = None,
+        cache: bool = True,
+    ) -> Iterator[tuple[str, Pass]]:
+        """Text as it becomes whole, with the forward pass that brought it; ends before `stop`."""
+        ids = self.encode(prompt)
+        pieces = Stream(self.tokenizer, ids)
+        held = ""  # text that may be the beginning of `stop`
+        last: Pass | None = None
+        for step in self.passes(
+            self.model,
+            [ids],
+            max_new_tokens=max_new_tokens,
+            sampling=sampling or Sampling(),
+            end=self.tokenizer.end,
+            cache=cache,
+        ):
+            last = step
+            held += "".join(pieces.push(token) for token in step.tokens if token != self.tokenizer.end)
+            if stop and stop in held:
+                yield held.partition(stop)[0], step
+                return
+            ready = len(held) - overlap(held, stop)
+            yield held[:ready], step
+            held = held[ready:]
+        if last is not None and (rest := held + pieces.flush()):
+            yield rest, last
+
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        max_new_tokens: int = 200,
+        temperature: float = 0.8,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        repetition_penalty: float = 1.0,
+        stop: str | None = None,
+        seed: int = 1234,
+        cache: bool = True,
+    ) -> str | list[str]:
+        """The continuation of one prompt, or of several served as one batch."""
+        sampling = Sampling(
+            temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty, seed=seed
+        )
+        if isinstance(prompts, str):
+            pieces = self.stream(prompts, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, cache=cache)
+            return "".join(text for text, _ in pieces)
+        ids: list[list[int]] = [[] for _ in prompts]
+        for step in self.passes(
+            self.model,
+            [self.encode(prompt) for prompt in prompts],
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            end=self.tokenizer.end,
+            cache=cache,
+        ):
+            for row, token in zip(step.rows, step.tokens, strict=True):
+                if token != self.tokenizer.end:
+                    ids[row].append(token)
+        texts = [self.tokenizer.decode(row) for row in ids]
+        return [text.partition(stop)[0] for text in texts] if stop else texts
+
+
+def overlap(text: str, stop: str | None) -> int:
+    """How many characters at the end of `text` could be the beginning of `stop`."""
+    if not stop:
+        return 0
+    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
+
+
+def find_export(checkpoint: str | Path) -> Path:
+    """The export that `checkpoint` means: an export directory itself, or the one in a run directory."""
+    path = Path(checkpoint)
+    if not path.exists():
+        hint = "; train one with: python train.py" if "latest" in path.parts else ""
+        raise BadInput(f"checkpoint={checkpoint} does not exist{hint}")
+    if path.is_dir():
+        for directory in (path, path / "export"):
+            if (directory / "config.json").is_file():
+                return directory
+        raise BadInput(f"checkpoint={checkpoint} holds no export (config.json, model.safetensors) and no export/")
+    return path
+
+
+def from_checkpoint(path: Path) -> GPT:
+    """The model in training that a checkpoint file holds, with the dtype of its activations.
+
+    Its shapes are compared before anything is allocated, so that a forged size costs nothing.
+    """
+    state = checkpoint_file.load(path, only=("state_dict", "isoforward"))
+    try:
+        about = state["isoforward"]
+        config = checked({name: value for name, value in about["model"].items() if name not in ORIGIN})
+        tensors = {name.removeprefix("model."): tensor for name, tensor in state["state_dict"].items()}
+        if config.layers > len(tensors):
+            raise ValueError(f"it claims {config.layers} layers and holds {len(tensors)} tensors")
+        model = unfilled(config, DTYPES[about["precision"]])
+        wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
+        if wanted != {name: tensor.shape for name, tensor in tensors.items()}:
+            raise ValueError("its tensors are not those of its model")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise Integrity(f"{path} is whole, but holds no model that can be served: {shown(str(error))}") from error
+    allocate(model, torch.float32, "cpu")
+    model.load_state_dict(tensors)
+    return model
+
+
+def load(
+    checkpoint: str | Path,
+    *,
+    precision: str = "auto",
+    device: str = "cpu",
+    draft: str | Path | None = None,
+    draft_tokens: int = 4,
+    compile: bool = False,
+) -> InferenceModule:
+    """From an export directory, a run directory or a training checkpoint file.
+
+    `precision` auto keeps the dtype of the export; int8 changes the forward. `draft` is another such place. Raises
+    BadInput where nothing is there, Integrity where a file is not what its manifest says, or the draft's tokenizer
+    another.
+    """
+    one_of("precision", precision, PRECISIONS)
+    path = find_export(checkpoint)
+    if precision == "int8":
+        refuse_unquantisable(torch.device(device))
+    dtype = torch.float32 if precision == "int8" else DTYPES.get(precision)
+    if path.is_file():
+        model, tokenizer = freeze(from_checkpoint(path), dtype=dtype).to(device), load_tokenizer(path.parent)
+    else:
+        model, tokenizer = load_export(path, dtype=dtype, device=device)
+    if precision == "int8":
+        quantise(model)
+    smaller = None if draft is None else load(draft, precision=precision, device=device)
+    return InferenceModule(model, tokenizer, draft=smaller, draft_tokens=draft_tokens, compile=compile)

@@ -1,0 +1,172 @@
+"""Any causal LM of Transformers as it is, behind what our own GPT offers to the steps of both lives.
+
+Nothing of its architecture is known here, so that nothing of it is done otherwise: the forward is Transformers' own,
+its cache the one that `generate` grows. Code that a checkpoint brings along never runs, and pickles are never opened.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from isoforward.base.config import ModelConfig
+from isoforward.base.errors import BadInput, Integrity
+from isoforward.base.results import Condition
+from isoforward.formats.untrusted import read_json, shown
+
+CONTEXTS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+UNBOUNDED = 2048  # positions that are measured of a model that has no last one, as with ALiBi
+
+
+class Wrapped(nn.Module):
+    """Where a trunk ends and a head begins is each architecture's own affair: `trunk` is all of its forward, asked for
+    the last position alone, as `generate` asks, and `head` has nothing left to do.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        narrow = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self.served: dict[str, Any] = {"logits_to_keep": 1} if narrow else {}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype  # type: ignore[no-any-return]
+
+    def compile_blocks(self) -> None:
+        """All at once: where one ends is each architecture's own affair, too."""
+        self.model.compile()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens (B, T) to logits (B, T, V)"""
+        return self.model(tokens, use_cache=False).logits  # type: ignore[no-any-return]
+
+    def trunk(self, tokens: Tensor, cache: WrappedCache | None = None) -> Tensor:
+        """tokens (B, T) to logits (B, 1, V), or (B, T, V) where the architecture cannot leave them out."""
+        past = None if cache is None else cache.held
+        output = self.model(tokens, past_key_values=past, use_cache=cache is not None, **self.served)
+        return output.logits  # type: ignore[no-any-return]
+
+    def head(self, logits: Tensor) -> Tensor:
+        return logits
+
+
+class WrappedCache:
+    """Of a batch of one. Set to a length, it holds as many positions at once: those of a length are computed when it is
+    first asked for, and kept; since decoding joins new tensors and writes into none, they stay as they are.
+    """
+
+    def __init__(self, model: Wrapped) -> None:
+        self.model = model
+        self.pasts: dict[int, Any] = {}
+        self.length = 0
+
+    @property
+    def length(self) -> int:
+        return self.held.get_seq_length()  # type: ignore[no-any-return]
+
+    @length.setter
+    def length(self, length: int) -> None:
+        if length not in self.pasts:
+            self.pasts[length] = self.past(length)
+        past = self.pasts[length]
+        self.held = copy.copy(past)
+        self.held.layers = [copy.copy(layer) for layer in past.layers]
+
+    @torch.inference_mode()
+    def past(self, length: int) -> Any:
+        from transformers import DynamicCache
+
+        cache = DynamicCache(config=self.model.model.config)
+        if length:
+            tokens = torch.zeros(1, length, dtype=torch.long, device=self.model.model.device)
+            self.model.model(tokens, past_key_values=cache, use_cache=True, **self.model.served)
+        return cache
+
+
+def quiet_transformers() -> Any:
+    """The library, without its progress bars and advice."""
+    if find_spec("transformers") is None:
+        raise BadInput("model=transformers needs Transformers: pip install isoforward[hf]")
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    return transformers
+
+
+def settings_of(directory: Path) -> Any:
+    """Transformers' config of a directory; BadInput names a model_type that this Transformers does not know."""
+    path = directory / "config.json"
+    if not path.is_file():
+        raise BadInput(f"model.path={directory} holds no config.json; name a directory of save_pretrained")
+    kind = read_json(path).get("model_type")
+    transformers = quiet_transformers()
+    known = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if kind not in known:
+        raise BadInput(
+            f"{path}: model_type {shown(kind)} is no causal LM of Transformers {transformers.__version__}, "
+            "and code from a checkpoint is never run"
+        )
+    return opened(path, lambda: transformers.AutoConfig.from_pretrained(directory, trust_remote_code=False))
+
+
+def opened(path: Path, open_it: Any) -> Any:
+    try:
+        return open_it()
+    except (OSError, ValueError, ImportError, RuntimeError, TypeError, KeyError, AttributeError) as error:
+        first = str(error).strip().partition("\n")[0]
+        raise BadInput(f"{path}: Transformers cannot open it: {shown(first)}") from error
+
+
+def skeleton(directory: Path) -> Wrapped:
+    """On the meta device: shapes without numbers. In bf16, which grouped products of experts insist on there."""
+    config, transformers = settings_of(directory), quiet_transformers()
+    auto = transformers.AutoModelForCausalLM
+    with torch.device("meta"):
+        model = opened(directory, lambda: auto.from_config(config, dtype=torch.bfloat16, trust_remote_code=False))
+    return Wrapped(model)
+
+
+def load_wrapped(directory: Path, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> Wrapped:
+    """For training: `dtype` is that of weights and activations alike, as Transformers' models know no other.
+
+    Integrity names tensors that the directory lacks, which Transformers would draw at random.
+    """
+    settings_of(directory)
+    auto = quiet_transformers().AutoModelForCausalLM
+    options = {"dtype": dtype, "use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
+    model, report = opened(directory, lambda: auto.from_pretrained(directory, output_loading_info=True, **options))
+    if missing := sorted(report["missing_keys"]):
+        raise Integrity(f"{directory}: the tensor {shown(missing[0])} is missing ({len(missing)} in all)")
+    return Wrapped(model).to(device).train()
+
+
+def frozen_copy(model: Wrapped) -> Wrapped:
+    return copy.deepcopy(model).eval().requires_grad_(False)
+
+
+def described(directory: Path) -> tuple[ModelConfig, dict[str, Condition]]:
+    """What a case has to know to measure it, and what its rows say of it."""
+    config = settings_of(directory).get_text_config()
+    model = skeleton(directory).model
+    name = type(model).__name__
+    if "past_key_values" not in inspect.signature(model.forward).parameters:
+        raise BadInput(f"{directory}: {name} keeps no keys and values, so that it has no prefill and decode as we know")
+    context = next((getattr(config, key) for key in CONTEXTS if getattr(config, key, None)), UNBOUNDED)
+    subject = ModelConfig(source="transformers", path=str(directory), context=context, vocab=config.vocab_size)
+    labels: dict[str, Condition] = {
+        "family": config.model_type,
+        "layers": getattr(config, "num_hidden_layers", None),
+        "width": getattr(config, "hidden_size", None),
+        "heads": getattr(config, "num_attention_heads", None),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "architecture": name,
+    }
+    return subject, labels

@@ -1,0 +1,1 @@
+"""Results as people read them: tables, report, charts, cards, W&B."""

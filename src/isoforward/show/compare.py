@@ -1,0 +1,203 @@
+"""From rows to what they say: both lives side by side, ratios with intervals, utilisation, one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from isoforward.base import units
+from isoforward.base.errors import BadInput
+from isoforward.base.estimates import Ratio, ratio
+from isoforward.base.results import TRAINING, Condition, Results, Row
+
+SERVED = ("forward", "prefill", "decode")
+CLOSED = 0.01  # of a step: a residual above it is said
+
+
+def select(rows: Results | tuple[Row, ...], **wanted: object) -> list[Row]:
+    """Rows whose fields, or else conditions, are as `wanted`; a condition wanted as None must be absent."""
+    found = []
+    for row in rows.rows if isinstance(rows, Results) else rows:
+        for key, value in wanted.items():
+            have = getattr(row, key) if key in Row.__dataclass_fields__ else row.conditions.get(key)
+            if have != value:
+                break
+        else:
+            found.append(row)
+    return found
+
+
+def only(rows: Results | tuple[Row, ...], **wanted: object) -> Row | None:
+    found = select(rows, **wanted)
+    return found[-1] if found else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One phase of one life: what it costs, per execution and per token, and against the shared forward."""
+
+    life: str
+    phase: str
+    label: str
+    tokens: float  # that one execution handles
+    time: Row | None = None
+    flops: Row | None = None
+    memory: Row | None = None
+    bytes: Row | None = None
+    against_forward: Ratio | None = None  # in time, per execution on the same tokens
+    share: float | None = None  # of the whole training step
+
+    @property
+    def time_per_token_s(self) -> float | None:
+        return None if self.time is None or self.time.value is None else self.time.value / self.tokens
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        return 1 / self.time_per_token_s if self.time_per_token_s else None
+
+    @property
+    def flops_per_s(self) -> float | None:
+        if self.time is None or self.flops is None or not self.time.value or not self.flops.value:
+            return None
+        return self.flops.value / self.time.value
+
+    @property
+    def bytes_per_s(self) -> float | None:
+        if self.time is None or self.bytes is None or not self.time.value or not self.bytes.value:
+            return None
+        return self.bytes.value / self.time.value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    results: Results
+    conditions: Mapping[str, Condition]
+    training: list[Line]
+    step: Line
+    inference: list[Line]
+    time_ratio: Ratio  # a training step against the frozen forward on the same batch
+    flops_ratio: float | None  # None where the forward could not be counted
+    memory_ratio: float | None
+    decode_ratio: float  # a decoded token against a trained one, in time
+    residual: float  # of the step
+    warnings: list[str]
+
+    @property
+    def headline(self) -> str:
+        costs = [f"{units.times(self.time_ratio.value)} its forward pass in time"]
+        if self.flops_ratio is not None:
+            costs.append(f"{units.times(self.flops_ratio)} in FLOPs")
+        if self.memory_ratio is not None:
+            costs.append(f"{units.times(self.memory_ratio)} in memory")
+        told = " and ".join(filter(None, (", ".join(costs[:-1]), costs[-1])))
+        decode = next(line for line in self.inference if line.phase == "decode")
+        assert decode.time_per_token_s is not None and self.step.time_per_token_s is not None
+        return (
+            f"Training this model costs {told}; a decoded token takes "
+            f"{units.seconds(decode.time_per_token_s)}, {units.times(self.decode_ratio)} a trained one "
+            f"({units.seconds(self.step.time_per_token_s)})."
+        )
+
+
+def compare(results: Results) -> Comparison:
+    """Raises BadInput where the two lives cannot be compared: unlike forwards, a life that is missing."""
+    identity = only(results, quantity="identity")
+    if identity is None:
+        raise BadInput("not compared: no row shows that both lives run the same forward")
+    if identity.value:
+        raise BadInput(
+            f"not compared: {identity.value:,.0f} logits of the frozen forward are not those of training's forward"
+        )
+    step_time = only(results, life="training", phase="step", quantity="time", cold=None)
+    frozen = only(results, life="inference", phase="forward", quantity="time", cold=None)
+    if step_time is None or frozen is None or step_time.value is None or frozen.value is None:
+        raise BadInput("not compared: the time of a training step and of the frozen forward are not both there")
+    tokens = float(step_time.conditions["tokens"] or 1)
+    training = [line(results, "training", phase, phase, tokens, frozen, step_time.value) for phase in TRAINING]
+    flops = [one.flops.value or 0.0 for one in training if one.flops is not None]
+    peaks = [one.memory for one in training if one.memory is not None]
+    step = Line(
+        life="training",
+        phase="step",
+        label="whole step",
+        tokens=tokens,
+        time=step_time,
+        flops=None,
+        memory=max(peaks, key=lambda row: row.value or 0.0, default=None),
+        against_forward=ratio(step_time.samples, frozen.samples),
+        share=1.0,
+    )
+    serving = [
+        line(results, "inference", "forward", "forward, same batch", tokens, frozen, None),
+        line(results, "inference", "prefill", "prefill", 0, None, None),
+        line(results, "inference", "decode", "decode", 1, None, None),
+    ]
+    forward_memory, decode = serving[0].memory, serving[2]
+    if step.time_per_token_s is None or decode.time_per_token_s is None:
+        raise BadInput("not compared: the time of a decoded token is not there")
+    residual = only(results, life="training", phase="residual", quantity="time")
+    share = (residual.value or 0.0) / step_time.value if residual else 0.0
+    warnings = [reason for verdict in results.verdicts for reason in verdict.reasons]
+    if abs(share) > CLOSED:
+        warnings.append(f"phases and whole step differ by {share:+.1%} of the step")
+    forward_flops = training[0].flops
+    return Comparison(
+        results=results,
+        conditions=step_time.conditions,
+        training=training,
+        step=step,
+        inference=serving,
+        time_ratio=ratio(step_time.samples, frozen.samples),
+        flops_ratio=sum(flops) / forward_flops.value if forward_flops and forward_flops.value else None,
+        memory_ratio=(
+            step.memory.value / forward_memory.value
+            if step.memory and step.memory.value and forward_memory and forward_memory.value
+            else None
+        ),
+        decode_ratio=decode.time_per_token_s / step.time_per_token_s,
+        residual=share,
+        warnings=warnings,
+    )
+
+
+def line(
+    results: Results, life: str, phase: str, label: str, tokens: float, forward: Row | None, whole_s: float | None
+) -> Line:
+    at: dict[str, object] = {"life": life, "phase": phase, "context": None, "category": None, "cold": None}
+    time = only(results, **at, quantity="time")
+    share = None
+    if time is not None and time.value is not None and whole_s is not None:
+        share = time.value / whole_s
+    paired = forward is not None and time is not None and len(time.samples) == len(forward.samples)
+    return Line(
+        life=life,
+        phase=phase,
+        label=label,
+        tokens=tokens or float((time.conditions.get("tokens") if time else 1) or 1),
+        time=time,
+        flops=only(results, **at, quantity="flops", convention="model"),
+        memory=only(results, **at, quantity="memory"),
+        bytes=only(results, **at, quantity="bytes"),
+        against_forward=ratio(time.samples, forward.samples) if paired and time and forward else None,
+        share=share,
+    )
+
+
+def cache_curve(results: Results) -> dict[bool, list[tuple[int, Row]]]:
+    """Time of one more token by the tokens before it: with a KV cache (True), and without."""
+    curve: dict[bool, list[tuple[int, Row]]] = {True: [], False: []}
+    for row in select(results, phase="decode", quantity="time"):
+        context, cache = row.conditions.get("context"), row.conditions.get("cache")
+        if isinstance(context, int) and isinstance(cache, bool):
+            curve[cache].append((context, row))
+    return {cache: sorted(points, key=lambda point: point[0]) for cache, points in curve.items()}
+
+
+def memory_ledger(results: Results, life: str) -> dict[str, float]:
+    """Bytes by category at the peak, with `measured peak` and `unexplained`."""
+    found = {}
+    for row in select(results, life=life, quantity="memory"):
+        category = row.conditions.get("category")
+        if isinstance(category, str) and row.value is not None:
+            found[category] = row.value
+    return found

@@ -1,0 +1,121 @@
+"""The comparison as a terminal shows it, in 80 columns."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from isoforward.base import units
+from isoforward.base.results import Condition, Results, Row
+from isoforward.show.compare import Comparison, Line, cache_curve
+
+MOST_ROWS = 24  # of one quantity; the report has them all
+ASIDE = ("tokens", "executions", "parameters", "peak_phase", "head")  # conditions that follow from others
+
+
+def show_rows(console: Console, results: Results) -> None:
+    """Any rows, a table for each quantity: in front what tells its rows apart, above them all what they share."""
+    rows = [row for row in results.rows if row.quantity != "identity"]
+    apart = told_apart(rows)
+    common = [f"{key} {value}" for key, value in shared(rows).items() if key not in (*apart, *ASIDE)]
+    console.print(", ".join(common), style="dim", markup=False, highlight=False)
+    for quantity in dict.fromkeys(row.quantity for row in rows):
+        console.print(of_quantity(quantity, [row for row in rows if row.quantity == quantity]))
+    trust(console, [reason for verdict in results.verdicts for reason in verdict.reasons])
+
+
+def of_quantity(quantity: str, rows: list[Row]) -> Table:
+    varying = [key for key in told_apart(rows) if key not in ASIDE]
+    lives = len({row.life for row in rows}) > 1
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in (*varying, *(["life"] if lives else []), "phase"):
+        table.add_column(name.replace("_", " "), overflow="fold")
+    table.add_column(quantity, justify="right", no_wrap=True)
+    table.add_column("±", justify="right", no_wrap=True)
+    for row in rows[:MOST_ROWS]:
+        where = [plain(row.conditions.get(key)) for key in varying] + ([row.life] if lives else [])
+        interval = "" if row.low is None or row.high is None or not row.value else spread(row)
+        table.add_row(*where, row.phase, units.quantity(row.value, row.unit), interval)
+    if len(rows) > MOST_ROWS:
+        table.caption = f"and {len(rows) - MOST_ROWS} more, in the report"
+    return table
+
+
+def told_apart(rows: list[Row]) -> list[str]:
+    keys = list(dict.fromkeys(key for row in rows for key in row.conditions))
+    return [key for key in keys if len({row.conditions.get(key) for row in rows}) > 1]
+
+
+def shared(rows: list[Row]) -> dict[str, Condition]:
+    return {key: value for row in rows for key, value in row.conditions.items()}
+
+
+def plain(value: Condition) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def spread(row: Row) -> str:
+    assert row.low is not None and row.high is not None and row.value
+    return f"{(row.high - row.low) / 2 / abs(row.value):.0%}"
+
+
+def trust(console: Console, warnings: list[str]) -> None:
+    verdict = "[green]these numbers can be trusted[/]"
+    if warnings:
+        verdict = "[yellow]take these numbers with care:[/] " + escape("; ".join(warnings))
+    console.print(verdict, highlight=False)
+
+
+def show(console: Console, comparison: Comparison) -> None:
+    where = comparison.conditions
+    console.print(
+        f"[bold]What does training add to the forward pass, and what does serving cost?[/]\n"
+        f"{where['parameters']:,} parameters, {where['dtype']}; "
+        f"training on {where['batch']} x {where['length']} tokens, serving one sequence",
+        highlight=False,
+    )
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("phase", no_wrap=True)
+    for name in ("time", "±", "x forward", "a token", "FLOP", "peak"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_row("[bold]training[/], a step")
+    for one in [*comparison.training, comparison.step]:
+        table.add_row(*cells(one))
+    table.add_row("[bold]inference[/]")
+    for one in comparison.inference:
+        table.add_row(*cells(one))
+    console.print(table)
+    console.print(f"phases and whole step differ by {comparison.residual:+.1%}", style="dim", highlight=False)
+    curve = cache_curve(comparison.results)
+    if len(curve[True]) > 1 and len(curve[False]) > 1:
+        ends = [
+            f"{'with' if cache else 'without'} KV cache {spoken(points[0])} -> {spoken(points[-1])}"
+            for cache, points in curve.items()
+        ]
+        console.print(f"one more token: {'; '.join(ends)}", highlight=False)
+    trust(console, comparison.warnings)
+    console.print(f"\n[bold]{escape(comparison.headline)}[/]\n", highlight=False)
+
+
+def spoken(point: tuple[int, Row]) -> str:
+    context, row = point
+    return f"{units.seconds(row.value or 0.0)} at {context}"
+
+
+def cells(one: Line) -> list[str]:
+    time = one.time
+    if time is None or time.value is None:
+        return [f"  {one.label}", "unavailable"]
+    interval = "" if time.low is None or time.high is None else spread(time)
+    return [
+        f"  {one.label}",
+        units.seconds(time.value),
+        interval,
+        "" if one.against_forward is None else units.times(one.against_forward.value),
+        units.seconds(one.time_per_token_s or 0.0),
+        "" if one.flops is None or not one.flops.value else units.count(one.flops.value),
+        "" if one.memory is None or one.memory.value is None else units.size(one.memory.value),
+    ]

@@ -1,1 +1,0 @@
-"""Rows as people look at them: tables, pictures, exhibits, dashboards."""

@@ -1,0 +1,1 @@
+"""The first life: training under Lightning."""

@@ -1,0 +1,168 @@
+"""Training as several processes: rank 0 is the command that was typed, the others follow it and leave no trace.
+
+Rank 0 starts those of its own machine, with its own config, so that a run is one run wherever it was typed: in a sweep
+and under submitit too. Beyond one machine torchrun starts them all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import ClusterEnvironment
+from lightning.fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from torch import distributed
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+
+from isoforward.base.config import TrainConfig
+from isoforward.base.errors import BadInput
+from isoforward.model.gpt import GPT
+
+
+def rank() -> int:
+    """Among all processes of the run; 0 is the one that writes."""
+    return int(os.environ.get("RANK", 0))
+
+
+def refuse_what_cannot_be_shared(config: TrainConfig) -> None:
+    plan = config.trainer
+    if plan.devices == 1 and rank() == 0 and plan.strategy == "auto":
+        return
+    if plan.accelerator != "cpu" and torch.cuda.is_available() and plan.devices > torch.cuda.device_count():
+        raise BadInput(f"trainer.devices={plan.devices}: {torch.cuda.device_count()} CUDA devices are here")
+    if plan.strategy != "fsdp":
+        return
+    if config.optim.name == "muon":
+        raise BadInput(
+            "optim.name=muon needs whole matrices, which trainer.strategy=fsdp cuts up; write trainer.strategy=ddp or "
+            "optim=adamw"
+        )
+    if plan.resume is not None:
+        raise BadInput("trainer.resume does not go on under trainer.strategy=fsdp; write trainer.strategy=ddp")
+
+
+def strategy_of(config: TrainConfig) -> str | Strategy:
+    plan = config.trainer
+    if plan.strategy == "fsdp":
+        return ModelParallelStrategy(
+            data_parallel_size=plan.devices * plan.nodes, tensor_parallel_size=1, save_distributed_checkpoint=False
+        )
+    if plan.strategy == "ddp" or plan.devices * plan.nodes > 1:
+        return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
+    return "auto"
+
+
+def environment() -> ClusterEnvironment:
+    """Named, because Lightning would take the Slurm of a sweep's job for a cluster that it has to itself."""
+    return TorchElasticEnvironment() if TorchElasticEnvironment.detect() else LightningEnvironment()
+
+
+@contextmanager
+def followers(config: TrainConfig, checkpoint: Path | None) -> Iterator[None]:
+    """Ranks 1 and on of this machine, for as long as this lasts; none where torchrun has started them.
+
+    Each is `isoforward.app.train.follow` on this config, from this checkpoint. All share the machine's
+    cores evenly.
+    """
+    world = config.trainer.devices
+    if world == 1 or "LOCAL_RANK" in os.environ:
+        yield
+        return
+    threads = torch.get_num_threads()
+    each = max(1, threads // world)
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world), "NODE_RANK": "0"}
+    packed = dataclasses.asdict(config)
+    packed["trainer"]["resume"] = None if checkpoint is None else str(checkpoint)
+    case = {"target": "isoforward.app.train:follow", "payload": packed}
+    children = [start(case, shared | ranks(local), each) for local in range(1, world)]
+    before = dict(os.environ)
+    os.environ.update(shared | ranks(0))
+    torch.set_num_threads(each)
+    try:
+        yield
+        for child in children:
+            child.wait()
+    except RuntimeError as error:  # of a collective that lost its partner
+        if any(child.poll() is not None for child in children):
+            raise BadInput(f"a process of this run ended: {'; '.join(map(last_words, children))}") from error
+        raise
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+        os.environ.clear()
+        os.environ.update(before)
+        torch.set_num_threads(threads)
+
+
+def ranks(local: int) -> dict[str, str]:
+    return {"RANK": str(local), "LOCAL_RANK": str(local)}
+
+
+def start(case: dict[str, Any], environment: dict[str, str], threads: int) -> subprocess.Popen[str]:
+    """A process that dies with this one, and that a terminal's Ctrl-C does not reach: rank 0 decides when to stop."""
+    child = subprocess.Popen(
+        [sys.executable, "-m", "isoforward.base.subprocesses"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, **environment, "OMP_NUM_THREADS": str(threads)},
+        start_new_session=True,
+        text=True,
+    )
+    assert child.stdin is not None
+    child.stdin.write(json.dumps(case | {"threads": threads, "memory_bytes": None}))
+    child.stdin.close()
+    return child
+
+
+def last_words(child: subprocess.Popen[str]) -> str:
+    child.kill()
+    assert child.stdout is not None
+    said = child.stdout.read()
+    return str(json.loads(said).get("failed", "done")) if said else f"code {child.wait()}"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def shard(model: GPT, mesh: DeviceMesh) -> None:
+    """Each block's parameters are gathered where it runs, and held in pieces elsewhere (Rajbhandari 2020, ZeRO-3)."""
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+@contextmanager
+def travelling(strategy: Strategy, last: bool) -> Iterator[None]:
+    """Whether the gradients of the backward inside are averaged over the processes."""
+    if last or not isinstance(strategy, DDPStrategy):
+        yield
+    else:
+        with strategy.block_backward_sync():
+            yield
+
+
+def whole(model: GPT) -> GPT:
+    """The same weights in a model that is neither sharded nor compiled. All ranks call it together."""
+    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    assembled = GPT(model.config, dtype=model.dtype)
+    if state:  # of rank 0 alone
+        assembled.load_state_dict(state)
+    return assembled

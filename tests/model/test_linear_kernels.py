@@ -1,0 +1,76 @@
+"""Whatever library multiplies, the product and its gradients are those of a linear layer in double precision."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from isoforward.model import linear_kernels as subject
+from isoforward.model.linear_kernels import A_ROW, FEW, LARGE, few_rows
+
+LAYERS = {"small": (24, 40), "large": (LARGE // 512, 512)}
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+
+
+@pytest.fixture(params=[False, True], ids=["MKL", "oneDNN"])
+def alone(request, monkeypatch):
+    """Whether MKL is left out where the weight is large."""
+    if request.param and not torch._C._has_mkldnn:
+        pytest.skip("this torch has no oneDNN")
+    monkeypatch.setattr(subject, "mkl_reads_alone", lambda: request.param)
+    return request.param
+
+
+def layer(size: str, dtype: torch.dtype, rows: tuple[int, ...]) -> list[torch.Tensor]:
+    """Input, weight and bias; results of about one."""
+    generator = torch.Generator().manual_seed(3)
+    out, width = LAYERS[size]
+    shapes = ((*rows, width), (out, width), (out,))
+    x, weight, bias = (torch.randn(shape, generator=generator) for shape in shapes)
+    return [each.to(dtype) for each in (x, weight / width**0.5, bias)]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("rows", [(1, 1), (3, 1), (FEW, 1), (1, 5), (1,)])
+@pytest.mark.parametrize("size", LAYERS)
+def test_it_is_the_product_of_a_linear_layer(alone, size, rows, dtype):
+    x, weight, bias = layer(size, dtype, rows)
+    for shift in (bias, None):
+        exact = F.linear(x.double(), weight.double(), None if shift is None else shift.double())
+        found = few_rows(x, weight, shift)
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.double(), exact, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("rows", [(1, 1), (3, 2)])
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("size", LAYERS)
+def test_its_gradients_are_those_of_a_linear_layer(alone, size, with_bias, rows):
+    def gradients(product, dtype):
+        leaves = [each.to(dtype).requires_grad_() for each in layer(size, torch.float32, rows)][: 2 + with_bias]
+        product(*leaves, *[None] * (not with_bias)).square().sum().backward()
+        return [leaf.grad.double() for leaf in leaves]
+
+    for found, exact in zip(gradients(few_rows, torch.float32), gradients(F.linear, torch.float64), strict=True):
+        torch.testing.assert_close(found, exact, atol=1e-4, rtol=1e-4)
+
+
+def test_training_and_serving_get_the_same_bits(alone):
+    x, weight, bias = layer("large", torch.float32, (2, 1))
+    trained = few_rows(x, weight.requires_grad_(), bias)
+    with torch.inference_mode():
+        assert torch.equal(few_rows(x, weight, bias), trained)
+
+
+def test_onednn_multiplies_where_the_weight_is_large_enough_for_its_rows(alone, monkeypatch):
+    asked = []
+    product = subject.onednn
+    monkeypatch.setattr(
+        subject, "onednn", lambda *layer: asked.append((layer[1].shape, len(layer[0]))) or product(*layer)
+    )
+    enough = LARGE // A_ROW  # rows
+    with torch.inference_mode():
+        for size in LAYERS:
+            for rows in (1, enough, enough + 1):
+                few_rows(*layer(size, torch.float32, (rows, 1)))
+                few_rows(*layer(size, torch.bfloat16, (rows, 1)))
+    assert asked == [(LAYERS["large"], rows) for rows in (1, enough)] * alone

@@ -1,0 +1,217 @@
+"""Architectures that we do not implement, tiny and random, through the steps that our own model goes through."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config
+
+from isoforward.app.question import case_of, wrapped_case
+from isoforward.base.config import ExperimentConfig, MeasureConfig, ModelConfig, OptimConfig
+from isoforward.base.errors import BadInput, Integrity
+from isoforward.base.results import read
+from isoforward.measure import transformers_lives
+from isoforward.measure.case import Case
+from isoforward.measure.flops import count_decode, count_training
+from isoforward.model import steps
+from isoforward.serve.transformers_model import WrappedCache, described, frozen_copy, load_wrapped
+from isoforward.show.compare import compare
+
+SIZES = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 56,
+    "max_position_embeddings": 64,
+}
+NO_TOKENS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+OTHERS = {  # what an architecture wants beside SIZES
+    "gpt_neox": {},  # Pythia
+    "opt": {"ffn_dim": 56, "word_embed_proj_dim": 32},
+    "qwen2": {},
+    "qwen3": {"head_dim": 8},
+    "gemma": {"head_dim": 8},
+    "gemma3_text": {"head_dim": 8, "sliding_window": 8},
+    "mistral": {"sliding_window": 8},
+    "mixtral": {"num_local_experts": 4},
+    "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
+    "falcon": {"alibi": False},
+    "bloom": {},
+    "phi": {},
+    "stablelm": {},
+}
+TOKENS = torch.randint(1, 96, (1, 20), generator=torch.Generator().manual_seed(0))
+logging.getLogger("transformers").setLevel(logging.ERROR)
+
+
+def saved(kind: str, directory: Path, **more: object) -> Path:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **(SIZES | NO_TOKENS | OTHERS.get(kind, {}) | more))
+    AutoModelForCausalLM.from_config(config).save_pretrained(directory)
+    return directory
+
+
+def case(directory: Path, **more: object) -> Case:
+    model, labels = described(directory)
+    return Case(experiment="phase_costs", model=model, labels=labels, batch=2, length=24, **more)
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_any_architecture_runs_through_the_steps_and_gives_the_logits_of_transformers(kind, tmp_path):
+    reference = AutoModelForCausalLM.from_pretrained(saved(kind, tmp_path)).eval()
+    with torch.no_grad():
+        expected = reference(TOKENS).logits
+    model = load_wrapped(tmp_path, dtype=torch.float32)
+    frozen = frozen_copy(model)
+    torch.testing.assert_close(frozen(TOKENS), expected)
+    torch.testing.assert_close(steps.decode_uncached(frozen, TOKENS), expected[:, -1])
+    cache = WrappedCache(frozen)
+    served = [steps.prefill(frozen, TOKENS[:, :12], cache)]
+    served += [steps.decode(frozen, TOKENS[:, n : n + 1], cache) for n in range(12, 20)]
+    torch.testing.assert_close(torch.stack(served, 1), expected[:, 11:], atol=1e-5, rtol=1e-4)
+    assert cache.length == 20
+    optimizer = transformers_lives.optimizer_of(model, OptimConfig())
+    losses = [steps.train_step(model, optimizer, TOKENS[:, :-1], TOKENS[:, 1:])[0].item() for _ in range(6)]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_the_flops_of_any_architecture_are_counted_with_twice_the_forward_in_the_backward(kind, tmp_path):
+    subject = case(saved(kind, tmp_path), measure=MeasureConfig(prompt=16, new_tokens=4))
+    forward, loss, backward, optimizer, served, *_ = transformers_lives.count(subject, "model")
+    assert (loss, optimizer, served) == (0, 0, forward)
+    assert backward == 2 * forward > 0
+
+
+def test_the_flops_of_gpt2_are_those_of_our_own_gpt2(tmp_path):
+    AutoModelForCausalLM.from_config(
+        GPT2Config(vocab_size=96, n_positions=64, n_embd=32, n_layer=2, n_head=4, **NO_TOKENS)
+    ).save_pretrained(tmp_path)
+    subject = case(tmp_path, measure=MeasureConfig(prompt=16, new_tokens=4))
+    counted = transformers_lives.count(subject, "model")
+    ours = ModelConfig(layers=2, heads=4, width=32, context=64, vocab=96)
+    theirs = count_training(ours, batch=2, length=24)
+    assert counted[:4] == [theirs.get(phase, 0) for phase in transformers_lives.TRAINING]
+    assert counted[6] == count_decode(ours, batch=1, cached=18)
+
+
+def test_a_mixture_of_experts_costs_what_its_chosen_experts_cost(tmp_path):
+    """Each of 48 tokens goes through 2 of 4 experts, whichever they are."""
+    subject = case(saved("mixtral", tmp_path))
+    C, F, V, T, tokens = 32, 56, 96, 24, 48
+    projections = 2 * C * (C + 16 + 16 + C)  # queries, two key and two value heads of 8, output
+    experts = 2 * (2 * 3 * C * F) + 2 * C * 4  # gate, up, down, twice; the router
+    attention = 4 * C * T
+    assert transformers_lives.count(subject, "model")[0] == tokens * (
+        2 * (projections + experts + attention) + 2 * C * V
+    )
+
+
+def test_a_cache_holds_the_length_that_it_is_set_to_and_goes_on_from_there(tmp_path):
+    model = frozen_copy(load_wrapped(saved("mistral", tmp_path), dtype=torch.float32))
+    cache = WrappedCache(model)
+    for length in (30, 3, 30, 0):
+        cache.length = length
+        assert cache.length == length
+        steps.decode(model, TOKENS[:, :1], cache)
+        assert cache.length == length + 1
+    cache.length = 3
+    again = steps.decode(model, TOKENS[:, :1], cache)
+    zeros = torch.cat((torch.zeros(1, 3, dtype=torch.long), TOKENS[:, :1]), 1)
+    torch.testing.assert_close(again, model(zeros)[:, -1], atol=1e-5, rtol=1e-4)
+
+
+def test_both_lives_are_compared_and_what_is_unknown_says_why(tmp_path):
+    measure = MeasureConfig(repeats=5, warmup=1, prompt=8, new_tokens=4, context=32)
+    subject = case(saved("gpt_neox", tmp_path / "pythia"), measure=measure)
+    results = tmp_path / "results.jsonl"
+    transformers_lives.time({"case": subject.pack(), "results": str(results), "command": "test"})
+    found = read(results)
+    comparison = compare(found)
+    assert comparison.flops_ratio == 3
+    assert comparison.conditions["architecture"] == "GPTNeoXForCausalLM"
+    assert comparison.conditions["parameters"] == sum(
+        p.numel() for p in AutoModelForCausalLM.from_pretrained(tmp_path / "pythia").parameters()
+    )
+    unknown = {(row.quantity, row.phase) for row in found.rows if row.provenance == "unavailable"}
+    assert {("bytes", "prefill"), ("bytes", "decode"), ("memory", "step")} <= unknown
+    assert {row.convention for row in found.rows if row.quantity == "flops" and row.value is None} == {"causal"}
+    assert all(row.reason for row in found.rows if row.value is None)
+    assert max(row.conditions.get("context", 0) for row in found.rows) == 32  # of 64, which measure.context bounds
+
+
+def test_an_architecture_that_cannot_be_counted_is_compared_without_flops(tmp_path, monkeypatch):
+    def asks_its_data(*_):
+        raise NotImplementedError("aten::nonzero\nand more")
+
+    monkeypatch.setattr(transformers_lives, "count", asks_its_data)
+    measure = MeasureConfig(repeats=5, warmup=1, prompt=8, new_tokens=4, context=32)
+    subject = case(saved("opt", tmp_path / "opt"), measure=measure)
+    results = tmp_path / "results.jsonl"
+    transformers_lives.time({"case": subject.pack(), "results": str(results), "command": "test"})
+    found = read(results)
+    reasons = {row.reason for row in found.rows if row.quantity == "flops" and row.convention == "model"}
+    assert reasons == {"not countable without data: aten::nonzero"}
+    assert compare(found).flops_ratio is None
+    assert "FLOPs" not in compare(found).headline
+
+
+# What is refused
+
+
+def rewrite(directory: Path, **changes: object) -> None:
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_code_of_a_checkpoint_never_runs(tmp_path):
+    ran = tmp_path / "ran"
+    saved("opt", tmp_path / "model")
+    code = f"open({str(ran)!r}, 'w')\nclass Config: ...\nclass Model: ...\n"
+    (tmp_path / "model" / "own.py").write_text(code)
+    rewrite(tmp_path / "model", auto_map={"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"})
+    load_wrapped(tmp_path / "model", dtype=torch.float32)  # an architecture that Transformers has: its own code
+    rewrite(tmp_path / "model", model_type="own")
+    with pytest.raises(BadInput, match="code from a checkpoint is never run"):
+        described(tmp_path / "model")
+    assert not ran.exists()
+
+
+def test_no_source_trusts_remote_code():
+    for path in Path(transformers_lives.__file__).parent.glob("*.py"):
+        assert "trust_remote_code=True" not in path.read_text().replace(" ", "")
+
+
+def test_a_missing_tensor_is_named_and_not_drawn_at_random(tmp_path):
+    path = saved("gpt_neox", tmp_path) / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["gpt_neox.layers.1.mlp.dense_h_to_4h.weight"]
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(Integrity, match=r"layers\.1\.mlp\.dense_h_to_4h\.weight"):
+        load_wrapped(tmp_path, dtype=torch.float32)
+
+
+def test_a_pickle_is_never_opened(tmp_path):
+    path = saved("gpt_neox", tmp_path) / "model.safetensors"
+    torch.save(load_file(path), tmp_path / "pytorch_model.bin")
+    path.unlink()
+    with pytest.raises(BadInput, match="safetensors"):
+        load_wrapped(tmp_path, dtype=torch.float32)
+
+
+def test_a_model_without_keys_and_values_is_refused_by_name(tmp_path):
+    with pytest.raises(BadInput, match="MambaForCausalLM"):
+        described(saved("mamba", tmp_path, state_size=4))
+
+
+def test_an_experiment_that_takes_our_forward_apart_says_so(tmp_path):
+    config = ExperimentConfig(model=ModelConfig(source="transformers", path=str(tmp_path)))
+    with pytest.raises(BadInput, match="phase_costs"):
+        case_of(config, "layers")
+    with pytest.raises(BadInput, match=r"config\.json"):
+        wrapped_case(config, "phase_costs")
