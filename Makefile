@@ -17,10 +17,11 @@ slow: $(READY)  ## the tests that take minutes
 soak: $(READY)  ## an hour, for memory, files and threads
 	$(BIN)/python -m pytest -m soak -s $(ARGS)
 
-lint: $(READY)  ## ruff and mypy
+lint: $(READY)  ## ruff, mypy, and which room may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 docs: $(READY)  ## the site, in site/; any warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

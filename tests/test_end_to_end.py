@@ -31,6 +31,7 @@ TINY = [
     "measure=quick",
     "measure.prompt=8",
     "tracking=none",
+    "precision=fp32",
 ]
 
 

@@ -26,6 +26,7 @@ def config(tmp_path: Path) -> TrainConfig:
         measure=MeasureConfig(enabled=False),
         tracking=TrackingConfig(mode="none"),
         sample_prompt="a",
+        precision="fp32",
         run_dir=str(tmp_path / "run"),
     )
 

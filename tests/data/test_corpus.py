@@ -187,8 +187,8 @@ def test_what_is_no_text_is_refused_with_file_and_byte(
     ("content", "keys", "message"),
     [
         ("", {}, "0 characters"),
-        ("x", {}, "has 0 tokens, corpus.length=8 needs at least 9"),
-        ("Too short a text", {}, r"has 3 tokens, .* write corpus.length=2$"),
+        ("x", {}, "has 0 tokens, data.length=8 needs at least 9"),
+        ("Too short a text", {}, r"has 3 tokens, .* write data.length=2$"),
         (LINES, {"validation": 0.0}, "0 of [0-9]+ characters"),
         (LINES, {"length": 100_000}, "validation part has 365 tokens, .* needs at least 100001"),
         (LINES, {"tokenizer": "bqe"}, "data.tokenizer=bqe is none of char, bpe, gpt2"),

@@ -457,7 +457,7 @@ def test_a_network_lost_in_mid_run_changes_nothing_but_where_to_look(tmp_path: P
 def test_dashboards_are_saved_with_their_panels(tmp_path: Path, stand_in: StandIn) -> None:
     pytest.importorskip("wandb_workspaces")
     save = "[wandb_tracker.main([what, '--entity', 'acme', '--project', 'gpt']) for what in ('workspace', 'report')]"
-    command = [sys.executable, "-c", f"from isoforward import tracking; print({save})"]
+    command = [sys.executable, "-c", f"from isoforward.show import wandb_tracker; print({save})"]
     env = {"PYTHONPATH": str(SRC), "HOME": str(tmp_path), "PATH": os.environ["PATH"]} | at(stand_in)
     told = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
     workspace, report, codes = told.stdout.splitlines()
