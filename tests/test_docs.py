@@ -21,7 +21,7 @@ def test_the_site_is_made_without_a_warning_and_fetches_nothing(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "WARNING -" not in done.stderr
     reference = (tmp_path / "site" / "reference" / "index.html").read_text()
-    for name in ("measuring.phases.compare_phases", "steps.train_step", "inference.InferenceModule.generate"):
+    for name in ("app.any_module.compare_phases", "model.steps.train_step", "serve.inference.InferenceModule.generate"):
         assert f'id="isoforward.{name}"' in reference
     fetched = re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(https?://[^"]+)"', reference)
     assert not fetched
