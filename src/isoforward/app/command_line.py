@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields, is_dataclass, replace
 from difflib import get_close_matches
 from functools import cache
@@ -28,6 +27,7 @@ import isoforward
 from isoforward.app import sweeps
 from isoforward.base import config as schemas
 from isoforward.base.errors import BadInput, Refusal, StorageFailed
+from isoforward.base.locks import InUse, locked
 from isoforward.base.storage import DONE, remove, sha256_of, write_atomically
 
 PACKAGE = Path(isoforward.__file__).parent
@@ -186,15 +186,13 @@ def claim(config: Any, *, resuming: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def lock(directory: Path) -> Iterator[None]:
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        file = (directory / ".lock").open("w")
-    except OSError as error:
-        raise StorageFailed(f"run_dir={directory} cannot be written: {error.strerror}; choose another") from error
-    with file:
+    with ExitStack() as held:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            directory.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(directory / ".lock", wait=False))
+        except OSError as error:
+            raise StorageFailed(f"run_dir={directory} cannot be written: {error.strerror}; choose another") from error
+        except InUse:
             raise BadInput(f"run_dir={directory} is in use by another run; wait for it or choose another") from None
         yield
 

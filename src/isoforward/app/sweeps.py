@@ -7,7 +7,6 @@ training that was cut off is resumed, anything else that was is set aside and do
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import importlib
 import sys
 import time
@@ -17,6 +16,7 @@ from typing import Any
 
 from isoforward.base.config import unpack
 from isoforward.base.errors import Refusal, StorageFailed
+from isoforward.base.locks import is_locked
 from isoforward.base.results import Row, write
 from isoforward.base.storage import DONE, sha256_of, write_atomically
 from isoforward.base.subprocesses import Failed, run_isolated
@@ -29,18 +29,9 @@ def directory_for(name: str, overrides: Sequence[str], runs: Path = Path("runs")
     for command in sorted(runs.glob(f"*_{name}_sweep/{COMMAND}"), key=lambda path: path.stat().st_mtime, reverse=True):
         sweep = command.parent
         same = command.read_text() == "\n".join(overrides)
-        if same and not (sweep / DONE).exists() and not any(in_use(lock) for lock in sweep.glob("*/.lock")):
+        if same and not (sweep / DONE).exists() and not any(is_locked(lock) for lock in sweep.glob("*/.lock")):
             return sweep
     return runs / time.strftime(f"%Y-%m-%d_%H-%M-%S_{name}_sweep")
-
-
-def in_use(lock: Path) -> bool:
-    with lock.open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        return False
 
 
 def start(sweep: Path, overrides: Sequence[str]) -> None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from isoforward.base.caches import cache_directory
 from isoforward.base.config import one_of
-from isoforward.base.errors import BadInput, Integrity
+from isoforward.base.errors import BadInput, Integrity, StorageFailed
 from isoforward.base.hardware import cpu_model, processors
 from isoforward.base.storage import write_atomically
 
@@ -158,7 +159,7 @@ def recognise(device_name: str) -> Hardware | None:
 
 def kept_here() -> Path:
     """Where calibrations of this machine are."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "isoforward" / "hardware"
+    return cache_directory("hardware")
 
 
 def known_here(gpu_name: str | None) -> Hardware | None:
@@ -168,11 +169,12 @@ def known_here(gpu_name: str | None) -> Hardware | None:
 
 def calibrated_here() -> Hardware | None:
     """By the newest calibration of a machine with our processors."""
-    for path in sorted(kept_here().glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True):
-        found = load(path)
-        made_on = found.calibration.get("identity", {})
-        if made_on.get("cpu") == cpu_model() and made_on.get("processors") == len(processors()):
-            return found
+    with suppress(StorageFailed):  # no home: nothing is kept
+        for path in sorted(kept_here().glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True):
+            found = load(path)
+            made_on = found.calibration.get("identity", {})
+            if made_on.get("cpu") == cpu_model() and made_on.get("processors") == len(processors()):
+                return found
     return None
 
 

@@ -8,19 +8,24 @@ import os
 import platform
 import re
 import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import isoforward
 from isoforward import __version__
+from isoforward.base.errors import BadInput
 from isoforward.base.results import Condition, Environment
 
 if TYPE_CHECKING:
     import torch
+
+CONTROL_GROUPS = Path("/sys/fs/cgroup")
 
 
 def processors() -> list[int]:
@@ -31,14 +36,17 @@ def processors() -> list[int]:
 
 
 def cgroup(name: str, controller: str) -> str | None:
-    """A control file of our control group, of version 2 or of version 1; None where there is none."""
-    root = Path("/sys/fs/cgroup")
-    within = [line.rsplit(":", 1)[1].lstrip("/") for line in (_text("/proc/self/cgroup") or "").splitlines()]
-    for top in (root, root / controller):
-        for path in [*within, ""]:
-            if (text := _text(top / path / name)) is not None:
-                return text
-    return None
+    """A control file of our control group, or of the nearest above it that has one, of version 2 or of version 1."""
+    texts = (_text(level / name) for level in _control_groups(controller))
+    return next((text for text in texts if text is not None), None)
+
+
+def _control_groups(controller: str) -> Iterator[Path]:
+    """Our own and all above it: a job's limit often stands there. In a container only some of them can be seen."""
+    lines = (_text("/proc/self/cgroup") or "").splitlines()
+    ours = [PurePosixPath(line.rsplit(":", 1)[1].lstrip("/")) for line in lines] or [PurePosixPath()]
+    for top in (CONTROL_GROUPS, CONTROL_GROUPS / controller):
+        yield from dict.fromkeys(top / level for path in ours for level in (path, *path.parents))
 
 
 def environment(command: str, device: torch.device) -> Environment:
@@ -46,8 +54,9 @@ def environment(command: str, device: torch.device) -> Environment:
     import numpy
     import torch
 
-    home = str(Path.home())
-    command = command if home == "/" else command.replace(home, "~")
+    with suppress(RuntimeError):  # a user without a home
+        home = str(Path.home())
+        command = command if home == "/" else command.replace(home, "~")
     created = datetime.now(UTC).isoformat(timespec="seconds")
     on_gpu = device.type == "cuda"
     identity: dict[str, Condition] = {
@@ -72,9 +81,9 @@ def environment(command: str, device: torch.device) -> Environment:
         "kernel": platform.release(),
         "affinity": ",".join(map(str, processors())),
         "governor": (_text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or "").strip() or None,
-        "load": os.getloadavg()[0],
+        "load": _load(),
         "cpu_limit": _cpu_limit(),
-        "memory_limit_bytes": _memory_limit_bytes(),
+        "memory_limit_bytes": memory_limit_bytes(),
         "memory_free_bytes": _memory_free_bytes(),
         "gpu_memory_bytes": torch.cuda.get_device_properties(device).total_memory if on_gpu else None,
     }
@@ -141,18 +150,59 @@ def cpu_model() -> str:
     return found[1] if found else platform.processor() or platform.machine()
 
 
+def _load() -> float | None:
+    try:
+        return os.getloadavg()[0]
+    except (OSError, AttributeError):  # without /proc, or on Windows
+        return None
+
+
 def _cpu_limit() -> float | None:
-    """Processors' worth of time that the control group grants."""
-    either = cgroup("cpu.max", "cpu") or " ".join(
-        cgroup(name, "cpu") or "" for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+    """Processors' worth of time that the control groups grant."""
+    grants = list[float]()
+    for level in _control_groups("cpu"):
+        either = _text(level / "cpu.max") or " ".join(
+            _text(level / name) or "" for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+        )
+        if granted := re.match(r"(\d+)\s+(\d+)", either):  # "max" and -1 stand for no limit
+            grants.append(int(granted[1]) / int(granted[2]))
+    return min(grants, default=None)
+
+
+def follow_quota() -> str | None:
+    """No more threads than the control groups grant processors' time, and that in words: others would only wait.
+
+    To be called before torch is loaded, so that all its libraries follow. OMP_NUM_THREADS wins.
+    """
+    granted, there = _cpu_limit(), len(processors())
+    if granted is None or granted >= there or "OMP_NUM_THREADS" in os.environ:
+        return None
+    threads = max(1, int(granted))
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # for the processes started from here, too
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
+    return (
+        f"{threads} thread{'s'[: threads != 1]}: the control group grants the time of {granted:g} of {there} "
+        "processors; OMP_NUM_THREADS=N chooses another number"
     )
-    granted = re.match(r"(\d+)\s+(\d+)", either)  # "max" and -1 stand for no limit
-    return int(granted[1]) / int(granted[2]) if granted else None
 
 
-def _memory_limit_bytes() -> int | None:
-    text = (cgroup("memory.max", "memory") or cgroup("memory.limit_in_bytes", "memory") or "max").strip()
-    return None if text == "max" or int(text) >= 2**60 else int(text)  # version 1 writes "none" as almost 2^63
+def memory_limit_bytes() -> int | None:
+    """The least that any of our control groups allows."""
+    limits = [
+        _text(level / name) for name in ("memory.max", "memory.limit_in_bytes") for level in _control_groups("memory")
+    ]
+    numbers = [int(text) for text in limits if text is not None and text.strip().isdecimal()]  # or "max"
+    return min((number for number in numbers if number < 2**60), default=None)  # version 1 writes none as almost 2^63
+
+
+def memory_bytes() -> int | None:
+    """That all of this process can ever have; None where the system does not say."""
+    if not hasattr(os, "sysconf"):  # Windows
+        return memory_limit_bytes()
+    pages = os.sysconf("SC_PHYS_PAGES")
+    known = [pages * os.sysconf("SC_PAGE_SIZE") if pages > 0 else None, memory_limit_bytes()]
+    return min((size for size in known if size is not None), default=None)
 
 
 def memory_available_bytes(device: torch.device) -> int | None:
@@ -161,8 +211,31 @@ def memory_available_bytes(device: torch.device) -> int | None:
 
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    known = [size for size in (_memory_free_bytes(), _memory_limit_bytes()) if size is not None]
+    known = [size for size in (_memory_free_bytes(), memory_limit_bytes()) if size is not None]
     return min(known, default=None)
+
+
+def refuse_without_compiler() -> None:
+    """torch.compile looks for what it builds with only once the work has begun."""
+    import torch
+
+    if torch.cuda.is_available():
+        from torch.utils._triton import has_triton
+
+        if not has_triton():
+            raise BadInput("compile=true needs Triton on a GPU, which is not here: pip install triton, or leave it out")
+        return
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        asked = f"CXX={os.environ['CXX']}" if "CXX" in os.environ else "g++ or clang++"
+        raise BadInput(
+            f"compile=true needs a C++ compiler, and {asked} does not run here: install one, name it in CXX, "
+            "or leave compile=true out"
+        ) from None
 
 
 def _memory_free_bytes() -> int | None:

@@ -7,6 +7,8 @@ from typing import Protocol
 
 import torch
 
+STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
 
 class Memory(Protocol):
     """Bytes; `peak` since `reset`."""
@@ -28,7 +30,7 @@ class Unmeasured:
 
 
 class ProcessMemory:
-    """Of this process, as Linux sees it."""
+    """Of this process, as Linux sees it. OSError where /proc is not there, or is read-only: `why_unreadable` asks."""
 
     def now(self) -> int:
         return self.field("VmRSS")
@@ -37,11 +39,11 @@ class ProcessMemory:
         return self.field("VmHWM")
 
     def field(self, name: str) -> int:
-        status = Path("/proc/self/status").read_text()
+        status = STATUS.read_text()
         return 1024 * int(status.split(f"{name}:")[1].split()[0])
 
     def reset(self) -> None:
-        Path("/proc/self/clear_refs").write_text("5")
+        CLEAR_REFS.write_text("5")
 
 
 class CudaMemory:
@@ -55,3 +57,17 @@ class CudaMemory:
 
     def reset(self) -> None:
         torch.cuda.reset_peak_memory_stats()
+
+
+def why_unreadable(device: str) -> str | None:
+    """Why the peak of a phase on `device` cannot be read here; None where it can."""
+    if device != "cpu":
+        return None
+    memory = ProcessMemory()
+    try:
+        memory.now()
+        memory.reset()
+    except (OSError, IndexError) as error:  # IndexError: gVisor, among others, leaves the fields out
+        named = getattr(error, "filename", None) or STATUS
+        return f"{named} cannot be {'written' if named == str(CLEAR_REFS) else 'read'} here, which tells a peak"
+    return None

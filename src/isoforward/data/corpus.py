@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import mmap
-import os
 import shutil
 import time
 from collections.abc import Container, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,8 +16,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from isoforward.base.caches import cache_directory
 from isoforward.base.config import DataConfig
 from isoforward.base.errors import BadInput, Integrity, StorageFailed
+from isoforward.base.locks import locked
 from isoforward.base.storage import remove_partials, write_atomically
 from isoforward.data.sources import Pieces, Source, digest, hub, shakespeare, text_files
 from isoforward.data.tokenizer import Tokenizer
@@ -105,9 +105,7 @@ def _cached(source: Source, config: DataConfig, tokenizer: Tokenizer | None) -> 
 
 
 def _cache_dir(config: DataConfig) -> Path:
-    if config.cache_dir is not None:
-        return Path(config.cache_dir).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "isoforward"
+    return cache_directory() if config.cache_dir is None else Path(config.cache_dir).expanduser()
 
 
 def _survey(source: Source, share: float) -> tuple[dict[str, Any], Split]:
@@ -200,13 +198,14 @@ def _first(pieces: Pieces, characters: int) -> Iterator[str]:
 @contextmanager
 def _alone(directory: Path) -> Iterator[None]:
     """The others wait, and then find everything made."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        file = (directory / ".lock").open("w")
-    except OSError as error:
-        raise StorageFailed(f"{directory} cannot be written: {error.strerror}; write data.cache_dir=") from error
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with ExitStack() as held:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(directory / ".lock", wait=True))
+        except OSError as error:
+            raise StorageFailed(
+                f"{directory} cannot be written: {error.strerror}; write data.cache_dir= or set XDG_CACHE_HOME"
+            ) from error
         yield
 
 

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from isoforward.base.caches import cache_directory
 from isoforward.base.config import ModelConfig
 from isoforward.base.errors import StorageFailed
 from isoforward.base.hardware import cpu_model
@@ -51,14 +50,14 @@ def backward_of(config: ModelConfig, dtype: torch.dtype, device: torch.device, *
 def measured_once(shape: tuple[int, int, int, int], threads: int) -> str:
     identity = [cpu_model(), torch.backends.cpu.get_cpu_capability(), torch.__version__, threads, shape]
     name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
-    directory = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "isoforward" / "attention"
-    kept = directory / f"{name}.json"
-    with suppress(OSError, ValueError, KeyError):
+    with suppress(StorageFailed, OSError, ValueError, KeyError):
+        kept = cache_directory("attention", f"{name}.json")
         return "plain" if json.loads(kept.read_text())["quicker"] == "plain" else "fused"
     fused_s, plain_s = times_s(shape)
     quicker = "plain" if plain_s < ENOUGH * fused_s else "fused"
     about = {"quicker": quicker, "fused_s": fused_s, "plain_s": plain_s, "of": identity}
     with suppress(StorageFailed):  # measured again next time
+        kept = cache_directory("attention", f"{name}.json")
         write_atomically(kept, lambda file: file.write(json.dumps(about, indent=2).encode()))
     return quicker
 
