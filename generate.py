@@ -1,4 +1,17 @@
-"""Continue a prompt, one forward pass after another: python generate.py checkpoint=runs/latest prompt="ROMEO:" """
+"""Continue a prompt, one forward pass after another.
+
+    python generate.py prompt="ROMEO:"                                   from the newest training run
+    python generate.py checkpoint=runs/latest prompt="ROMEO:" temperature=0
+    python generate.py prompt="ROMEO:" explain=true max_new_tokens=10    every pass, with what it computed
+    python generate.py prompts_file=prompts.txt                          a prompt a line, served as one batch
+    python generate.py checkpoint=BIG draft=SMALL draft_tokens=4         a smaller model proposes, BIG decides
+
+checkpoint is an export, a run directory or a training checkpoint. Text goes to stdout, figures to stderr.
+temperature=0 takes the likeliest token. top_k and top_p narrow the choice; repetition_penalty=1.2 makes tokens that
+were used already less likely; stop ends the text where it appears. cache=false runs the whole text through the forward
+again for every token. precision=int8 rounds the weights to 8 bits, which changes the forward. compile=true decodes
+through a compiled step; the first time, compiling takes up to a minute.
+"""
 
 import sys
 
@@ -7,12 +20,10 @@ from isoforward.base.config import GenerateConfig
 
 
 def main(config: GenerateConfig) -> None:
-    from isoforward.app.generate import (
-        generate,  # a misspelt key is told, and an interrupt heard, before torch is loaded
-    )
+    from isoforward.app.generate import generate  # a misspelt key is reported before torch is loaded
 
     generate(config)
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, "generate", GenerateConfig))
+    sys.exit(run(main, GenerateConfig))

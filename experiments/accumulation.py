@@ -1,6 +1,11 @@
 """What does cutting a batch into micro-batches save in memory, and what does it cost in time?
 
+    python experiments/accumulation.py
+    python experiments/accumulation.py model=small data.batch=32 parts=[1,4,16]
+
 Every setting takes the same optimizer step on the same batch, cut into 1, 2, 4 or 8 parts.
+
+:chapter: Training
 """
 
 import dataclasses
@@ -59,4 +64,4 @@ def main(config: Accumulation) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, "accumulation", Accumulation))
+    sys.exit(run(main, Accumulation))

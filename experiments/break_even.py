@@ -1,7 +1,16 @@
 """When does serving a model overtake what training it cost, in FLOPs, device time, energy and money?
 
-lifetime.py says how it is reckoned. The closed form takes every request to be of the mean lengths; a simulated stream
-of Poisson arrivals draws them, and says what that is worth.
+    python experiments/break_even.py model=llama3_8b hardware=h100 tokens=15e12 price_per_hour=2.5
+    python experiments/break_even.py model=llama2_7b hardware=a100 decode_batch=1 prompt=1 new_tokens=100
+    python experiments/break_even.py model=llama3_70b devices=3 requests_per_day=1e7
+
+Nothing is run, downloaded or allocated. tokens=null is 20 a parameter; training_length=null is the context, at most
+8192. Utilisations are shares of the hardware's peaks: *_mfu of its FLOP/s, decode_mbu of its bandwidth. busy is the
+share of its paid time in which a serving device serves; spread is that of the lengths of requests. The closed form
+takes every request to be of the mean lengths. A simulated stream of Poisson arrivals draws the lengths, and shows how
+far the closed form is off. isoforward.plan.lifetime has the formulas.
+
+:chapter: Planning
 """
 
 import dataclasses
@@ -232,4 +241,4 @@ def main(config: BreakEven) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, "break_even", BreakEven))
+    sys.exit(run(main, BreakEven))

@@ -1,6 +1,12 @@
 """What does this machine take for each operator of a GPT, and what is the most that it can do?
 
-Writes a hardware file, which `hardware=FILE` takes like a name of the built-in table, and which `hardware=here` finds.
+    python experiments/calibrate.py
+    python experiments/calibrate.py threads=1 keep=false
+
+Nothing else should run meanwhile. Writes a hardware file. Other commands take it as hardware=runs/.../hardware.json, or
+as hardware=here if it is the newest of this machine.
+
+:chapter: Planning
 """
 
 import dataclasses
@@ -97,4 +103,4 @@ def main(config: Calibrate) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, "calibrate", Calibrate))
+    sys.exit(run(main, Calibrate))

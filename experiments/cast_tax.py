@@ -1,6 +1,11 @@
-"""What do weight casts cost in both lives: autocast, masters cast on the fly, weights cast beforehand?
+"""What do weight casts cost: under autocast, on the fly from fp32 weights, or done beforehand?
 
-Activations are bf16 in all three. Autocast keeps a cache of cast weights, which inference_mode takes away from it.
+    python experiments/cast_tax.py
+    python experiments/cast_tax.py model=gpt2 data.batch=1 data.length=128
+
+Activations are bf16 in all three. Autocast caches the weights that it cast, but not under inference_mode.
+
+:chapter: Training against inference
 """
 
 import sys
@@ -95,4 +100,4 @@ def main(config: ExperimentConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, "cast_tax", ExperimentConfig))
+    sys.exit(run(main, ExperimentConfig))

@@ -1,4 +1,10 @@
-"""How much memory does recomputing activations save, and how much longer does the backward take for it?"""
+"""How much memory does recomputing activations save, and how much longer does the backward take for it?
+
+    python experiments/checkpointing.py
+    python experiments/checkpointing.py model=gpt2 data.batch=2 data.length=512
+
+:chapter: Training
+"""
 
 import dataclasses
 import sys
@@ -46,4 +52,4 @@ def main(config: ExperimentConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, "checkpointing", ExperimentConfig))
+    sys.exit(run(main, ExperimentConfig))

@@ -1,6 +1,12 @@
 """What does each rung between inference and a training step add, in time, memory and FLOPs?
 
-The same weights and the same batch climb from `inference_mode` to the whole optimizer step, a rung at a time.
+    python experiments/cost_ladder.py
+    python experiments/cost_ladder.py checkpoint=runs/latest data.batch=8
+
+The same weights run the same batch, first under inference_mode, then with one more part of training at each rung, up to
+the whole optimizer step.
+
+:chapter: Training against inference
 """
 
 import dataclasses
@@ -113,4 +119,4 @@ def main(config: ExperimentConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, "cost_ladder", ExperimentConfig))
+    sys.exit(run(main, ExperimentConfig))

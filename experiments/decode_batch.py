@@ -1,6 +1,11 @@
 """How does decoding turn from bandwidth-bound to compute-bound as the batch grows?
 
-A decode step of every batch beside a plain read of the same weights and training's forward, all in turns.
+    python experiments/decode_batch.py
+    python experiments/decode_batch.py model=gpt2 batches=[1,4,16,64] measure.repeats=5
+
+A decode step at every batch size runs in turns with a plain read of the same weights and with training's forward.
+
+:chapter: Serving
 """
 
 import dataclasses
@@ -127,4 +132,4 @@ def main(config: DecodeBatch) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, "decode_batch", DecodeBatch))
+    sys.exit(run(main, DecodeBatch))

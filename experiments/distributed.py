@@ -1,9 +1,14 @@
 """What does a second process add to a training step, and what does its communication cost?
 
-Two processes of one thread each take half of every batch, average gradients over gloo, and so take the step of one
-process on the whole batch. It is told apart three ways: gradients averaged after the backward, a phase of its own;
-averaged within the backward, as DistributedDataParallel does; and not at all. One process that takes half a batch with
-the other core idle is what they are held against.
+    python experiments/distributed.py
+    python experiments/distributed.py model=small data.batch=4
+
+Two processes of one thread each take half of every batch and average gradients over gloo, which is the step of one
+process on the whole batch. Three ways are compared: gradients averaged after the backward, as a phase of its own;
+averaged during the backward, as DistributedDataParallel does; and not averaged. The baseline is one process that takes
+half a batch while the other core is idle.
+
+:chapter: Training
 """
 
 import dataclasses
@@ -181,4 +186,4 @@ def main(config: ExperimentConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, "distributed", ExperimentConfig))
+    sys.exit(run(main, ExperimentConfig))

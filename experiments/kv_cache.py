@@ -1,6 +1,13 @@
 """What does a KV cache hold, and what does it save, by the length of the text so far?
 
-One more token with the past kept, and with all of the text sent through the forward again, in turns at each context.
+    python experiments/kv_cache.py
+    python experiments/kv_cache.py checkpoint=runs/latest
+    python experiments/kv_cache.py model=gpt2 measure.repeats=5
+
+At each context one more token is decoded twice, in turns: with the cache, and with the whole text sent through the
+forward again.
+
+:chapter: Serving
 """
 
 import math
@@ -128,4 +135,4 @@ def main(config: ExperimentConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, "kv_cache", ExperimentConfig))
+    sys.exit(run(main, ExperimentConfig))

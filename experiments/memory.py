@@ -1,7 +1,12 @@
-"""Where does the memory of a training step go, over batch, length, checkpointing, precision and optimizer, and what is
-left of it when the same weights are served?
+"""Where does the memory of a training step go, and what is left of it in inference?
 
-Every case is a process of its own; a case that fails is a row with its reason, and the others go on.
+    python experiments/memory.py
+    python experiments/memory.py model=gpt2 data.batch=2
+
+Varies batch, length, checkpointing, precision and optimizer. Each case has a process of its own. A case that fails is a
+row with its reason, and the others go on.
+
+:chapter: Training against inference
 """
 
 import dataclasses
@@ -92,4 +97,4 @@ def main(config: ExperimentConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, "memory", ExperimentConfig))
+    sys.exit(run(main, ExperimentConfig))

@@ -1,6 +1,13 @@
-"""Which phase does one knob change, and is the change beyond the noise?
+"""Which phase does one setting change, and is the change beyond the noise?
 
-Both settings run in one process, a step of each in every round, and are compared pair by pair.
+    python experiments/one_knob.py knob=checkpointing values=[none,full]
+    python experiments/one_knob.py knob=precision values=[fp32,bf16]
+    python experiments/one_knob.py knob=optimizer values=[adamw,muon]
+
+knob is one of precision, checkpointing, batch, length, optimizer, threads, accumulate, compile. Both settings run in
+one process, a step of each in every round, and are compared pair by pair.
+
+:chapter: Training against inference
 """
 
 import dataclasses
@@ -126,4 +133,4 @@ def main(config: OneKnob) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, "one_knob", OneKnob))
+    sys.exit(run(main, OneKnob))

@@ -1,8 +1,15 @@
 """What do the same weights cost in Transformers' own training step and `generate`, and in llama.cpp?
 
-All hold the same numbers and give the same logits; every phase runs in each in turns, in one process. llama.cpp serves
-where llama-cpp-python is installed; `compile=true` adds our compiled step. With `precision=bf16` Transformers trains
-weights in bf16, as it is loaded, and we train fp32 ones that are cast where they are used.
+    python experiments/peers.py
+    python experiments/peers.py checkpoint=runs/latest
+    python experiments/peers.py model=gpt2 data.batch=1 data.length=128 measure.repeats=5 compile=true
+
+All three hold the same numbers and give the same logits. Every phase runs in each of them in turn, in one process.
+llama.cpp is measured where it is installed: pip install llama-cpp-python, which builds for some minutes.
+compile=true measures our compiled decoding step beside the eager one. With precision=bf16 Transformers trains bf16
+weights, as it loads them; we train fp32 weights that are cast where they are used.
+
+:chapter: Training against inference
 """
 
 import dataclasses
@@ -254,4 +261,4 @@ def main(config: ExperimentConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, "peers", ExperimentConfig))
+    sys.exit(run(main, ExperimentConfig))

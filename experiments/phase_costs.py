@@ -1,7 +1,15 @@
 """What does training add to the forward pass, and what does serving cost?
 
-Measures every phase of both lives of one model: forward, loss, backward, optimizer; the frozen forward on the same
-batch, prefill, and decode with and without a KV cache. `model=transformers` wraps any causal LM as it is.
+    python experiments/phase_costs.py checkpoint=runs/latest              of a trained model
+    python experiments/phase_costs.py model=small                         of fresh weights of any model
+    python experiments/phase_costs.py model=hf model.path=DIR             of a GPT-2 or Llama directory or GGUF
+    python experiments/phase_costs.py model=transformers model.path=DIR   of any causal LM, as it is
+    python experiments/phase_costs.py data.batch=4 data.length=128 precision=bf16
+
+Measures every phase of training and of inference: forward, loss, backward, optimizer; the frozen forward on the same
+batch, prefill, and decode with and without a KV cache. model=transformers wraps any causal LM without changing it.
+
+:chapter: Start here
 """
 
 import sys
@@ -28,4 +36,4 @@ def main(config: ExperimentConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, "phase_costs", ExperimentConfig))
+    sys.exit(run(main, ExperimentConfig))

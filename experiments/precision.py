@@ -1,6 +1,10 @@
-"""What do fp32, bf16 and int8 cost in both lives, and what do they cost in quality?
+"""What do fp32, bf16 and int8 cost in training and in inference, and what do they cost in quality?
 
-The same weights in each; the loss on validation text stands beside every cost. Nothing is trained in int8.
+    python experiments/precision.py checkpoint=runs/latest
+
+The same weights in each precision. The loss on validation text stands beside every cost. Nothing is trained in int8.
+
+:chapter: Serving
 """
 
 import dataclasses
@@ -121,4 +125,4 @@ def main(config: ExperimentConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, "precision", ExperimentConfig))
+    sys.exit(run(main, ExperimentConfig))

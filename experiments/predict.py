@@ -1,9 +1,16 @@
 """How well are time and memory of every phase predicted, on models that the calibration never saw?
 
-Each of them is predicted from the machine's calibration and measured in processes of its own. In every round a small
-model that never changes runs too, phase by phase, as it did when the machine was calibrated: how much slower it is now
-(`pace`) is the one thing that a prediction takes from the time of its measurement.
-With `check=false`, or hardware that is not this machine, `model` is predicted alone: nothing of it is allocated.
+    python experiments/calibrate.py && python experiments/predict.py
+    python experiments/predict.py memory=false                    times alone, in half the time
+    python experiments/predict.py check=false model=gpt2 data.length=1024 data.batch=4
+    python experiments/predict.py model=llama3_70b data.length=4096 hardware=h100
+
+Each model is predicted from the machine's calibration and measured in a process of its own. In every round a small
+model that never changes runs too, as it did when the machine was calibrated. How much slower it is now (`pace`) is the
+one thing that a prediction takes from the time of its measurement. With check=false, or hardware that is not this
+machine, the model is predicted alone and never allocated.
+
+:chapter: Planning
 """
 
 import dataclasses
@@ -216,4 +223,4 @@ def precision(config: Predict) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, "predict", Predict))
+    sys.exit(run(main, Predict))

@@ -1,6 +1,11 @@
 """What does a checkpoint that notices its own damage cost, against writing the same bytes to the same disk?
 
-Weights and optimizer state. Every way ends on the disk (fsync); reading finds the file in the system's cache.
+    python experiments/saving.py
+    python experiments/saving.py model=gpt2 measure.repeats=5
+
+Weights and optimizer state. Every write ends on the disk (fsync); reads find the file in the system's cache.
+
+:chapter: Trust
 """
 
 import os
@@ -98,4 +103,4 @@ def main(config: ExperimentConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, "saving", ExperimentConfig))
+    sys.exit(run(main, ExperimentConfig))

@@ -1,7 +1,13 @@
 """How does each phase's cost grow with width, depth, length, batch and context?
 
-One of them at a time is doubled, twice. The exponent is the slope of log time over log size, with the interval that
-the noise of the samples leaves it; beside it the slope of what the calibration of this machine predicts.
+    python experiments/calibrate.py && python experiments/scaling.py
+    python experiments/scaling.py axes=[width,length] model.width=256
+
+The model given is the smallest of each sweep; the largest has four times its width, depth, length or batch. The
+exponent is the slope of log time over log size, with the interval that the noise of the samples leaves. Beside it
+stands the slope that the calibration of this machine predicts.
+
+:chapter: Planning
 """
 
 import dataclasses
@@ -148,4 +154,4 @@ def main(config: Scaling) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, "scaling", Scaling))
+    sys.exit(run(main, Scaling))

@@ -1,6 +1,12 @@
 """Does a small model that proposes tokens make a large one faster, and how often is it right?
 
-The same prompt and seeds with and without it, in turns, for several lengths of proposal.
+    python experiments/speculate.py checkpoint=BIG draft=SMALL
+    python experiments/speculate.py checkpoint=BIG draft=SMALL draft_tokens=[2,4] temperature=0
+
+BIG and SMALL are exports or run directories of models trained with the same tokenizer. The same prompt and seeds run
+with and without the draft, in turns, for several lengths of proposal.
+
+:chapter: Serving
 """
 
 import dataclasses
@@ -110,4 +116,4 @@ def main(config: Speculate) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, "speculate", Speculate))
+    sys.exit(run(main, Speculate))

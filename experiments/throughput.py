@@ -1,7 +1,12 @@
 """How many tokens a second does training through the Lightning module reach, against the usual fp32 PyTorch loop?
 
-Both train the same baby GPT, a step of each in turn: the plain one between two of Lightning's batches, in a process of
-its own, since how memory is taken is a part of what is compared.
+    python experiments/throughput.py
+    python experiments/throughput.py compile=true precision=bf16
+
+Both train the same baby GPT, a step of each in turn: the plain loop steps between two of Lightning's batches. It has a
+process of its own, because the memory allocator's state is part of what is compared.
+
+:chapter: Training
 """
 
 import dataclasses
@@ -144,4 +149,4 @@ def main(config: ExperimentConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, "throughput", ExperimentConfig))
+    sys.exit(run(main, ExperimentConfig))

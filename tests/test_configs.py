@@ -1,5 +1,6 @@
 """Every YAML composes; every mistake is one clear message, the code 2, and nothing written."""
 
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
@@ -10,17 +11,21 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from isoforward.app.command_line import GROUPS, conf_directory, explain, quoted, register, run, typed, unknown_key
+from isoforward.app.scripts import CHAPTERS, read_script, scripts
 from isoforward.base.config import ExperimentConfig, GenerateConfig, ModelConfig, TrainConfig
 from isoforward.base.errors import BadInput
 
 CONF = conf_directory()
+ROOT = Path(__file__).parents[1]
 NEEDS = {"hf": ["model.path=x"], "transformers": ["model.path=x"], "text": ["data.path=x"], "hub": ["data.name=x"]}
 
 
 def composed(name: str, schema: type, *overrides: str) -> object:
-    register(name, schema)
+    config_name = register(scripts()[name], schema)
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return typed(compose(name, overrides=["run_dir=x", *overrides] if schema is not GenerateConfig else []), schema)
+        return typed(
+            compose(config_name, overrides=["run_dir=x", *overrides] if schema is not GenerateConfig else []), schema
+        )
 
 
 OPTIONS = [
@@ -43,10 +48,24 @@ def test_every_group_has_a_schema():
     assert {group for group, _ in OPTIONS} == set(GROUPS) | {"recipe"}  # which fills the others
 
 
-def test_every_experiment_has_its_config_and_every_config_its_experiment():
-    questions = {path.stem for path in (CONF.parent / "experiments").glob("*.py")}
-    configs = {path.stem for path in CONF.glob("*.yaml")} - {"common", "train", "generate"}
-    assert questions == configs
+def test_a_config_outside_the_groups_is_of_a_command_and_says_nothing_that_every_command_has():
+    for path in CONF.glob("*.yaml"):
+        assert path.stem in scripts()
+        assert "hydra" not in OmegaConf.load(path)
+
+
+def test_a_question_is_one_file(tmp_path, capsys):
+    """Its name, its config and its help are made from it; keys of its own are those of its schema."""
+    script = tmp_path / "cost_of_nothing.py"
+    script.write_text('"""What does nothing cost?\n\n    python cost_of_nothing.py ${PATH}\n\n:chapter: Trust\n"""\n')
+    seen = []
+    assert run(seen.append, ExperimentConfig, ["model=small", "optim.lr=1"], script=script) == 0
+    assert seen[0].model.layers == 6 and seen[0].data.source == "synthetic" and seen[0].optim.lr == 1
+    assert seen[0].run_dir.startswith("runs/") and seen[0].run_dir.endswith("_cost_of_nothing")
+    with pytest.raises(SystemExit):
+        run(seen.append, ExperimentConfig, ["--help"], script=script)
+    shown = capsys.readouterr().out
+    assert shown.startswith("What does nothing cost?\n\n    python cost_of_nothing.py ${PATH}\n\nGroups")
 
 
 def test_generate_composes():
@@ -94,7 +113,7 @@ def test_an_option_fills_what_the_schema_declares():
 )
 def test_a_mistake_is_told_in_one_message_and_nothing_is_written(override, said, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert run(lambda config: pytest.fail("it ran"), "train", TrainConfig, [override]) == 2
+    assert run(lambda config: pytest.fail("it ran"), TrainConfig, [override], script=scripts()["train"]) == 2
     told = capsys.readouterr()
     assert told.err.startswith("error: ")
     assert said in told.err
@@ -121,9 +140,9 @@ SWITCHES = [key for key, kind in KEYS.items() if kind.startswith("bool")]
 @pytest.fixture(scope="module")
 def base() -> DictConfig:
     """What Hydra applies overrides to, composed once: that is what takes long."""
-    register("train", TrainConfig)
+    config_name = register(scripts()["train"], TrainConfig)
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", overrides=["run_dir=x"])
+        return compose(config_name, overrides=["run_dir=x"])
 
 
 def refusal(base: DictConfig, override: str) -> str:
@@ -166,7 +185,7 @@ def test_every_switch_given_as_something_else_is_refused_by_its_key(key, base):
 )
 def test_and_so_says_the_command(override, base, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert run(lambda config: pytest.fail("it ran"), "train", TrainConfig, [override]) == 2
+    assert run(lambda config: pytest.fail("it ran"), TrainConfig, [override], script=scripts()["train"]) == 2
     told = capsys.readouterr().err
     if "stepsx" not in override and "000" not in override:
         assert told == f"error: {refusal(base, override)}\n"
@@ -189,27 +208,31 @@ def test_free_text_is_not_taken_for_grammar(argument, becomes):
     assert quoted(argument) == becomes
 
 
+def generate(main: Callable[[GenerateConfig], None], *overrides: str) -> int:
+    return run(main, GenerateConfig, list(overrides), script=scripts()["generate"])
+
+
 @pytest.mark.parametrize("text", ["a\\", 'a\\"b', "tail\\\\", "O, for a muse of fire: {x} [y] = $z", "it's", "${seed}"])
 def test_a_prompt_arrives_as_it_was_typed(text):
     seen = []
-    assert run(lambda config: seen.append(config.prompt), "generate", GenerateConfig, [f"prompt={text}"]) == 0
+    assert generate(lambda config: seen.append(config.prompt), f"prompt={text}") == 0
     assert seen == [text]
 
 
-QUESTIONS = [path.stem for path in sorted(CONF.glob("*.yaml")) if path.stem not in ("common", "train", "generate")]
-
-
-@pytest.mark.parametrize("name", ["train", "generate", *QUESTIONS])
-def test_every_command_has_help_of_its_own(name):
-    told = OmegaConf.load(CONF / f"{name}.yaml").hydra.help
-    assert "python " in told.header
-    assert "${hydra.help.header}" in OmegaConf.to_container(told)["template"]
+@pytest.mark.parametrize("path", scripts().values(), ids=scripts().keys())
+def test_every_script_says_in_its_first_line_what_it_is_for_and_how_it_is_called(path):
+    script = read_script(path)
+    assert script.about == script.help.splitlines()[0]
+    assert f"python {path.relative_to(ROOT)}" in script.help
+    if path.parent.name == "experiments":
+        assert script.about.endswith("?")
+        assert script.chapter in CHAPTERS[:-1]
 
 
 @pytest.mark.parametrize(("name", "schema"), [("train", TrainConfig), ("break_even", ExperimentConfig)])
 def test_help_is_shown_and_nothing_run(name, schema, capsys):
     with pytest.raises(SystemExit) as end:
-        run(lambda config: pytest.fail("it ran"), name, schema, ["--help"])
+        run(lambda config: pytest.fail("it ran"), schema, ["--help"], script=scripts()[name])
     assert end.value.code in (0, None)
     shown = capsys.readouterr().out
     assert "python " in shown
@@ -222,5 +245,5 @@ def test_the_package_finds_its_configs_beside_it():
 
 def test_a_path_may_hold_what_hydra_takes_for_grammar():
     seen = []
-    assert run(lambda config: seen.append(config.checkpoint), "generate", GenerateConfig, ["checkpoint=a=b, c/d"]) == 0
+    assert generate(lambda config: seen.append(config.checkpoint), "checkpoint=a=b, c/d") == 0
     assert seen == ["a=b, c/d"]

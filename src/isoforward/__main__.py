@@ -5,7 +5,6 @@ Each does what its file does when Python runs it. Installed, the files lie in th
 
 from __future__ import annotations
 
-import ast
 import io
 import re
 import runpy
@@ -13,7 +12,8 @@ import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from difflib import get_close_matches
-from pathlib import Path
+
+from isoforward.app.scripts import SCRIPTS, questions, read_script, scripts
 
 MODULES = {  # as `python -m` runs them
     "report": ("isoforward.show.report", [], "Makes the report of one run or several again, from their results.jsonl."),
@@ -23,41 +23,31 @@ MODULES = {  # as `python -m` runs them
         "Turns a Transformers directory or a GGUF file into an export.",
     ),
 }
-COMMANDS = Path(__file__).parent / "commands"  # what a wheel has of train.py, generate.py and experiments/
-
-
-def scripts() -> dict[str, Path]:
-    root = Path(__file__).parents[2]
-    folders = [COMMANDS] if COMMANDS.is_dir() else [root, root / "experiments"]
-    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.py"))}
 
 
 def usage() -> str:
-    asked = {name: first_line(path) for name, path in scripts().items()} | {
-        name: about for name, (_, _, about) in MODULES.items()
+    found = scripts()
+    chapters = {
+        "": {name: read_script(found[name]).about for name in SCRIPTS}
+        | {name: about for name, (_, _, about) in MODULES.items()}
     }
-    first = ("train", "generate", "report", "import")
-    ordered = [*first, *sorted(asked.keys() - set(first))]
-    width = max(map(len, ordered))
-    return "\n".join(
-        [
-            "usage: isoforward COMMAND [key=value ...]      isoforward COMMAND --help for its keys",
+    for question in questions():
+        chapters.setdefault(question.chapter, {})[question.name] = question.about
+    width = max(len(name) for commands in chapters.values() for name in commands)
+    lines = ["usage: isoforward COMMAND [key=value ...]      isoforward COMMAND --help for its keys"]
+    for chapter, commands in chapters.items():
+        lines += [
             "",
-            *(f"  {name:{width}}  {asked[name]}" for name in ordered),
+            *([chapter] if chapter else []),
+            *(f"  {name:{width}}  {about}" for name, about in commands.items()),
         ]
-    )
-
-
-def first_line(path: Path) -> str:
-    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    line = text.partition("\n\n")[0].replace("\n", " ")
-    return line.partition(": python ")[0]
+    return "\n".join(lines)
 
 
 def as_typed_here(text: str) -> str:
     """Examples of a help text name files of a clone."""
     text = re.sub(r"python (?:experiments/)?(\w+)\.py", r"isoforward \1", text)
-    return text.replace("python -m isoforward.show.report", "isoforward report")
+    return text.replace("python -m isoforward report", "isoforward report")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

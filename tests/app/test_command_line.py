@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from isoforward.app.command_line import claim, run
+from isoforward.app.scripts import scripts
 from isoforward.base.config import GenerateConfig, TrainConfig
 from isoforward.base.errors import BadInput, Integrity, NonFinite, Stopped, StorageFailed
 from isoforward.base.storage import DONE
@@ -53,5 +54,5 @@ def test_every_end_has_its_code_and_no_traceback(
     def end(config: GenerateConfig) -> None:
         raise raised
 
-    assert run(end, "generate", GenerateConfig, []) == code
+    assert run(end, GenerateConfig, [], script=scripts()["generate"]) == code
     assert len(capsys.readouterr().err.splitlines()) == (code != 130)

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from isoforward import __main__ as command
-from isoforward.app.command_line import conf_directory
 
 ROOT = Path(__file__).parents[2]
 QUICK = ["model.layers=1", "model.width=32", "model.heads=2", "model.context=64", "data.batch=2", "data.length=32"]
@@ -27,10 +26,6 @@ def test_every_script_and_every_question_is_a_command_with_a_line_of_help(capsys
     assert "python" not in shown
 
 
-def test_every_command_has_its_config():
-    assert {path.stem for path in conf_directory().glob("*.yaml")} - {"common"} == set(command.scripts())
-
-
 @pytest.mark.parametrize(("typed", "meant"), [("trian", "train"), ("phase_cost", "phase_costs"), ("reports", "report")])
 def test_a_misspelt_command_is_told_the_right_one(typed, meant, capsys):
     assert command.main([typed]) == 2
@@ -38,9 +33,7 @@ def test_a_misspelt_command_is_told_the_right_one(typed, meant, capsys):
 
 
 def test_examples_are_shown_as_they_are_typed_here():
-    text = (
-        "python experiments/layers.py checkpoint=a\npython train.py -m b=1,2\npython -m isoforward.show.report runs/A"
-    )
+    text = "python experiments/layers.py checkpoint=a\npython train.py -m b=1,2\npython -m isoforward report runs/A"
     assert (
         command.as_typed_here(text)
         == "isoforward layers checkpoint=a\nisoforward train -m b=1,2\nisoforward report runs/A"

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from isoforward.app.command_line import claim, run
+from isoforward.app.scripts import scripts
 from isoforward.app.sweeps import directory_for
 from isoforward.base.config import TrainConfig
 from isoforward.base.errors import NonFinite
 from isoforward.base.results import read
 from isoforward.base.storage import DONE
 
+TRAIN = scripts()["train"]
 COMMAND = ["-m", "seed=1,2,3,4,5"]
 
 
@@ -48,7 +50,7 @@ def reason(case: Path) -> str | None:
 
 
 def test_rows_24_and_25_a_case_that_dies_is_a_row_and_what_is_finished_is_never_done_again(here: Path) -> None:
-    assert run(act, "train", TrainConfig, COMMAND) != 0
+    assert run(act, TrainConfig, COMMAND, script=TRAIN) != 0
     (sweep,) = here.glob("runs/*_train_sweep")
     assert [case.name for case in sorted(sweep.iterdir()) if (case / DONE).exists()] == ["0", "4"]
     assert reason(sweep / "1") == "failed: killed by SIGKILL: the system does so where memory runs out"
@@ -58,7 +60,7 @@ def test_rows_24_and_25_a_case_that_dies_is_a_row_and_what_is_finished_is_never_
 
     (here / "mended").touch()
     before = (sweep / "0" / "config.yaml").stat().st_mtime_ns
-    assert run(act, "train", TrainConfig, COMMAND) == 0
+    assert run(act, TrainConfig, COMMAND, script=TRAIN) == 0
     assert list(here.glob("runs/*")) == [sweep]
     assert [(sweep / str(case) / "ran").read_text() for case in range(5)] == [f"{seed}\n" for seed in range(1, 6)]
     assert (sweep / "0" / "config.yaml").stat().st_mtime_ns == before
@@ -70,10 +72,10 @@ def test_row_25_a_sweep_killed_in_a_case_goes_on_with_it_where_it_was(here: Path
     (here / "whole").touch()
     command = ["-m", "seed=1,5"]
     if (child := os.fork()) == 0:
-        os._exit(run(act, "train", TrainConfig, command))
+        os._exit(run(act, TrainConfig, command, script=TRAIN))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     (here / "mended").touch()
-    assert run(act, "train", TrainConfig, command) == 0
+    assert run(act, TrainConfig, command, script=TRAIN) == 0
     (sweep,) = here.glob("runs/*_train_sweep")
     assert [(sweep / str(case) / "ran").read_text() for case in range(2)] == ["1\n", "5\n"]
 

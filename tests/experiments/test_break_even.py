@@ -259,7 +259,7 @@ def test_a_mistake_is_told_in_one_message_and_nothing_is_written(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # where no calibration is
-    assert run(main, "break_even", BreakEven, [override]) == 2
+    assert run(main, BreakEven, [override]) == 2
     complaint = capsys.readouterr().err
     assert complaint.startswith("error: ")
     assert said in complaint
@@ -287,7 +287,7 @@ def test_the_command_answers_in_80_columns_and_leaves_rows_and_a_report(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
     asked = ["model=llama3_405b", "devices=16", "tokens=15.6e12", "price_per_hour=2.5", "requests_per_day=1e7"]
-    assert run(main, "break_even", BreakEven, [*asked, "tracking=none", "run_dir=asked"]) == 0
+    assert run(main, BreakEven, [*asked, "tracking=none", "run_dir=asked"]) == 0
     shown = capsys.readouterr().out
     assert max(map(len, shown.splitlines())) <= 80
     assert "Serving overtakes training at so many served tokens: 46.8 T" in shown

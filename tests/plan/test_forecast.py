@@ -170,7 +170,7 @@ def test_a_model_that_no_machine_here_could_hold_is_predicted_by_the_command(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     asked = ["model=llama3_70b", "data.length=4096", "data.batch=1", "hardware=h100", "tracking=none", "run_dir=asked"]
-    assert run(main, "predict", Predict, asked) == 0
+    assert run(main, Predict, asked) == 0
     assert "Predicted for NVIDIA H100 SXM5 80GB, at least: forward 620 ms" in capsys.readouterr().out
     assert {row.provenance for row in read(tmp_path / "asked" / "results.jsonl").rows} == {"predicted"}
 
@@ -179,6 +179,6 @@ def test_hardware_that_is_not_known_is_named_and_nothing_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run(main, "predict", Predict, ["hardware=h1000"]) == 2
+    assert run(main, Predict, ["hardware=h1000"]) == 2
     assert "hardware=h1000 is not known: did you mean h100" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import os
 import re
 import signal
@@ -23,14 +24,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-import isoforward
 from isoforward.app import sweeps
+from isoforward.app.scripts import PACKAGE, read_script
 from isoforward.base import config as schemas
 from isoforward.base.errors import BadInput, Refusal, StorageFailed
 from isoforward.base.locks import InUse, locked
 from isoforward.base.storage import DONE, remove, sha256_of, write_atomically
 
-PACKAGE = Path(isoforward.__file__).parent
 Config = TypeVar("Config")
 FREE_TEXT = ("prompt", "stop", "sample_prompt")
 PATHS = (
@@ -52,10 +52,18 @@ GROUPS = {
     "measure": schemas.MeasureConfig,
     "tracking": schemas.TrackingConfig,
 }
+CHOSEN = {  # the option of each group that a command starts from; conf/<command>.yaml overrides it
+    "model": "tiny",
+    "data": "synthetic",
+    "optim": "adamw",
+    "trainer": "default",
+    "measure": "default",
+    "tracking": "auto",
+}
 
 
 def conf_directory() -> Path:
-    """Beside the package in a clone, inside it when installed."""
+    """The YAML files that overrides select: beside the package in a clone, inside it when installed."""
     installed = PACKAGE / "conf"
     return installed if installed.is_dir() else PACKAGE.parents[1] / "conf"
 
@@ -76,11 +84,37 @@ def writable(schema: type) -> DictConfig:
 
 
 @cache
-def register(name: str, schema: type) -> None:
-    store = ConfigStore.instance()
-    store.store(name=f"{name}_schema", node=writable(schema))
+def register(script: Path, schema: type) -> str:
+    """Stores the Hydra config of a command under the name that this gives.
+
+    It is composed of the schema, an option of each group that the schema has, and conf/<command>.yaml where that
+    exists; the help text is the script's docstring.
+    """
+    store, command = ConfigStore.instance(), script.stem
     for group, group_schema in GROUPS.items():
         store.store(group=group, name="schema", node=writable(group_schema))
+    store.store(name=f"{command}_schema", node=writable(schema))
+    keys = {field.name for field in fields(schema)}
+    groups = [{group: option} for group, option in CHOSEN.items() if group in keys]
+    own = [command] if (conf_directory() / f"{command}.yaml").is_file() else []
+    quiet = [{f"override hydra/{log}": "none"} for log in ("job_logging", "hydra_logging")]
+    about = read_script(script).help.replace("$", "$$").replace("${", "\\${")  # of string.Template, then of OmegaConf
+    options = "Groups (group=option)\n\n$APP_CONFIG_GROUPS\n" if groups else ""
+    started = "${now:%Y-%m-%d}_${now:%H-%M-%S}"
+    node: dict[str, Any] = {
+        "defaults": [f"{command}_schema", *groups, *own, "_self_", *quiet],
+        "hydra": {
+            "run": {"dir": "."},  # nothing is written before the config is known to be good: `claim` takes run_dir
+            "output_subdir": None,
+            "sweep": {"dir": f"runs/{started}_{command}_sweep", "subdir": "${hydra.job.num}"},
+            "job": {"name": command, "chdir": False},
+            "help": {"template": f"{about}\n\n{options}Keys (key=value) and what they are now\n\n$CONFIG\n"},
+        },
+    }
+    if "run_dir" in keys:
+        node["run_dir"] = f"runs/{started}_{command}"
+    store.store(name=f"{command}_command", node=node)
+    return f"{command}_command"
 
 
 def keys_of(schema: type, prefix: str = "") -> list[str]:
@@ -200,8 +234,12 @@ def lock(directory: Path) -> Iterator[None]:
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 
 
-def run(main: Callable[[Any], None], name: str, schema: type, argv: list[str] | None = None) -> int:
-    """Runs `main` on the config that `argv` describes; gives the exit code."""
+def run(main: Callable[[Any], None], schema: type, argv: list[str] | None = None, *, script: Path | None = None) -> int:
+    """Runs `main` on the config that `argv` describes; gives the exit code.
+
+    The command is named, and explained, by the file that `main` is of, unless `script` is given.
+    """
+    script = Path(inspect.getfile(main)) if script is None else script
     as_typed = list(sys.argv[1:] if argv is None else argv)
     arguments = as_typed
     overrides = [argument for argument in arguments if argument not in ("-m", "--multirun")]
@@ -209,13 +247,13 @@ def run(main: Callable[[Any], None], name: str, schema: type, argv: list[str] | 
     if len(overrides) < len(arguments):
         arguments = ["--multirun", *overrides]  # wherever it was typed: argparse wants it before or after all keys
         if not any(override.startswith("hydra.sweep.dir=") for override in overrides):
-            sweep = sweeps.directory_for(name, overrides)
+            sweep = sweeps.directory_for(script.stem, overrides)
             arguments.append(f"hydra.sweep.dir={sweep}")
     else:
         arguments = [quoted(argument) for argument in arguments]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us; Hydra would print its own and exit with 1
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    register(name, schema)
+    config_name = register(script, schema)
 
     codes, here = [0], os.getpid()
 
@@ -246,7 +284,7 @@ def run(main: Callable[[Any], None], name: str, schema: type, argv: list[str] | 
             failure.exit_code = max(codes)
             raise failure
 
-    entry = hydra.main(version_base="1.3", config_path=str(conf_directory()), config_name=name)(task)
+    entry = hydra.main(version_base="1.3", config_path=str(conf_directory()), config_name=config_name)(task)
     try:
         sys.argv = [program, *arguments]
         entry()

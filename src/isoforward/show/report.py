@@ -294,7 +294,7 @@ def answer(directory: Path) -> str | None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m isoforward.show.report",
+        prog="python -m isoforward report",
         description="Makes the report of a run, or lays several runs side by side.",
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run directory, or its results.jsonl")
