@@ -3,7 +3,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 TORCH := torch==2.13.0
 
-.PHONY: train test slow soak lint docs clean
+.PHONY: train test slow soak lint gallery docs clean
 
 train: $(READY)  ## set-up from nothing, then python train.py; ARGS="model=small" for overrides
 	$(BIN)/python train.py $(ARGS)
@@ -22,6 +22,9 @@ lint: $(READY)  ## ruff, mypy, and which room may import which
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+gallery: $(READY)  ## pages, tables and pictures of the questions, from their files and docs/recorded
+	$(BIN)/python docs/gallery.py
 
 docs: $(READY)  ## the site, in site/; any warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -1,10 +1,13 @@
-"""experiments/README.md and its pictures, made from the rows of recorded runs.
+"""What is generated of the questions: the gallery with its pictures, and the tables of README.md and docs/questions.md.
 
-python docs/gallery.py RUN [RUN ...]    records these runs, each under its directory's name less `gallery_`
-python docs/gallery.py                  makes page and pictures again from what is recorded
+    python docs/gallery.py                  writes all of them anew, as `make gallery` does
+    python docs/gallery.py RUN [RUN ...]    records these runs first, each under its directory's name less `gallery_`
+
+The questions are the first lines of the files in experiments/. experiments/README.md shows what docs/recorded holds:
+the rows of a run and its answer. Pictures are SVG, drawn from those rows by Vega-Lite, which needs no browser.
 """
 
-import ast
+import re
 import shutil
 import sys
 import textwrap
@@ -12,43 +15,20 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from isoforward.app.scripts import Script, questions
 from isoforward.base.results import Results, Verdict, read
 from isoforward.show.report import view
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDED, PICTURES, PAGE = ROOT / "docs" / "recorded", ROOT / "docs" / "pictures", ROOT / "experiments" / "README.md"
 KEPT = ("results.jsonl", "answer.txt")
-CHAPTERS = {
-    "Both lives": (
-        "phase_costs",
-        "phase_costs_smollm2",
-        "cost_ladder",
-        "layers",
-        "memory",
-        "cast_tax",
-        "one_knob",
-        "one_knob_compile",
-        "peers",
-        "peers_bf16",
-    ),
-    "Serving": ("kv_cache", "decode_batch", "precision", "speculate"),
-    "Training": (
-        "throughput",
-        "speedrun",
-        "optimizers",
-        "checkpointing",
-        "accumulation",
-        "distributed",
-    ),
-    "Planning": ("break_even", "scaling", "calibrate", "predict"),
-    "Trust": ("self_check", "saving"),
-}
+TABLES = (ROOT / "README.md", ROOT / "docs" / "questions.md")
 OPENING = """\
 # Questions, and what one machine answered
 
-Every answer, picture and verdict below is made of the rows of a recorded run, which are kept in `docs/recorded`;
-`python docs/gallery.py` makes this page from them. A verdict is the run's own: the machine is a shared one, and a run
-that was disturbed says so.
+Every answer, picture and verdict below is made from the rows of a recorded run, kept in `docs/recorded`; `make gallery`
+makes this page from them. A verdict is the run's own: the machine is a shared one, and a run that was disturbed says
+so.
 """
 
 
@@ -59,21 +39,26 @@ def record(run: Path) -> None:
         shutil.copy(run / name, target / name)
 
 
-def question(experiment: str) -> str:
-    docstring = ast.get_docstring(ast.parse((ROOT / "experiments" / f"{experiment}.py").read_text("utf-8")))
-    return " ".join((docstring or "").split("\n\n")[0].split())
+def table() -> str:
+    rows = []
+    for question in questions():
+        if question.chapter not in {chapter for chapter, _ in rows}:
+            rows.append((question.chapter, f"| **{question.chapter}** | |"))
+        rows.append((question.chapter, f"| {question.about} | `{question.name}` |"))
+    return "\n".join(["| question | |", "|---|---|", *(row for _, row in rows)])
 
 
-def picture(name: str, results: Results) -> Path | None:
+def with_table(text: str) -> str:
+    """The text of a page with its table of questions written anew."""
+    return re.sub(r"(?<=<!-- questions -->\n).*?(?=\n<!-- end of questions -->)", lambda _: table(), text, flags=re.S)
+
+
+def draw(name: str, results: Results) -> None:
     charts = [section.chart for section in view(name, results).sections if section.chart]
-    if not charts:
-        return None
     # neither the proof before the answer nor, if there is another, a picture of some of its rows only
     proof = ("Identity", "Difference")
     chart = min(charts, key=lambda chart: (chart.title.startswith(proof), "the first" in chart.title))
-    path = PICTURES / f"{name}.png"
-    path.write_bytes(chart.png())
-    return path
+    (PICTURES / f"{name}.svg").write_text(chart.svg(), "utf-8")
 
 
 def machine(results: Results) -> str:
@@ -94,38 +79,42 @@ def judged(verdicts: Sequence[Verdict]) -> str:
     return f"take these numbers with care: {len(doubted)} of {len(verdicts)} measurements were disturbed ({told})"
 
 
-def entry(name: str) -> str:
-    results = read(RECORDED / name / "results.jsonl")
+def entry(name: str, results: Results, asked: Script) -> str:
     place = next(iter(results.environments.values()))
-    experiment = results.rows[0].experiment
-    asked = question(experiment)
-    subject = name.removeprefix(experiment).strip("_")
+    subject = name.removeprefix(asked.name).strip("_")
     measured = any(row.provenance == "measured" for row in results.rows)
     how = judged(results.verdicts) if measured else "predicted: nothing was measured"
-    shown = picture(name, results)
     parts = [
-        f"### {asked}{f' ({subject})' if subject else ''}",
+        f"### {asked.about}{f' ({subject})' if subject else ''}",
         wrapped((RECORDED / name / "answer.txt").read_text("utf-8")),
-        f"![{asked}](../docs/pictures/{shown.name})" if shown else "",
+        f"![{asked.about}](../docs/pictures/{name}.svg)",
         f"```\n{place.command}\n```",
         wrapped(f"*{place.created[:10]}, {machine(results)}: {how}.*"),
     ]
-    return "\n\n".join(filter(None, parts))
+    return "\n\n".join(parts)
 
 
 def wrapped(text: str) -> str:
     return textwrap.fill(" ".join(text.split()), 120, break_long_words=False, break_on_hyphens=False)
 
 
-def page() -> str:
+def page(recorded: dict[str, Results]) -> str:
     parts = [OPENING]
-    for chapter, names in CHAPTERS.items():
-        parts.append(f"## {chapter}\n")
-        parts += [f"{entry(name)}\n" for name in names if (RECORDED / name).is_dir()]
+    for question in questions():
+        if f"## {question.chapter}\n" not in parts:
+            parts.append(f"## {question.chapter}\n")
+        for name, results in recorded.items():
+            if results.rows[0].experiment == question.name:
+                parts.append(f"{entry(name, results, question)}\n")
     return "\n".join(parts)
 
 
 if __name__ == "__main__":
     for argument in sys.argv[1:]:
         record(Path(argument))
-    PAGE.write_text(page(), "utf-8")
+    recorded = {path.name: read(path / "results.jsonl") for path in sorted(RECORDED.iterdir())}
+    for name, results in recorded.items():
+        draw(name, results)
+    PAGE.write_text(page(recorded), "utf-8")
+    for path in TABLES:
+        path.write_text(with_table(path.read_text("utf-8")), "utf-8")

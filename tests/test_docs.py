@@ -32,9 +32,3 @@ def test_the_reference_and_the_page_on_python_have_every_public_name():
     for name in isoforward.__all__:
         assert f"`{name}`" in python
         assert re.search(rf"^::: isoforward\.[\w.]+\.{name}$", reference, re.M)
-
-
-def test_every_question_that_the_site_names_is_there_to_be_asked():
-    named = re.findall(r"\| `(\w+)` \|$", (ROOT / "docs" / "questions.md").read_text(), re.M)
-    assert len(named) > 5
-    assert all((ROOT / "experiments" / f"{name}.py").is_file() for name in named)

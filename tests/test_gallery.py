@@ -6,38 +6,48 @@ from pathlib import Path
 
 import pytest
 
+from isoforward.app.scripts import SCRIPTS, read_script, scripts
 from isoforward.base.results import read
 
 ROOT = Path(__file__).parents[1]
-QUESTIONS = sorted(path.stem for path in (ROOT / "experiments").glob("*.py"))
 
 specification = importlib.util.spec_from_file_location("gallery", ROOT / "docs" / "gallery.py")
 assert specification is not None and specification.loader is not None
 gallery = importlib.util.module_from_spec(specification)
 specification.loader.exec_module(gallery)
 PAGE = gallery.PAGE.read_text("utf-8")
-RECORDED = sorted(path.name for path in gallery.RECORDED.iterdir())
+RECORDED = {path.name: read(path / "results.jsonl") for path in sorted(gallery.RECORDED.iterdir())}
 
 
 def test_every_question_is_recorded():
-    asked = {row.experiment for name in RECORDED for row in read(gallery.RECORDED / name / "results.jsonl").rows}
-    assert set(QUESTIONS) - asked == set()
+    asked = {row.experiment for results in RECORDED.values() for row in results.rows}
+    assert set(scripts()) - set(SCRIPTS) - asked == set()
 
 
 @pytest.mark.parametrize("name", RECORDED)
 def test_a_recorded_run_is_on_the_page_with_its_answer_picture_and_command(name):
-    results = read(gallery.RECORDED / name / "results.jsonl")
+    results = RECORDED[name]
     said = " ".join(PAGE.split())
     assert " ".join((gallery.RECORDED / name / "answer.txt").read_text("utf-8").split()) in said
-    assert gallery.question(results.rows[0].experiment) in said
+    assert read_script(scripts()[results.rows[0].experiment]).about in said
     assert next(iter(results.environments.values())).command in said
-    assert f"../docs/pictures/{name}.png" in PAGE
-    assert (gallery.PICTURES / f"{name}.png").stat().st_size > 10_000
+    assert f"../docs/pictures/{name}.svg" in PAGE
+    assert (gallery.PICTURES / f"{name}.svg").read_text("utf-8").count("<text") > 5
 
 
-def test_the_page_is_what_the_recorded_rows_make(monkeypatch):
-    monkeypatch.setattr(gallery, "picture", lambda name, results: gallery.PICTURES / f"{name}.png")
-    assert gallery.page() == PAGE
+def test_the_page_is_what_the_recorded_rows_make():
+    assert gallery.page(RECORDED) == PAGE
+
+
+@pytest.mark.parametrize("path", gallery.TABLES, ids=lambda path: path.name)
+def test_the_tables_of_questions_are_those_of_their_files(path):
+    text = path.read_text("utf-8")
+    assert gallery.with_table(text) == text
+    assert gallery.table() in text
+
+
+def test_the_pictures_of_the_repository_are_small():
+    assert sum(path.stat().st_size for path in gallery.PICTURES.iterdir()) < 1_000_000
 
 
 @pytest.mark.parametrize("name", RECORDED)

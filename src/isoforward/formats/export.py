@@ -4,7 +4,7 @@ An export is a directory: model.safetensors, config.json, tokenizer.json and tok
 them, and manifest.json, which vouches for the rest and says what config.json cannot. A directory without a manifest is
 read as any GPT-2 or Llama of Transformers. Tensors come from safetensors alone: a pickle is never opened.
 
-    python -m isoforward.formats.export import DIRECTORY_OR_GGUF OUT
+    python -m isoforward import DIRECTORY_OR_GGUF OUT
 """
 
 from __future__ import annotations
@@ -308,9 +308,7 @@ def read_manifest(directory: Path, verify: bool = False) -> dict[str, Any] | Non
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m isoforward.formats.export", description=__doc__, allow_abbrev=False
-    )
+    parser = argparse.ArgumentParser(prog="python -m isoforward", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     importing = commands.add_parser("import", help="turn a Transformers directory or a GGUF file into an export")
     importing.add_argument("source", type=Path, metavar="DIRECTORY_OR_GGUF")

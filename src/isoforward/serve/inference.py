@@ -1,6 +1,6 @@
 """Serving: a frozen model, its tokenizer, and nothing of training.
 
-from isoforward.serve.inference import load
+from isoforward import load
 print(load("runs/latest").generate("ROMEO:"))
 """
 

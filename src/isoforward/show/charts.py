@@ -54,15 +54,23 @@ class Chart:
     spec: dict[str, Any]
     table: list[Record]
 
-    def png(self, *, width: int = 720, scale: float = 2.0) -> bytes:
-        """By day, with its title in it."""
+    def png(self, *, scale: float = 2.0) -> bytes:
         import vl_convert
 
+        made: bytes = vl_convert.vegalite_to_png(self.by_day(), vl_version=vega_lite(), scale=scale)
+        return made
+
+    def svg(self) -> str:
+        import vl_convert
+
+        made: str = vl_convert.vegalite_to_svg(self.by_day(), vl_version=vega_lite())
+        return made
+
+    def by_day(self, width: int = 720) -> str:
+        """The specification in light colours, with the title in it."""
         title = {"text": textwrap.wrap(self.title, width // 9), "anchor": "start", "offset": 14}
         text = json.dumps(self.spec | {"width": width, "background": PAPER, "padding": 16, "title": title})
-        text = re.sub(r"var\(--(\w+)\)", lambda found: LIGHT[found[1]], text)
-        made: bytes = vl_convert.vegalite_to_png(text, vl_version=vega_lite(), scale=scale)
-        return made
+        return re.sub(r"var\(--(\w+)\)", lambda found: LIGHT[found[1]], text)
 
 
 def vega_lite() -> str:
