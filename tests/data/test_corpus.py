@@ -6,7 +6,6 @@ import pickle
 import re
 import subprocess
 import sys
-from functools import partial
 from html import unescape
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from isoforward.base.config import DataConfig
 from isoforward.base.errors import BadInput, Integrity, StorageFailed
-from isoforward.data import corpus, sources
+from isoforward.data import corpus, sources, text
 from isoforward.data.batches import TrainingBatches, batch
 from isoforward.data.corpus import Corpus, prepare
 from isoforward.data.sources import play_text
@@ -162,7 +161,7 @@ def test_what_is_no_difference_in_text_is_none_in_the_hash(tmp_path: Path) -> No
     assert prepared(tmp_path, plain + b"!", "other.txt").hash != prepared(tmp_path, plain).hash
 
 
-@pytest.mark.parametrize("large", [False, True], ids=["whole", "line by line"])
+@pytest.mark.parametrize("small", [False, True], ids=["block", "small block"])
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -175,9 +174,9 @@ def test_what_is_no_difference_in_text_is_none_in_the_hash(tmp_path: Path) -> No
     ids=["invalid", "far in", "after a character split over blocks", "broken off", "nul"],
 )
 def test_what_is_no_text_is_refused_with_file_and_byte(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, message: str, large: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, message: str, small: bool
 ) -> None:
-    monkeypatch.setattr(sources, "LARGE", 100 if large else 1 << 30)
+    monkeypatch.setattr(text, "BLOCK", 100 if small else text.BLOCK)
     with pytest.raises(BadInput, match=rf"corpus\.txt .*{message}"):
         prepared(tmp_path, content)
     assert not list((tmp_path / "cache").rglob("*"))
@@ -242,8 +241,7 @@ def test_which_documents_are_held_out_does_not_depend_on_their_order(tmp_path: P
 def test_only_the_mark_before_a_file_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     marked = "\ufeff" + "\ufeff" + LINES.replace("\n", "\n\ufeff")
     whole = prepared(tmp_path, marked)
-    monkeypatch.setattr(sources, "LARGE", 100)
-    monkeypatch.setattr("isoforward.data.sources._rows", partial(sources._rows, rows=3))
+    monkeypatch.setattr(text, "BLOCK", 7)
     assert prepared(tmp_path, marked, "again.txt").hash == whole.hash
     assert read(whole, "train").startswith("\ufeffLine 0")
 
@@ -264,8 +262,8 @@ def test_text_read_in_small_pieces_is_the_same_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: str
 ) -> None:
     whole = prepared(tmp_path, LINES, tokenizer=tokenizer)
-    monkeypatch.setattr(sources, "LARGE", 100)
-    monkeypatch.setattr(sources, "PIECE", 50)
+    monkeypatch.setattr(text, "BLOCK", 100)
+    monkeypatch.setattr(text, "PIECE", 50)
     monkeypatch.setattr(corpus, "GROUP", 3)
     pieces = prepared(tmp_path, LINES, "again.txt", tokenizer=tokenizer, cache_dir=str(tmp_path / "other"))
     assert pieces.hash == whole.hash

@@ -7,7 +7,7 @@ import json
 import mmap
 import shutil
 import time
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,10 +21,12 @@ from isoforward.base.config import DataConfig
 from isoforward.base.errors import BadInput, Integrity, StorageFailed
 from isoforward.base.locks import locked
 from isoforward.base.storage import remove_partials, write_atomically
-from isoforward.data.sources import Pieces, Source, digest, hub, shakespeare, text_files
+from isoforward.data.sources import Source, digest, hub, shakespeare, text_files
+from isoforward.data.text import Pieces
 from isoforward.data.tokenizer import Tokenizer
 
 FORMAT = 1  # goes up with any change to what the same text becomes, so that no cache outlives it
+READING = 2  # goes up with any change to how files become text
 GROUP = 1 << 22  # characters encoded in parallel, a shard: bounds what is in memory
 LEARN_FROM = 1 << 26  # characters of training text that a tokenizer learns from
 
@@ -88,20 +90,32 @@ def _open_tokens(path: Path, dtype: str, size: int) -> np.ndarray[Any, Any]:
 
 
 def _cached(source: Source, config: DataConfig, tokenizer: Tokenizer | None) -> Corpus:
-    """Two names: the source's stamp, quickly had, leads to the hash of the contents, which names what is kept."""
+    """Two names: the source's stamp, quickly had, leads to the hash of the contents, which names what is kept.
+
+    The same text has the same contents, however it was stored; what was read for it stands with the stamp.
+    """
     recipe = tokenizer.sha256 if tokenizer else f"{config.tokenizer}:{config.vocab}"
     kept = _cache_dir(config)
-    pointer = kept / digest(FORMAT, source.stamp, recipe, config.validation)[:32]
-    if pointer.is_file() and (kept / pointer.read_text() / "corpus.json").is_file():
-        return _open(kept / pointer.read_text(), source)
+    pointer = kept / f"{digest(READING, source.stamp, recipe, config.validation)[:32]}.json"
+    if pointer.is_file():
+        met = json.loads(pointer.read_text("utf-8"))
+        if (kept / met["corpus"] / "corpus.json").is_file():
+            return _open(kept / met["corpus"], source, met["read"])
     text, split = _survey(source, config.validation)
+    read = _told(text, source.told())
     name = digest(FORMAT, text["sha256"], recipe, split.rule)
     with _alone(kept / name):
         if not (kept / name / "corpus.json").is_file():
             tokenizer = tokenizer or _trained(config, source, split)
             _write(kept / name, source, split, text, tokenizer)
-    write_atomically(pointer, lambda file: file.write(name.encode()))
-    return _open(kept / name, source)
+    write_atomically(pointer, lambda file: file.write(json.dumps({"corpus": name, "read": read}).encode()))
+    return _open(kept / name, source, read)
+
+
+def _told(text: dict[str, Any], files: Sequence[str]) -> list[str]:
+    empty = f", {text['empty']:,} without text passed over" if text["empty"] else ""
+    of = f"{text['documents']:,} documents{empty}, {text['characters']:,} characters, {text['bytes']:,} bytes"
+    return [of, *files]
 
 
 def _cache_dir(config: DataConfig) -> Path:
@@ -113,12 +127,14 @@ def _survey(source: Source, share: float) -> tuple[dict[str, Any], Split]:
     hash falls below `share`, else, where they are so few that this misses `share` by a factor of two, the tail.
     """
     whole, one = hashlib.sha256(), hashlib.sha256()
-    documents = characters = held_characters = length = document = 0
+    documents = characters = text_bytes = held_characters = length = document = 0
     held_out = set[int]()
     for piece in _shown(source.read(), "reading"):
         if piece is not None:
-            one.update(piece.encode())
+            encoded = piece.encode()
+            one.update(encoded)
             length += len(piece)
+            text_bytes += len(encoded)
             continue
         if length:
             digest = one.digest()
@@ -132,6 +148,7 @@ def _survey(source: Source, share: float) -> tuple[dict[str, Any], Split]:
             characters += length
         document, length, one = document + 1, 0, hashlib.sha256()
     text = {"sha256": whole.hexdigest(), "documents": documents, "characters": characters}
+    text |= {"bytes": text_bytes, "empty": document - documents}
     if not characters:
         raise BadInput(f"{source.name}: {document} documents hold no text, 0 characters")
     if source.held_out is not None:
@@ -275,7 +292,7 @@ def _dtype(tokenizer: Tokenizer) -> str:
     return "<u2" if tokenizer.vocabulary <= 1 << 16 else "<u4"
 
 
-def _open(directory: Path, source: Source) -> Corpus:
+def _open(directory: Path, source: Source, read: Sequence[str]) -> Corpus:
     about = json.loads((directory / "corpus.json").read_text("utf-8"))
     mapped = {}
     for part in ("train", "validation"):
@@ -295,6 +312,7 @@ def _open(directory: Path, source: Source) -> Corpus:
         hash=directory.name,
         description=(
             f"{source.name}: {train['tokens']:,} tokens to train on, {held['tokens']:,} to validate on",
+            *read,
             f"validation: {about['split']}",
             f"{tokenizer.vocabulary:,} kinds of token, {bytes_per_token:.2f} bytes each; kept in {directory}",
         ),
