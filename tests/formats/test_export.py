@@ -1,15 +1,12 @@
 import errno
 import hashlib
-import io
 import json
 import os
 import resource
 import shutil
 import signal
-import struct
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,17 +14,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from isoforward.base.config import ModelConfig
-from isoforward.base.errors import BadInput, Integrity, Refusal, StorageFailed
+from isoforward.base.errors import BadInput, Integrity, StorageFailed
 from isoforward.data.tokenizer import Tokenizer
 from isoforward.formats import export as export_module
 from isoforward.formats.export import export, fingerprint, freeze, load, load_export, load_trainable
-from isoforward.formats.gguf_format import write_gguf
 from isoforward.model.gpt import GPT
+from tests.formats.exports import TINY, TOKENS, in_child, logits, reseal, trained
 
-TINY = ModelConfig(layers=2, heads=4, width=32, context=32, vocab=96)
 LLAMA_3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_context": 16}
 SHAPES = {
     "gpt2": TINY,
@@ -35,54 +31,6 @@ SHAPES = {
     "llama": replace(TINY, family="llama"),
     "llama 3": replace(TINY, family="llama", kv_heads=2, tied=False, bias=True, rope_theta=5e2, rope_scaling=LLAMA_3),
 }
-TOKENS = torch.randint(0, 96, (2, 17), generator=torch.Generator().manual_seed(0))
-
-
-def trained(config: ModelConfig = TINY, dtype: torch.dtype = torch.float32, seed: int = 0) -> GPT:
-    """As after training: no bias is zero and no norm is one, so that nothing can be dropped unnoticed."""
-    torch.manual_seed(seed)
-    model = GPT(config, dtype=dtype)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    return model
-
-
-def logits(model: GPT) -> torch.Tensor:
-    with torch.inference_mode():
-        return model(TOKENS)
-
-
-@pytest.fixture
-def exported(tmp_path: Path) -> Path:
-    return export(trained(), tmp_path / "export", tokenizer=None)
-
-
-def reseal(directory: Path, **changes: object) -> None:
-    """A forger's manifest: every digest is right, whatever the files hold."""
-    path = directory / "manifest.json"
-    manifest = json.loads(path.read_text()) | changes
-    if "files" not in changes:
-        manifest["files"] = {
-            name: hashlib.sha256((directory / name).read_bytes()).hexdigest() for name in manifest["files"]
-        }
-    manifest.pop("sha256")
-    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-    path.write_text(json.dumps(manifest | {"sha256": digest}))
-
-
-def in_child(act: Callable[[], object]) -> int:
-    """The exit code of a fork that does `act`, negative where a signal ended it."""
-    if child := os.fork():
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    try:
-        torch.set_num_threads(1)  # the threads of this process are not in its fork
-        act()
-        os._exit(0)
-    except Refusal as refusal:
-        os._exit(refusal.exit_code)
-    finally:  # whatever else it raised
-        os._exit(1)
 
 
 # The same bits
@@ -240,87 +188,6 @@ def test_a_file_cut_at_any_sixteenth_is_refused(exported: Path) -> None:
             load(exported)
 
 
-class Trap:
-    def __init__(self, sprung: Path) -> None:
-        self.sprung = sprung
-
-    def __reduce__(self) -> tuple[object, tuple[str, ...]]:
-        return Path.touch, (self.sprung,)  # type: ignore[return-value]
-
-
-@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "model.pt", "last.ckpt"])
-def test_a_pickle_is_never_opened(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-    directory, sprung = tmp_path / "model", tmp_path / "sprung"
-    directory.mkdir()
-    torch.save({"x": Trap(sprung)}, directory / name)
-    (directory / "config.json").write_text('{"model_type": "gpt2"}')
-    for path in (directory, directory / name):
-        with pytest.raises(Integrity, match=name):
-            load(path)
-    assert not sprung.exists()
-    torch.load(io.BytesIO((directory / name).read_bytes()), weights_only=False)
-    assert sprung.exists()  # so the trap was a trap
-
-
-def header(tensors: dict[str, object], data: bytes = b"", length: int | None = None) -> bytes:
-    text = json.dumps(tensors).encode()
-    return struct.pack("<Q", len(text) if length is None else length) + text + data
-
-
-def entry(start: int, end: int, **changes: object) -> dict[str, object]:
-    return {"dtype": "F32", "shape": [(end - start) // 4], "data_offsets": [start, end]} | changes
-
-
-HOSTILE = {
-    "empty": b"",
-    "header of 2^63 bytes": header({}, length=2**63),
-    "header of 90 MB": header({}, length=90_000_000) + b" " * 90_000_000,
-    "not JSON": struct.pack("<Q", 4) + b"\xff\xfe{]",
-    "offsets overlap": header({"a": entry(0, 8), "b": entry(4, 12)}, bytes(12)),
-    "offsets beyond the end": header({"a": entry(0, 8)}, bytes(4)),
-    "offsets reversed": header({"a": entry(8, 0)}, bytes(8)),
-    "trailing bytes": header({"a": entry(0, 8)}, bytes(9)),
-    "hole": header({"a": entry(4, 8)}, bytes(8)),
-    "shape that overflows": header({"a": entry(0, 4, shape=[2**63, 2**63])}, bytes(4)),
-    "integers": header({"a": entry(0, 4, dtype="I32")}, bytes(4)),
-}
-
-
-@pytest.mark.parametrize("what", HOSTILE)
-def test_a_hostile_safetensors_file_is_refused_in_bounded_memory(what: str, exported: Path) -> None:
-    (exported / "model.safetensors").write_bytes(HOSTILE[what])
-    reseal(exported)
-    with pytest.raises(
-        Integrity, match="claims a header" if "MB" in what or "2^63" in what else "not a safetensors|I32"
-    ):
-        load(exported)
-
-    def load_in_little_memory() -> None:
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        bound = pages * resource.getpagesize() + 64 * 2**20
-        resource.setrlimit(resource.RLIMIT_AS, (bound, bound))
-        load(exported)
-
-    assert in_child(load_in_little_memory) == 3
-
-
-def test_missing_extra_and_misshapen_tensors_are_named(exported: Path) -> None:
-    file = exported / "model.safetensors"
-    tensors = load_file(file)
-    name = "transformer.h.1.mlp.c_fc.weight"
-    others = {key: tensor for key, tensor in tensors.items() if key != name}
-    for forged, message in (
-        (others, f"{name} is missing"),
-        (tensors | {"transformer.h.7.x": torch.zeros(1)}, "transformer.h.7.x"),
-        (tensors | {name: tensors[name].T.contiguous()}, rf"{name} is \(128, 32\), its config asks for \(32, 128\)"),
-    ):
-        save_file(forged, file)
-        reseal(exported)
-        with pytest.raises(Integrity, match=message):
-            load(exported)
-
-
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
@@ -399,15 +266,6 @@ def test_a_models_own_end_of_text_wins_over_that_of_its_tokenizer(declared: obje
     config = tmp_path / "export" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"eos_token_id": declared}))
     assert export_module.load_tokenizer(tmp_path / "export").end == end
-
-
-def test_an_export_has_a_card_that_anybody_may_add_to(exported: Path) -> None:
-    card = exported / "README.md"
-    text = card.read_text()
-    assert f"{sum(p.numel() for p in load(exported).parameters()):,} parameters" in text
-    assert "AutoModelForCausalLM.from_pretrained" in text
-    card.write_text(text + "\nAdded by hand.\n")
-    load(exported)
 
 
 def test_another_tokenizer_of_the_same_size_is_noticed(tmp_path: Path) -> None:
@@ -560,44 +418,6 @@ def test_a_directory_that_is_no_export_is_never_replaced(tmp_path: Path) -> None
 # Shards, and the command
 
 
-def sharded(directory: Path) -> dict[str, str]:
-    """An export as two files with an index, without its manifest."""
-    tensors = load_file(directory / "model.safetensors")
-    places = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(sorted(tensors))}
-    for shard in set(places.values()):
-        save_file({name: tensors[name] for name in tensors if places[name] == shard}, directory / shard)
-    for name in ("model.safetensors", "manifest.json"):
-        (directory / name).unlink()
-    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
-    return places
-
-
-def test_shards_are_read_as_one(exported: Path) -> None:
-    sharded(exported)
-    assert torch.equal(logits(load(exported)), logits(trained()))
-
-
-@pytest.mark.parametrize("shard", ["../model.safetensors", "model-00003-of-00003.safetensors", 3, None])
-def test_an_index_cannot_lead_elsewhere(shard: object, exported: Path) -> None:
-    shutil.copy(exported / "model.safetensors", exported.parent)
-    places: dict[str, object] = dict(sharded(exported))
-    places["transformer.wte.weight"] = shard
-    (exported / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
-    with pytest.raises(Integrity, match="index"):
-        load(exported)
-
-
-@pytest.mark.parametrize(
-    "text", ["", "[]", "{", '"x"', "[" * 100_000, "\x00", '{"weight_map": []}', '{"weight_map": {}}' + " " * 5_000_000]
-)
-def test_text_that_is_not_what_it_should_be_is_refused(text: str, exported: Path) -> None:
-    sharded(exported)
-    for name in ("model.safetensors.index.json", "manifest.json"):
-        (exported / name).write_text(text)
-        with pytest.raises(Integrity, match=name):
-            load(exported)
-
-
 def test_the_command_imports_and_says_what_it_cannot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     export(trained(), tmp_path / "from", tokenizer=Tokenizer.from_characters(["abc"]))
     (tmp_path / "from" / "manifest.json").unlink()
@@ -610,142 +430,3 @@ def test_the_command_imports_and_says_what_it_cannot(tmp_path: Path, capsys: pyt
 
 
 # GGUF
-
-
-def gguf_file(path: Path, model: GPT, **settings: object) -> Path:
-    """By llama.cpp's own writer, its features of queries and keys in llama.cpp's order (convert_hf_to_gguf.permute)."""
-    from gguf import GGUFWriter
-
-    config = model.config
-    writer = GGUFWriter(path, "llama")
-    writer.add_block_count(config.layers)
-    writer.add_context_length(config.context)
-    writer.add_embedding_length(config.width)
-    writer.add_feed_forward_length(config.ffn_width)
-    writer.add_head_count(config.heads)
-    writer.add_head_count_kv(config.kv_head_count)
-    writer.add_layer_norm_rms_eps(config.norm_eps)
-    writer.add_rope_freq_base(config.rope_theta)
-    writer.add_array("tokenizer.ggml.tokens", ["a", "b"])
-    writer.add_array("tokenizer.ggml.scores", [0.0, 1.0])
-    for key, value in settings.items():
-        writer.add_string(f"llama.{key.replace('__', '.')}", str(value))
-
-    def permute(weight: torch.Tensor, heads: int) -> torch.Tensor:
-        halves = weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:])
-        return halves.swapaxes(1, 2).reshape(weight.shape)
-
-    ours = model.state_dict()
-    tensors = {"token_embd": ours["embedding.weight"], "output_norm": ours["norm.weight"]}
-    if not config.tied:
-        tensors["output"] = ours["unembedding.weight"]
-    for n in range(config.layers):
-        q, k, v = ours[f"blocks.{n}.attention.qkv.weight"].split([config.width, config.kv_width, config.kv_width])
-        gate, up = ours[f"blocks.{n}.mlp.gate_up.weight"].chunk(2)
-        tensors |= {
-            f"blk.{n}.attn_norm": ours[f"blocks.{n}.attention_norm.weight"],
-            f"blk.{n}.ffn_norm": ours[f"blocks.{n}.mlp_norm.weight"],
-            f"blk.{n}.attn_q": permute(q, config.heads),
-            f"blk.{n}.attn_k": permute(k, config.kv_head_count),
-            f"blk.{n}.attn_v": v,
-            f"blk.{n}.attn_output": ours[f"blocks.{n}.attention.out.weight"],
-            f"blk.{n}.ffn_gate": gate,
-            f"blk.{n}.ffn_up": up,
-            f"blk.{n}.ffn_down": ours[f"blocks.{n}.mlp.down.weight"],
-        }
-    for name, tensor in tensors.items():
-        writer.add_tensor(f"{name}.weight", tensor.contiguous().numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-SMALL_LLAMA = replace(TINY, family="llama", kv_heads=2, tied=False, rope_theta=500.0)
-
-
-def test_a_gguf_gives_the_logits_of_the_model_it_was_made_from(tmp_path: Path) -> None:
-    model = trained(SMALL_LLAMA)
-    assert torch.equal(logits(export_module.load(gguf_file(tmp_path / "model.gguf", model))), logits(model))
-
-
-def tensors_of(path: Path) -> dict[str, torch.Tensor]:
-    from gguf import GGUFReader
-    from gguf.quants import dequantize
-
-    return {one.name: torch.tensor(dequantize(one.data, one.tensor_type)) for one in GGUFReader(path).tensors}
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_llama_is_written_as_llama_cpps_own_converter_orders_it(dtype: torch.dtype, tmp_path: Path) -> None:
-    model = freeze(trained(SMALL_LLAMA), dtype=dtype)
-    found = tensors_of(write_gguf(model, tmp_path / "ours.gguf"))
-    expected = tensors_of(gguf_file(tmp_path / "theirs.gguf", freeze(model, dtype=torch.float32)))
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
-    read_back = export_module.load(tmp_path / "ours.gguf", dtype=dtype)
-    assert torch.equal(logits(read_back), logits(model))
-
-
-@pytest.mark.parametrize("bias", [True, False])
-def test_a_gpt2_is_written_in_the_layout_of_a_linear_layer(bias: bool, tmp_path: Path) -> None:
-    model = freeze(trained(replace(TINY, bias=bias, tied=False)))
-    found, ours = tensors_of(write_gguf(model, tmp_path / "model.gguf")), model.state_dict()
-    assert torch.equal(found["blk.1.attn_qkv.weight"], ours["blocks.1.attention.qkv.weight"])
-    assert torch.equal(found["blk.0.ffn_up.weight"], ours["blocks.0.mlp.up.weight"])
-    assert torch.equal(found["position_embd.weight"], ours["positions.weight"])
-    assert torch.equal(found["output.weight"], ours["unembedding.weight"])
-    shift = ours["blocks.1.attention.qkv.bias"] if bias else torch.zeros(3 * TINY.width)
-    assert torch.equal(found["blk.1.attn_qkv.bias"], shift)
-    assert len(found) == 3 + 2 + 12 * TINY.layers  # embeddings and head, the last norm, and each block's
-
-
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_llama_cpp_gives_the_logits_of_the_model_that_was_written(family: str, tmp_path: Path) -> None:
-    """Its GELU is a table in fp16: 1e-3 of logits of about one."""
-    llama_cpp = pytest.importorskip("llama_cpp", reason="pip install llama-cpp-python, which builds for minutes")
-    model = freeze(trained(replace(TINY, family=family)))
-    path = str(write_gguf(model, tmp_path / "model.gguf"))
-    theirs = llama_cpp.Llama(path, n_ctx=TINY.context, n_threads=1, type_k=0, type_v=0, verbose=False)
-    tokens = list(range(1, 13))
-    theirs.eval(tokens)
-    found = torch.tensor(llama_cpp.llama_get_logits_ith(theirs.ctx, -1)[: TINY.vocab])
-    theirs.close()
-    torch.testing.assert_close(found, model(torch.tensor([tokens]))[0, -1], atol=2e-3, rtol=1e-3)
-
-
-@pytest.mark.parametrize("settings", [{"rope__scaling__type": "yarn"}, {"expert_count": "8"}])
-def test_a_gguf_of_another_kind_of_llama_is_refused_by_name(settings: dict[str, str], tmp_path: Path) -> None:
-    file = gguf_file(tmp_path / "model.gguf", trained(SMALL_LLAMA), **settings)
-    with pytest.raises(BadInput, match=next(iter(settings)).replace("__", r"\.")):
-        export_module.load(file)
-
-
-def test_a_gguf_whose_counts_are_lies_is_refused_at_once(tmp_path: Path) -> None:
-    file = tmp_path / "model.gguf"
-    array = struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1) + b"k" + struct.pack("<IIQ", 9, 0, 2**62)
-    many = b"".join(struct.pack("<Q8sIB", 8, f"{n:08}".encode(), 0, 1) for n in range(70_000))
-    lies = (b"", struct.pack("<IQQ", 3, 2**62, 2**62), array, struct.pack("<IQQ", 3, 0, 70_000) + many)
-    for lie in (b"", *(b"GGUF" + lie for lie in lies)):
-        file.write_bytes(lie)
-        with pytest.raises(Integrity, match="not a GGUF file"):
-            export_module.load(file)
-
-
-@settings(max_examples=100, deadline=None)
-@given(place=st.integers(0, 2200), value=st.binary(min_size=1, max_size=8), cut=st.integers(0, 60_000))
-def test_a_damaged_gguf_is_read_or_refused(
-    place: int, value: bytes, cut: int, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    whole = WHOLE_GGUF.setdefault(0, gguf_file(tmp_path_factory.mktemp("g") / "g", trained(SMALL_LLAMA)).read_bytes())
-    file = tmp_path_factory.mktemp("damaged") / "model.gguf"
-    damaged = whole[:place] + value + whole[place + len(value) :]
-    file.write_bytes(damaged[:cut] if cut % 3 == 0 else damaged)
-    try:
-        export_module.load(file)
-    except Refusal as refusal:
-        assert str(file) in str(refusal)
-
-
-WHOLE_GGUF: dict[int, bytes] = {}

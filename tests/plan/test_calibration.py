@@ -27,7 +27,6 @@ from isoforward.plan.calibration import (
     sample,
     usual,
 )
-from isoforward.plan.collectives import all_reduce, latency_and_rate
 from isoforward.plan.forecast import works_of
 
 
@@ -75,19 +74,6 @@ def test_a_machine_at_half_its_pace_changes_no_operator() -> None:
     both = [seen(1), seen(2)]
     points = points_of(both, [pace(each.reference_s, both[0].reference_s) for each in both])
     assert points["mul.Tensor float32"] == [[64, 1 / 64], [64, 1 / 64]]
-
-
-def test_latency_and_bandwidth_of_messages_are_found_again_where_both_were_planted() -> None:
-    sent = [1e3, 1e5, 1e7]
-    latency_s, byte_s = latency_and_rate(sent, [1e-4 + size / 2e9 for size in sent])
-    assert (latency_s, 1 / byte_s) == (pytest.approx(1e-4), pytest.approx(2e9))
-
-
-@pytest.mark.slow
-def test_an_all_reduce_is_timed_between_two_processes() -> None:
-    found = all_reduce()
-    assert found is not None
-    assert found["bytes_per_s"] > 1e6
 
 
 def test_no_more_is_laid_to_dispatch_than_nothing() -> None:

@@ -18,47 +18,13 @@ import pytest
 
 from isoforward.base.config import TrackingConfig
 from isoforward.base.errors import BadInput
-from isoforward.base.results import Environment, Results, Row, Verdict
 from isoforward.show import wandb_tracker
-from isoforward.show.panels import summary
 from isoforward.show.wandb_tracker import open_tracker
+from tests.show.planted import PLANTED
 
 SRC = Path(__file__).parents[2] / "src"
 EXPECTED = Path(__file__).parent / "expected"
 SECRETS = {"WANDB_API_KEY": "5ecre7" * 7, "HF_TOKEN": "hf_planted_token", "AWS_SECRET_ACCESS_KEY": "planted/aws+key"}
-
-
-def row(life: str, phase: str, value: float, *, quantity: str = "time", **changes: Any) -> Row:
-    per = "step" if life == "training" else "token"
-    samples = (value,) * 5 if quantity == "time" else ()
-    fields: dict[str, Any] = {"unit": "s", "per": per, "conditions": {"tokens": 10}, "samples": samples} | changes
-    return Row(experiment="planted", life=life, phase=phase, quantity=quantity, value=value, **fields)
-
-
-ENVIRONMENT = Environment(id="here", command="python train.py", created="2026-01-02", identity={"cpu": "c"}, details={})
-TRAINING_S = {"forward": 1.0, "loss": 0.5, "backward": 2.0, "optimizer": 0.5}
-PLANTED = Results(
-    rows=(
-        row("inference", "forward", 0.0, quantity="identity", unit="differing logits", per="run"),
-        *(row("training", phase, time_s) for phase, time_s in TRAINING_S.items()),
-        *(
-            row("training", phase, 100.0 * times, quantity="flops", unit="flop", convention="model")
-            for phase, times in {"forward": 1, "backward": 2}.items()
-        ),
-        row("training", "step", 4.0),
-        row("inference", "forward", 0.8, per="step"),
-        row("inference", "prefill", 0.3, per="sequence", conditions={"tokens": 3}),
-        row("inference", "decode", 0.2, conditions={"tokens": 1}),
-        row("inference", "decode", 0.25, conditions={"tokens": 1, "context": 64, "cache": True}),
-        row("inference", "decode", 0.75, conditions={"tokens": 1, "context": 64, "cache": False}),
-        row("training", "backward", 900.0, quantity="memory", unit="byte"),
-        row("inference", "forward", 300.0, quantity="memory", unit="byte"),
-        row("training", "step", 640.0, quantity="memory", unit="byte", conditions={"category": "optimizer state"}),
-    ),
-    environments={"here": ENVIRONMENT},
-    verdicts=(Verdict(experiment="planted", trusted=False, reasons=("planted",)),),
-    warnings=(),
-)
 
 
 def records(run_dir: Path) -> list[dict[str, Any]]:
@@ -196,21 +162,6 @@ def test_the_export_is_logged_by_training_and_used_by_inference(read_back: dict[
 def test_artifacts_are_staged_in_the_run_directory(lives: dict[str, Path], no_key: Path) -> None:
     assert [*lives["train"].glob("wandb/staging/artifacts/staging/*")]
     assert not [*no_key.rglob("*")]
-
-
-def test_summary_says_what_hand_counting_says() -> None:
-    figures = summary(PLANTED)
-    assert figures["training/time_ratio"] == pytest.approx(4.0 / 0.8)
-    assert figures["training/flops_ratio"] == pytest.approx(3.0)
-    assert figures["training/memory_ratio"] == pytest.approx(3.0)
-    assert figures["inference/decode_ratio"] == pytest.approx(0.2 / (4.0 / 10))
-    assert figures["phase/frozen_forward/time_per_token_s"] == pytest.approx(0.08)
-    assert "phase/decode/flops" not in figures  # unknown is absent
-
-
-def test_results_without_two_lives_give_no_ratios() -> None:
-    one_life = Results(rows=PLANTED.rows[1:3], environments={}, verdicts=PLANTED.verdicts, warnings=())
-    assert summary(one_life) == {"trusted": False}
 
 
 def test_a_tracker_that_fails_says_so_once_and_still_finishes(tmp_path: Path, no_key: Path) -> None:

@@ -1,0 +1,3 @@
+"""Figures that a run in W&B shows."""
+
+from __future__ import annotations
