@@ -314,6 +314,7 @@ def test_a_failure_while_writing_leaves_nothing_that_counts(tmp_path: Path, monk
     assert {path.name for path in (tmp_path / "cache").glob("*/*")} == {
         ".lock",
         "corpus.json",
+        "generation_config.json",
         "tokenizer.json",
         "tokenizer_config.json",
         "train.bin",

@@ -10,62 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import models, processors
 
 from isoforward.base.errors import BadInput, Integrity
-from isoforward.data.tokenizer import BYTE_OF, END, Stream, Tokenizer
+from isoforward.data.chat import template_of
+from isoforward.data.tokenizer import END, Tokenizer
+from tests.data.kinds import BPE, CHARACTERS, GPT2, HARD, LLAMA, METASPACE, TEXT
 
-TEXT = "But soft! what light through yonder window breaks? It is the east, and Juliet is the sun.\n" * 4
-HARD = "naïve 日本語 👩‍👩‍👧 😀😃 e\u0301  two  spaces\n\n\tend\ufffd"
 ROOT = Path(__file__).parents[2]
-
-BPE = Tokenizer.train_bpe([TEXT], 300)
-GPT2 = Tokenizer.gpt2()
-CHARACTERS = Tokenizer.from_characters([TEXT, HARD])
-
-
-def sentencepiece_like() -> Tokenizer:
-    """Llama 2's arrangement: a space before the text, ▁ for spaces, single bytes for what is not in the vocabulary."""
-    backend = Backend(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    backend.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    backend.train_from_iterator([TEXT], trainers.BpeTrainer(vocab_size=400, special_tokens=tokens, show_progress=False))
-    state = json.loads(backend.to_str())
-    state["added_tokens"] = state["added_tokens"][:3]  # the bytes are ordinary tokens
-    return Tokenizer(Backend.from_str(json.dumps(state)))
-
-
-LLAMA = sentencepiece_like()
-
-
-def wordpiece() -> Tokenizer:
-    backend = Backend(models.WordPiece(unk_token="[UNK]"))
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(vocab_size=120, special_tokens=["[UNK]", "[SEP]"], show_progress=False)
-    backend.train_from_iterator([TEXT], trainer)
-    return Tokenizer(backend)
-
-
-def unigram() -> Tokenizer:
-    backend = Backend(models.Unigram())
-    backend.pre_tokenizer = pre_tokenizers.Metaspace()
-    backend.decoder = decoders.Metaspace()
-    special = ["<unk>", "</s>"]
-    trainer = trainers.UnigramTrainer(vocab_size=80, special_tokens=special, unk_token="<unk>", show_progress=False)
-    backend.train_from_iterator([TEXT], trainer)
-    return Tokenizer(backend)
-
-
-WORDPIECE, UNIGRAM = wordpiece(), unigram()
-
-
-def streamed(tokenizer: Tokenizer, ids: list[int], prompt: list[int] | None = None) -> list[str]:
-    stream = Stream(tokenizer, prompt or [])
-    return [*(stream.push(id) for id in ids), stream.flush()]
 
 
 def test_gpt2_gives_the_published_ids() -> None:
@@ -84,84 +36,6 @@ def test_gpt2_says_what_to_install_where_its_files_are_missing(monkeypatch: pyte
 def test_byte_level_tokenizers_bring_any_text_back(text: str) -> None:
     assert BPE.decode(BPE.encode(text)) == text
     assert GPT2.decode(GPT2.encode(text)) == text
-
-
-@given(st.text(alphabet=sorted(set(TEXT + HARD))))
-@settings(deadline=None)
-def test_characters_bring_their_text_back_one_id_each(text: str) -> None:
-    ids = CHARACTERS.encode(text)
-    assert len(ids) == len(text)
-    assert CHARACTERS.decode(ids) == text == "".join(streamed(CHARACTERS, ids))
-
-
-@given(st.text())
-@settings(deadline=None)
-def test_streamed_text_is_decoded_text(text: str) -> None:
-    for tokenizer in (GPT2, BPE, LLAMA, WORDPIECE, UNIGRAM):
-        ids = tokenizer.encode(text)
-        assert "".join(streamed(tokenizer, ids)) == tokenizer.decode(ids)
-
-
-@given(st.lists(st.one_of(st.integers(0, 50256), st.sampled_from([GPT2.backend.token_to_id(c) for c in BYTE_OF]))))
-@settings(deadline=None)
-def test_streamed_ids_of_a_byte_level_model_decode_alike_even_where_they_are_no_text(ids: list[int]) -> None:
-    assert "".join(streamed(GPT2, ids)) == GPT2.decode(ids)
-
-
-@given(st.lists(st.one_of(st.integers(259, LLAMA.vocabulary - 1), st.sampled_from([1, 2]))))  # 1, 2: special
-@settings(deadline=None)
-def test_streamed_words_of_any_other_model_decode_alike_whatever_their_order(ids: list[int]) -> None:
-    space = LLAMA.backend.token_to_id("▁")
-    assert space is not None
-    for order in (ids, [space, *ids], [space, space, *ids]):
-        assert "".join(streamed(LLAMA, order)) == LLAMA.decode(order)
-
-
-@given(st.data())
-@settings(deadline=None)
-def test_streamed_pieces_decode_alike_whatever_joins_them(data: st.DataObject) -> None:
-    for tokenizer in (WORDPIECE, UNIGRAM):
-        ids = data.draw(st.lists(st.integers(0, tokenizer.vocabulary - 1)))
-        assert "".join(streamed(tokenizer, ids)) == tokenizer.decode(ids)
-
-
-@given(st.lists(st.integers(0, LLAMA.vocabulary - 1)))
-@settings(deadline=None)
-def test_a_stream_of_broken_bytes_neither_fails_nor_loses_whole_words(ids: list[int]) -> None:
-    words = [str(LLAMA.backend.id_to_token(id)).replace("▁", " ") for id in ids if id > 258]
-    text, at = " " + "".join(streamed(LLAMA, ids)), 0
-    for word in words:
-        at = text.index(word.strip(), at) + len(word.strip())
-
-
-@pytest.mark.parametrize("tokenizer", [GPT2, BPE, LLAMA], ids=["gpt2", "bpe", "llama"])
-def test_a_character_split_over_tokens_leaves_whole(tokenizer: Tokenizer) -> None:
-    ids = tokenizer.encode("sun 😀日")
-    pieces = streamed(tokenizer, ids)
-    assert "".join(pieces) == "sun 😀日"
-    assert "" in pieces[:-1]  # something was held back
-    assert not any("\ufffd" in piece for piece in pieces)
-
-
-def test_a_stream_goes_on_after_its_prompt_with_the_space_between_words() -> None:
-    prompt, rest = LLAMA.encode("what light")[:-1], LLAMA.encode("the light")
-    assert "".join(streamed(LLAMA, rest, prompt)) == " the light"
-    assert "".join(streamed(LLAMA, rest)) == "the light"
-
-
-def test_a_stream_never_decodes_more_than_a_few_ids_at_once() -> None:
-    lengths: list[int] = []
-
-    class Counting(Tokenizer):
-        def decode(self, ids, **options):  # type: ignore[no-untyped-def]
-            lengths.append(len(ids))
-            return super().decode(ids, **options)
-
-    tokenizer = Counting(Backend.from_str(LLAMA.backend.to_str()))
-    invalid = tokenizer.backend.token_to_id("<0xFF>")
-    assert invalid is not None
-    streamed(tokenizer, [*LLAMA.encode(TEXT), *[invalid] * 500])
-    assert max(lengths) <= 8
 
 
 @pytest.mark.parametrize("tokenizer", [GPT2, BPE, LLAMA], ids=["gpt2", "bpe", "llama"])
@@ -202,7 +76,7 @@ def test_transformers_opens_the_saved_file_and_gives_the_same_ids(tokenizer: Tok
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     for text in (TEXT, HARD, f"one{END}two{END}"):
-        assert theirs(text)["input_ids"] == tokenizer.encode(text, special=True)
+        assert theirs(text)["input_ids"] == tokenizer.encode(text, template=True, special=True)
     ids = tokenizer.encode(HARD)
     assert theirs.decode(ids, clean_up_tokenization_spaces=False) == HARD
     assert len(theirs) == tokenizer.vocabulary
@@ -239,12 +113,12 @@ def chatty() -> Backend:
 def test_the_end_that_a_model_declares_wins_over_a_guess_and_stays_with_the_file(tmp_path: Path) -> None:
     assert Tokenizer(chatty()).end == chatty().token_to_id(END)
     own = chatty().token_to_id("<|own|>")
-    Tokenizer(chatty(), own).save(tmp_path / "tokenizer.json")
+    Tokenizer(chatty(), [own]).save(tmp_path / "tokenizer.json")
     assert Tokenizer.load(tmp_path / "tokenizer.json").end == own
     other = chatty().token_to_id("<|im_end|>")
-    assert Tokenizer.load(tmp_path / "tokenizer.json", end=other).end == other
-    assert Tokenizer.load(tmp_path / "tokenizer.json", end=10**6).end != 10**6  # no id of its own
-    assert len({Tokenizer(chatty(), end).sha256 for end in (None, own, other)}) == 3
+    assert Tokenizer.load(tmp_path / "tokenizer.json", ends=[other]).end == other
+    assert Tokenizer.load(tmp_path / "tokenizer.json", ends=[10**6]).end != 10**6  # no id of its own
+    assert len({Tokenizer(chatty(), [end]).sha256 for end in (None, own, other)}) == 3
 
 
 @pytest.mark.parametrize(
@@ -260,6 +134,87 @@ def test_the_end_is_read_as_transformers_writes_it(beside: str, end: str, tmp_pa
     chatty().save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "tokenizer_config.json").write_text(beside)
     assert Tokenizer.load(tmp_path / "tokenizer.json").end == chatty().token_to_id(end)
+
+
+def beginning(tmp_path: Path, *, template: bool, **beside: object) -> Path:
+    """A directory with METASPACE's tokenizer.json, which adds <s> to a text or nothing, and a config of its own."""
+    backend = Backend.from_str(METASPACE.backend.to_str())
+    if template:
+        special_tokens = [("<s>", 1)]
+        backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=special_tokens)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    named = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    about = {"tokenizer_class": "PreTrainedTokenizerFast", **named, **beside}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(about))
+    return tmp_path / "tokenizer.json"
+
+
+@pytest.mark.parametrize("template", [True, False])
+@pytest.mark.parametrize(
+    "beside", [{}, {"add_bos_token": True}, {"add_bos_token": False}, {"add_eos_token": True}, {"bos_token": None}]
+)
+def test_what_a_tokenizer_adds_to_a_text_is_what_transformers_adds(
+    template: bool, beside: dict[str, object], tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    ours = Tokenizer.load(beginning(tmp_path, template=template, **beside))
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    for text in ("what light", "", "  the sun", "a</s>b"):
+        expected = theirs(text)["input_ids"]
+        assert ours.encode(text, template=True, special=True) == expected
+        assert ours.encode(text, special=True) == theirs(text, add_special_tokens=False)["input_ids"]
+        ours.save(tmp_path / "again" / "tokenizer.json")
+        assert AutoTokenizer.from_pretrained(tmp_path / "again")(text)["input_ids"] == expected
+
+
+def test_an_empty_text_begins_as_its_tokenizer_says(tmp_path: Path) -> None:
+    assert Tokenizer.load(beginning(tmp_path, template=False)).start == 1
+    assert BPE.start == BPE.end
+
+
+def test_all_ends_are_kept_in_their_order_with_the_names_and_the_chat_template(tmp_path: Path) -> None:
+    path = beginning(tmp_path, template=True, chat_template="{{ bos_token }}")
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [3, 2, 10000]}')
+    loaded = Tokenizer.load(path, ends=[0, 3])
+    assert (loaded.ends, loaded.end) == ((0, 3, 2), 0)
+    loaded.save(tmp_path / "again" / "tokenizer.json")
+    again = Tokenizer.load(tmp_path / "again" / "tokenizer.json")
+    assert (again.ends, again.named, again.chat_template) == ((0, 3, 2), loaded.named, "{{ bos_token }}")
+    assert again.named["eos_token"] == "</s>" and again.sha256 == loaded.sha256
+
+
+def test_names_are_found_where_transformers_4_wrote_them(tmp_path: Path) -> None:
+    path = beginning(tmp_path, template=False)
+    (tmp_path / "tokenizer_config.json").unlink()
+    (tmp_path / "special_tokens_map.json").write_text('{"eos_token": "<|eot|>", "bos_token": {"content": "<s>"}}')
+    loaded = Tokenizer.load(path)
+    assert (loaded.ends, loaded.start) == ((3,), 1)
+
+
+def test_a_chat_template_is_read_from_wherever_transformers_writes_it(tmp_path: Path) -> None:
+    several = [{"name": "default", "template": "a"}, {"name": "tools", "template": "b"}]
+    path = beginning(tmp_path, template=False, chat_template=several)
+    assert Tokenizer.load(path).chat_template == several
+    (tmp_path / "chat_template.jinja").write_text("c")
+    assert Tokenizer.load(path).chat_template == "c"
+
+
+@pytest.mark.parametrize("template", [1, ["a"], [{"name": 1}], {"name": "default"}])
+def test_a_chat_template_of_another_shape_is_refused_by_its_file_or_never_used(
+    template: object, tmp_path: Path
+) -> None:
+    path = beginning(tmp_path, template=False, chat_template=template)
+    try:
+        loaded = Tokenizer.load(path)
+    except Integrity as refusal:
+        assert "tokenizer_config.json" in str(refusal)
+    else:
+        assert template_of(loaded) is None
+
+
+def test_tokens_that_were_added_by_hand_are_counted_apart() -> None:
+    assert METASPACE.vocabulary == METASPACE.plain + 1 == METASPACE.learnt + 3  # the last of the three is special
 
 
 @pytest.mark.parametrize("beside", ["", "[]", "{", "[" * 100_000])

@@ -67,10 +67,10 @@ def test_padding_counts_as_nothing_that_was_said():
     model = freeze(lively(GPT(tiny())))
     prompts = [[1, 2, 3, 4, 5, 6, 7], [8], [9, 10, 11]]
     again = Sampling(temperature=0, repetition_penalty=1.5)
-    together = next(forward_passes(model, prompts, max_new_tokens=1, sampling=again)).logits
-    for prompt, logits in zip(prompts, together, strict=True):
-        alone = next(forward_passes(model, [prompt], max_new_tokens=1, sampling=again)).logits[0]
-        torch.testing.assert_close(logits, alone, atol=1e-5, rtol=1e-4)
+    together = next(forward_passes(model, prompts, max_new_tokens=1, sampling=again)).scores
+    for prompt, scores in zip(prompts, together, strict=True):
+        alone = next(forward_passes(model, [prompt], max_new_tokens=1, sampling=again)).scores[0]
+        torch.testing.assert_close(scores, alone, atol=1e-5, rtol=1e-4)
 
 
 def test_a_finished_sequence_costs_nothing_more(monkeypatch):
@@ -88,7 +88,7 @@ def test_a_finished_sequence_costs_nothing_more(monkeypatch):
         return product(self, x)
 
     monkeypatch.setattr(Linear, "forward", counted)
-    list(forward_passes(model, prompts, max_new_tokens=10, sampling=GREEDY, end=end))
+    list(forward_passes(model, prompts, max_new_tokens=10, sampling=GREEDY, ends={end}))
     products = 4 * model.config.layers + 1
     decoded = [sum(at >= step for at in ends_at) for step in range(1, 1 + max(ends_at))]
     assert min(decoded) < 3

@@ -5,8 +5,9 @@ from isoforward.base.errors import BadInput
 from isoforward.data.tokenizer import Tokenizer
 from isoforward.formats.export import export, freeze
 from isoforward.model.gpt import GPT
+from isoforward.serve.continuation import overlap
 from isoforward.serve.decoding import Sampling, forward_passes
-from isoforward.serve.inference import InferenceModule, load, overlap
+from isoforward.serve.inference import InferenceModule, load
 from tests.conftest import lively, tiny
 
 GREEDY = Sampling(temperature=0)

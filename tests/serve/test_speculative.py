@@ -120,7 +120,7 @@ def test_text_ends_with_its_end_and_no_token_later(large, small):
     alone = tokens_of(forward_passes(large, [[1]], max_new_tokens=30, sampling=greedy))
     for end in set(alone):
         found = speculative_passes(
-            large, [[1]], draft=small, draft_tokens=4, max_new_tokens=30, sampling=greedy, end=end
+            large, [[1]], draft=small, draft_tokens=4, max_new_tokens=30, sampling=greedy, ends={end}
         )
         assert tokens_of(found) == [*itertools.takewhile(lambda token, end=end: token != end, alone), end]
 

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import sys
+import time
 from pathlib import Path
 
 from isoforward.base.config import GenerateConfig
 from isoforward.base.errors import BadInput
 from isoforward.formats.untrusted import harmless
+from isoforward.serve.continuation import Continuation
 from isoforward.serve.decoding import Pass, Sampling
 from isoforward.serve.inference import InferenceModule, load
 
 
 def generate(config: GenerateConfig) -> None:
-    sampling = Sampling(
-        temperature=config.temperature,
-        top_k=config.top_k,
-        top_p=config.top_p,
-        repetition_penalty=config.repetition_penalty,
-        seed=config.seed,
-    )
     prompts = read_prompts(config)
     if config.compile:
         say("the first decode pass compiles the step, for half a minute where nothing is kept from before")
@@ -30,15 +26,35 @@ def generate(config: GenerateConfig) -> None:
         draft_tokens=config.draft_tokens,
         compile=config.compile,
     )
-    if isinstance(prompts, list):
-        batch(module, prompts, config)
+    ids = [encoded(module, prompt, config) for prompt in prompts]
+    if config.logprobs or config.prompts_file is not None:
+        batch(module, prompts, ids, config)
     else:
-        one(module, prompts, config, sampling)
+        one(module, prompts[0], ids[0], config)
 
 
-def read_prompts(config: GenerateConfig) -> str | list[str]:
+def sampling_of(config: GenerateConfig) -> Sampling:
+    return Sampling(
+        temperature=config.temperature,
+        top_k=config.top_k,
+        top_p=config.top_p,
+        repetition_penalty=config.repetition_penalty,
+        seed=config.seed,
+    )
+
+
+def encoded(module: InferenceModule, prompt: str, config: GenerateConfig) -> list[int]:
+    if config.chat:
+        return module.encode_chat(prompt)
+    spelt = [] if config.parse_special else sorted(token for token in module.tokenizer.special if token in prompt)
+    if spelt:
+        say(f"{spelt[0]} in the prompt is read as text; parse_special=true makes it the special token")
+    return module.encode(prompt, template=config.add_special_tokens, special=config.parse_special)
+
+
+def read_prompts(config: GenerateConfig) -> list[str]:
     if config.prompts_file is None:
-        return config.prompt if config.prompt is not None else ""
+        return [config.prompt or ""]
     path = Path(config.prompts_file)
     try:
         prompts = path.read_text(encoding="utf-8").splitlines()
@@ -51,25 +67,26 @@ def read_prompts(config: GenerateConfig) -> str | list[str]:
     return prompts
 
 
-def one(module: InferenceModule, prompt: str, config: GenerateConfig, sampling: Sampling) -> None:
+def one(module: InferenceModule, prompt: str, ids: list[int], config: GenerateConfig) -> None:
     passes: list[Pass] = []
+    before = "" if config.chat else prompt  # of a chat the answer alone is shown
     if config.explain:
         say(EXPLANATION)
     whole = ""
     for text, step in module.stream(
-        prompt, max_new_tokens=config.max_new_tokens, sampling=sampling, stop=config.stop, cache=config.cache
+        ids, max_new_tokens=config.max_new_tokens, sampling=sampling_of(config), stop=config.stop, cache=config.cache
     ):
         if not passes or passes[-1] is not step:
             passes.append(step)
             if config.explain:
                 say(explained(module, len(passes), step))
             elif config.stream and len(passes) == 1:
-                write(prompt)
+                write(before)
         if config.stream and not config.explain:
             write(text)
         whole += text
     if config.explain or not config.stream or not passes:
-        write(prompt + whole)
+        write(before + whole)
     write("\n")
     say(figures(passes, cache=config.cache, compiled=config.compile))
     given = sum(len(step.tokens) for step in passes)
@@ -77,25 +94,40 @@ def one(module: InferenceModule, prompt: str, config: GenerateConfig, sampling: 
         say(f"the context of {module.model.config.context} tokens is full")
 
 
-def batch(module: InferenceModule, prompts: list[str], config: GenerateConfig) -> None:
-    import time
-
+def batch(module: InferenceModule, prompts: list[str], ids: list[list[int]], config: GenerateConfig) -> None:
     start = time.perf_counter()
-    texts = module.generate(
-        prompts,
+    rows = module.complete(
+        ids,
         max_new_tokens=config.max_new_tokens,
-        temperature=config.temperature,
-        top_k=config.top_k,
-        top_p=config.top_p,
-        repetition_penalty=config.repetition_penalty,
+        sampling=sampling_of(config),
         stop=config.stop,
-        seed=config.seed,
         cache=config.cache,
+        logprobs=config.logprobs,
     )
     time_s = time.perf_counter() - start
-    for prompt, text in zip(prompts, texts, strict=True):
-        write(f"{prompt}{text}\n\n")
-    say(f"{len(prompts)} prompts as one batch in {time_s:.2f} s" + (", compiling included" if config.compile else ""))
+    for number, (prompt, row) in enumerate(zip(prompts, rows, strict=True), start=1):
+        if config.logprobs:
+            write(scored(row, None if config.prompts_file is None else number))
+        else:
+            write(f"{prompt}\n{row.text}\n\n" if config.chat else f"{prompt}{row.text}\n\n")
+    context = module.model.config.context
+    for number, row in enumerate(rows, start=1):
+        if row.fills(context) and len(row.tokens) < config.max_new_tokens:
+            which = "" if config.prompts_file is None else f"prompt {number}: "
+            say(f"{which}the context of {context} tokens is full after {len(row.tokens)} new ones")
+    what = "1 prompt" if len(prompts) == 1 else f"{len(prompts)} prompts as one batch"
+    say(f"{what} in {time_s:.2f} s" + (", compiling included" if config.compile else ""))
+
+
+def scored(row: Continuation, prompt: int | None) -> str:
+    """A JSON line for each token, its log-probability under the model's own distribution: before any penalty,
+    temperature and cut. The texts together are the continuation.
+    """
+    which = {} if prompt is None else {"prompt": prompt}
+    return "".join(
+        json.dumps({**which, "token": token, "text": text, "logprob": logprob}, ensure_ascii=False) + "\n"
+        for token, text, logprob in zip(row.tokens, row.pieces, row.logprobs, strict=True)
+    )
 
 
 EXPLANATION = "Each line is one forward pass: what it could see, its five likeliest next tokens, the one chosen."
@@ -107,8 +139,8 @@ def explained(module: InferenceModule, number: int, step: Pass) -> str:
     about = f"{number:4d} {kind} sees {step.context:4d} {step.time_s * 1e3:7.2f} ms  "
     name = module.tokenizer.decode
     lines = []
-    for token, logits in zip(step.tokens, step.logits, strict=True):
-        probability = logits.float().softmax(-1)
+    for token, scores in zip(step.tokens, step.scores, strict=True):
+        probability = scores.float().softmax(-1)
         likeliest = probability.topk(min(5, len(probability)))
         thoughts = "  ".join(
             f"{name([int(i)])!r} {p:.1%}" for p, i in zip(likeliest.values, likeliest.indices, strict=True)

@@ -72,6 +72,11 @@ def fresh_or_loaded(config: TrainConfig, corpus: Corpus, dtype: torch.dtype) -> 
         path = Path(str(config.model.path))
         model = load_trainable(path, dtype=dtype, checkpointing=config.trainer.checkpointing)
         fitting(config, model.config)
+        if (needed := corpus.tokenizer.plain) > (rows := model.config.vocabulary):
+            raise BadInput(
+                f"model.path={path}: text needs {needed} rows of the embedding, which has {rows}; remove the tokens "
+                "that were added to its tokenizer.json"
+            )
         return model
     if config.model.source == "transformers":
         raise BadInput("model=transformers is measured, not trained; write model=hf for GPT-2 and Llama families")
@@ -109,7 +114,10 @@ def train(config: TrainConfig) -> None:
         config = dataclasses.replace(config, run_dir=str(checkpoint.parent.parent))
         refuse_another(config)
     pretrained = Path(str(config.model.path)) if config.model.source == "hf" else None
-    corpus = prepare(config.data, load_tokenizer(pretrained) if pretrained else None, seed=config.seed)
+    tokenizer = load_tokenizer(pretrained) if pretrained else None
+    corpus = prepare(config.data, tokenizer, seed=config.seed)
+    if tokenizer is not None:  # a corpus kept from before may know another chat template or fewer ends
+        corpus = dataclasses.replace(corpus, tokenizer=tokenizer)
     if checkpoint is not None:
         refuse_other_tokens(checkpoint, corpus.tokenizer)
     for line in corpus.description:

@@ -323,10 +323,14 @@ class GenerateConfig:
     top_p: float | None = None
     repetition_penalty: float = 1.0  # above 1: what was said already is less likely
     stop: str | None = None
+    chat: bool = False  # the prompt is a message, put into the model's own chat template
+    add_special_tokens: bool = True  # what the tokenizer adds to a text of its own: a beginning-of-text token, say
+    parse_special: bool = False  # a prompt that spells a special token means it
     seed: int = 1234
     cache: bool = True
     stream: bool = True
     explain: bool = False
+    logprobs: bool = False  # a JSON line a token, instead of text
     precision: str = "auto"  # auto: as exported
     draft: str | None = None  # a smaller model's checkpoint, to propose tokens
     draft_tokens: int = 4  # that it proposes before each forward of the model
@@ -349,3 +353,9 @@ class GenerateConfig:
             raise BadInput("draft= serves one prompt, with a cache: leave out prompts_file=, compile= and cache=")
         if self.compile and not self.cache:
             raise BadInput("compile=true compiles the cached step: leave out cache=false")
+        if self.chat and self.prompt is None and self.prompts_file is None:
+            raise BadInput("chat=true needs a message: prompt= or prompts_file=")
+        if self.chat and (self.parse_special or not self.add_special_tokens):
+            raise BadInput("chat=true has its special tokens from the template: leave out the other keys on them")
+        if self.logprobs and self.explain:
+            raise BadInput("logprobs= and explain= show the same tokens in two ways: give one of them")

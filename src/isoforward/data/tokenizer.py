@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
@@ -17,6 +17,9 @@ from isoforward.base.errors import BadInput, Integrity
 from isoforward.base.storage import write_atomically
 
 BESIDE = "tokenizer_config.json"
+GENERATION = "generation_config.json"
+CHAT = "chat_template.jinja"  # where Transformers 5 writes what tokenizer_config.json held before
+NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")  # that chat templates can ask for
 END = "<|endoftext|>"
 ENDS = (END, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>")  # the first that a tokenizer has ends its documents
 
@@ -24,22 +27,55 @@ ENDS = (END, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>")  # the first that
 class Tokenizer:
     """Takes the backend over: padding and truncation, which a tokenizer.json may carry, are switched off.
 
-    `end` is the id that ends a document. A tokenizer.json does not say, so that Transformers and we keep it beside, in
-    tokenizer_config.json; where nothing says, it is the first of the usual names that the tokenizer has, or None.
+    `ends` are the ids that end a text when a model says one of them; `end`, the first, ends a document in training. A
+    tokenizer.json names none, so that Transformers and we keep them beside it; where nothing does, it is the first of
+    the usual names that the tokenizer has. `named` are the texts of special tokens by role, such as bos_token;
+    `chat_template` is a Jinja template, or several by name, as tokenizer_config.json has them.
     """
 
-    def __init__(self, backend: Backend, end: int | None = None) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        ends: Iterable[int | None] = (),
+        *,
+        named: Mapping[str, str] | None = None,
+        chat_template: str | list[dict[str, str]] | None = None,
+    ) -> None:
         backend.no_padding()
         backend.no_truncation()
         backend.encode_special_tokens = True  # that is: as the text they are
         self.backend = backend
-        known = end is not None and 0 <= end < 2**32 and backend.id_to_token(end) is not None  # which takes 32 bits
-        self.end = end if known else self._guessed_end()
+        known = [end for end in ends if end is not None and 0 <= end < 2**32 and backend.id_to_token(end) is not None]
+        self.ends = tuple(dict.fromkeys(known)) or self._guessed_ends()
+        self.named = dict(named or {})
+        self.chat_template = chat_template
+
+    @property
+    def end(self) -> int | None:
+        return self.ends[0] if self.ends else None
+
+    @property
+    def start(self) -> int | None:
+        """What an empty text begins with: the beginning of text where the tokenizer names one, else the end."""
+        start = self.named.get("bos_token")
+        found = None if start is None else self.backend.token_to_id(start)
+        return self.end if found is None else found
 
     @cached_property
     def vocabulary(self) -> int:
         """The least number of rows of an embedding that has one for every id, so gaps count."""
         return 1 + max(self.backend.get_vocab().values(), default=-1)
+
+    @cached_property
+    def learnt(self) -> int:
+        """As `vocabulary`, without tokens that were added by hand: a model may have no row for those."""
+        return 1 + max(self.backend.get_vocab(with_added_tokens=False).values(), default=-1)
+
+    @cached_property
+    def plain(self) -> int:
+        """As `vocabulary`, without special tokens: what the ids of plain text need."""
+        added = self.backend.get_added_tokens_decoder().items()
+        return max(self.learnt, 1 + max((id for id, token in added if not token.special), default=-1))
 
     @cached_property
     def special(self) -> frozenset[str]:
@@ -51,36 +87,45 @@ class Tokenizer:
     def sha256(self) -> str:
         """Of what the tokenizer does, not of how its file is laid out."""
         canonical = json.dumps(json.loads(self.backend.to_str()), sort_keys=True, separators=(",", ":"))
-        ending = "" if self.end == self._guessed_end() else f" {self.end}"
+        ending = "" if self.ends[:1] == self._guessed_ends() else f" {self.end}"
         return hashlib.sha256(f"{canonical}{ending}".encode()).hexdigest()
 
-    def encode(self, text: str, *, special: bool = False) -> list[int]:
-        """Text that spells a special token is text. Under `special` it is that token, and what the tokenizer's
-        template adds (a beginning-of-text token, say) is added: the ids that Transformers gives.
+    def encode(self, text: str, *, template: bool = False, special: bool = False) -> list[int]:
+        """Under `template`, what the tokenizer itself adds to a text is added: a beginning-of-text token, say. Text
+        that spells a special token is text, and under `special` that token. Both together give Transformers' ids.
         """
-        return self._encode([text], special=special)[0]
+        return self._encode([text], template=template, special=special)[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """On all cores."""
-        return self._encode(texts, special=False)
+        return self._encode(texts)
 
     def decode(self, ids: Iterable[int], *, special: bool = False) -> str:
         """Special tokens leave no text unless asked for; bytes that are no UTF-8 become U+FFFD."""
         return str(self.backend.decode(list(ids), skip_special_tokens=not special))
 
     def save(self, path: Path, *, context: int | None = None) -> None:
-        """And, beside it, what AutoTokenizer wants to know: its class, its end, the `context` of its model."""
+        """And, beside it, what Transformers wants to know: its class, its special tokens, its chat template, the
+        `context` of its model, and in generation_config.json all of its ends.
+        """
         about: dict[str, object] = {"tokenizer_class": "PreTrainedTokenizerFast"}
         if self.end is not None:
             about["eos_token"] = self.backend.id_to_token(self.end)
+        about |= self.named
+        if self.chat_template is not None:
+            about["chat_template"] = self.chat_template
         if context is not None:
             about["model_max_length"] = context
         write_atomically(path, lambda file: file.write(self.backend.to_str(pretty=True).encode()))
-        write_atomically(path.with_name(BESIDE), lambda file: file.write(f"{json.dumps(about, indent=2)}\n".encode()))
+        _write_json(path.with_name(BESIDE), about)
+        if self.ends:
+            _write_json(path.with_name(GENERATION), {"bos_token_id": self.start, "eos_token_id": one_or_all(self.ends)})
 
     @classmethod
-    def load(cls, path: Path, *, end: int | None = None) -> Tokenizer:
-        """`end` where a model says it of itself; else what stands beside, in tokenizer_config.json."""
+    def load(cls, path: Path, *, ends: Iterable[int | None] = ()) -> Tokenizer:
+        """`ends` that a model's config.json says come first; then those of generation_config.json and of
+        tokenizer_config.json beside it.
+        """
         try:
             data = path.read_bytes()
         except OSError as error:
@@ -91,7 +136,11 @@ class Tokenizer:
             raise
         except BaseException as error:  # a panic of the Rust library is no Exception
             raise Integrity(f"{path} is not a tokenizer.json: {str(error).splitlines()[0]}") from error
-        return cls(backend, _declared_end(path.with_name(BESIDE), backend) if end is None else end)
+        beside = _read_json(path.with_name("special_tokens_map.json")) | _read_json(path.with_name(BESIDE))
+        named = {role: text for role in NAMED if (text := _text_of(beside.get(role))) is not None}
+        its_own = backend.token_to_id(named.get("eos_token", ""))
+        ends = [*ends, *end_ids(_read_json(path.with_name(GENERATION))), its_own]
+        return cls(backend, ends, named=named, chat_template=_chat_template(path.with_name(CHAT), beside))
 
     @classmethod
     def train_bpe(cls, texts: Iterable[str], vocab: int) -> Tokenizer:
@@ -129,8 +178,9 @@ class Tokenizer:
         backend.add_special_tokens([AddedToken(END, special=True)])
         return cls(backend)
 
-    def _guessed_end(self) -> int | None:
-        return next((self.backend.token_to_id(token) for token in ENDS if token in self.special), None)
+    def _guessed_ends(self) -> tuple[int, ...]:
+        usual = (token for token in ENDS if token in self.special)
+        return tuple(id for token in usual if (id := self.backend.token_to_id(token)) is not None)[:1]
 
     @cached_property
     def _reads_special(self) -> Backend:
@@ -147,7 +197,7 @@ class Tokenizer:
         tokens = backend.get_vocab(with_added_tokens=False).keys() - self.special
         return frozenset(tokens) if all(len(token) == 1 for token in tokens) else None
 
-    def _encode(self, texts: Sequence[str], *, special: bool) -> list[list[int]]:
+    def _encode(self, texts: Sequence[str], *, template: bool = False, special: bool = False) -> list[list[int]]:
         if self._characters is not None:
             for text in texts:
                 plain = _without(self.special, text) if special else text
@@ -156,7 +206,7 @@ class Tokenizer:
                     raise BadInput(f"the tokenizer knows no {first!r}; it was made from other characters")
         backend = self._reads_special if special else self.backend
         try:
-            encodings = backend.encode_batch_fast(list(texts), add_special_tokens=special)
+            encodings = backend.encode_batch_fast(list(texts), add_special_tokens=template)
         except TypeError as error:  # a lone surrogate, which is how Python hands on bytes that are no UTF-8
             raise BadInput("the text holds bytes that are not UTF-8") from error
         except Exception as error:
@@ -164,16 +214,54 @@ class Tokenizer:
         return [encoding.ids for encoding in encodings]
 
 
-def _declared_end(path: Path, backend: Backend) -> int | None:
-    """The id of `eos_token`, a text or an AddedToken's settings; None where the file or the token is not there."""
-    if not path.is_file():
-        return None
-    try:
-        token = json.loads(path.read_bytes()).get("eos_token")
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise Integrity(f"{path} is not a JSON object") from error
+def end_ids(config: Mapping[str, Any]) -> list[int]:
+    """All that `eos_token_id` names, in a config.json or a generation_config.json: one id or a list of them."""
+    found = config.get("eos_token_id")
+    return [id for id in (found if isinstance(found, list) else [found]) if type(id) is int]
+
+
+def one_or_all(ends: Sequence[int]) -> int | list[int] | None:
+    """`eos_token_id`, as Transformers writes it."""
+    return list(ends) if len(ends) > 1 else next(iter(ends), None)
+
+
+def _chat_template(path: Path, beside: Mapping[str, Any]) -> str | list[dict[str, str]] | None:
+    if path.is_file():
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise Integrity(f"{path} is not UTF-8 text") from error
+    found = beside.get("chat_template")
+    if found is None or isinstance(found, str):
+        return found
+    entries = found if isinstance(found, list) else [found]
+    if not all(isinstance(entry, dict) and {type(v) for v in entry.values()} == {str} for entry in entries):
+        raise Integrity(f"{path.with_name(BESIDE)}: chat_template is neither a text nor a list of name and template")
+    return entries
+
+
+def _text_of(token: object) -> str | None:
+    """A token is written as its text, or as the settings of an AddedToken."""
     token = token.get("content") if isinstance(token, dict) else token
-    return backend.token_to_id(token) if isinstance(token, str) else None
+    return token if isinstance(token, str) else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Empty where the file is not there."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise Integrity(f"{path} is not a JSON object") from error
+    if not isinstance(content, dict):
+        raise Integrity(f"{path} is not a JSON object")
+    return content
+
+
+def _write_json(path: Path, content: Mapping[str, object]) -> None:
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    write_atomically(path, lambda file: file.write(f"{text}\n".encode()))
 
 
 def _without(tokens: Iterable[str], text: str) -> str:
@@ -187,78 +275,3 @@ def _byte_level(model: models.BPE) -> Backend:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     return backend
-
-
-class Stream:
-    """Decodes ids as they come: text leaves once its characters are whole, in time linear in the number of ids.
-
-    What `push` and one last `flush` return is together `decode(ids)`. Only where a tokenizer falls back to single
-    bytes, and they are no UTF-8, may it differ: whole characters that have left cannot be taken back. `prompt` is what
-    the ids continue: some tokenizers write no space before the first word of a text.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = ()) -> None:
-        byte_level = isinstance(tokenizer.backend.decoder, decoders.ByteLevel)
-        decoder = _Bytes(tokenizer) if byte_level else _Window(tokenizer, prompt)
-        self.push: Callable[[int], str] = decoder.push
-        self.flush: Callable[[], str] = decoder.flush
-
-
-class _Bytes:
-    """Byte-level tokens are bytes, so the standard library's incremental decoder is exact."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.token = tokenizer.backend.id_to_token
-        self.special = tokenizer.special
-        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def push(self, id: int) -> str:
-        token = self.token(id)
-        if token is None or token in self.special:
-            return ""
-        try:
-            return self.decoder.decode(bytes(BYTE_OF[character] for character in token))
-        except KeyError:  # a token added by hand is spelt as it is
-            return self.decoder.decode(token.encode())
-
-    def flush(self) -> str:
-        return self.decoder.decode(b"", final=True)
-
-
-class _Window:
-    """Any other decoder may look at a token's neighbours: each piece is decoded after the one that left before it."""
-
-    LONGEST = 4  # bytes of a character: after as many tokens, what is not whole never will be
-
-    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]) -> None:
-        self.decode = tokenizer.decode
-        self.context, self.pending = list(prompt), list[int]()
-        self.before = self.decode(self.context)
-
-    def push(self, id: int) -> str:
-        self.pending.append(id)
-        text = self.decode(self.context + self.pending)
-        if text.endswith("\ufffd") and len(self.pending) < self.LONGEST:
-            return ""
-        return self._leave(text)
-
-    def flush(self) -> str:
-        return self._leave(self.decode(self.context + self.pending))
-
-    def _leave(self, text: str) -> str:
-        whole = text.startswith(self.before)  # else broken bytes made the context itself read differently
-        piece = text[len(self.before) :] if whole else self.decode(self.pending)
-        self.context = self.pending if piece else self.context + self.pending
-        self.pending = []
-        self.before = self.decode(self.context)
-        return piece
-
-
-def _bytes_of_characters() -> dict[str, int]:
-    """GPT-2's table (Radford et al. 2019, encoder.py): printable bytes stand for themselves, the rest follow 255."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
-
-
-BYTE_OF = _bytes_of_characters()

@@ -29,10 +29,11 @@ from isoforward import __version__
 from isoforward.base.config import ModelConfig
 from isoforward.base.errors import BadInput, Integrity, Refusal, StorageFailed
 from isoforward.base.storage import sha256_of, sync_directory
-from isoforward.data.tokenizer import Tokenizer
+from isoforward.data.tokenizer import GENERATION, Tokenizer, end_ids
 from isoforward.formats.gguf_format import read_gguf, read_tokenizer
 from isoforward.formats.model_card import about_weights, write_card
 from isoforward.formats.transformers_format import pieces, read_transformers, to_transformers
+from isoforward.formats.transformers_tokenizer import has_foreign_tokenizer, read_foreign_tokenizer
 from isoforward.formats.untrusted import Checkpoint, checked, described, names_in, open_file, read_json, shown
 from isoforward.model.gpt import GPT, rotary_table
 
@@ -83,12 +84,10 @@ def export(model: GPT, directory: Path, *, tokenizer: Tokenizer | None, about: M
     `about` is kept in the manifest. BadInput where the tokenizer has more tokens than the model, or `directory` holds
     something else; StorageFailed where there is no room.
     """
-    end = None
     if tokenizer is not None:
         must_fit(tokenizer, model.config)
-        end = tokenizer.end
     with replacing(directory) as stage:
-        write_json(stage / "config.json", to_transformers(model.config, model.dtype, end))
+        write_json(stage / "config.json", to_transformers(model.config, model.dtype, tokenizer))
         save_file(as_transformers(model), stage / "model.safetensors", metadata={"format": "pt"})
         shutil.copymode(stage / "config.json", stage / "model.safetensors")  # safetensors lets none but its writer read
         if tokenizer is not None:
@@ -114,9 +113,11 @@ def weights_section(model: GPT, manifest: Mapping[str, Any]) -> str:
 
 
 def must_fit(tokenizer: Tokenizer, config: ModelConfig) -> None:
-    """Rows of the embedding to spare are common; a token without a row is none that can be fed."""
-    if tokenizer.vocabulary > config.vocabulary:
-        raise BadInput(f"the tokenizer has {tokenizer.vocabulary} tokens, the model only {config.vocabulary}")
+    """Rows of the embedding to spare are common, and so are tokens that were added without one: those cannot be fed,
+    which is refused where a text asks for it.
+    """
+    if tokenizer.learnt > config.vocabulary:
+        raise BadInput(f"the tokenizer has {tokenizer.learnt} tokens, the model only {config.vocabulary}")
 
 
 def as_transformers(model: GPT) -> dict[str, Tensor]:
@@ -226,17 +227,17 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     if directory.suffix == GGUF:
         return read_tokenizer(directory)
     path = directory / "tokenizer.json"
+    configs = [directory / name for name in ("config.json", GENERATION)]  # the model's own win over its tokenizer's
+    ends = [end for config in configs if config.is_file() for end in end_ids(read_json(config))]
     manifest = read_manifest(directory)
+    if manifest is None and not path.is_file() and has_foreign_tokenizer(directory):
+        return read_foreign_tokenizer(directory, ends=ends)
     if not path.is_file() or (manifest is not None and path.name not in manifest["files"]):
-        raise BadInput(f"{directory} holds no tokenizer.json of its own, and text needs one")
-    return Tokenizer.load(path, end=own_end(directory / "config.json"))
-
-
-def own_end(config: Path) -> int | None:
-    """The model's own end of text, which wins over its tokenizer's; of several, the first."""
-    found = read_json(config).get("eos_token_id") if config.is_file() else None
-    found = found[0] if isinstance(found, list) and found else found
-    return found if type(found) is int else None
+        raise BadInput(
+            f"{directory} holds no tokenizer.json of its own (nor vocab.json and merges.txt, nor tokenizer.model), "
+            "and text needs one"
+        )
+    return Tokenizer.load(path, ends=ends)
 
 
 def build(

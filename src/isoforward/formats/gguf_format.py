@@ -21,6 +21,7 @@ from isoforward.base.config import ModelConfig
 from isoforward.base.errors import BadInput, Integrity
 from isoforward.data.tokenizer import Tokenizer
 from isoforward.formats.transformers_format import pieces
+from isoforward.formats.transformers_tokenizer import read_foreign_tokenizer
 from isoforward.formats.untrusted import Checkpoint, Stored, checked, shown
 from isoforward.model.gpt import GPT
 
@@ -178,6 +179,8 @@ def config_of(header: Header, path: Path) -> ModelConfig:
     if "rope_freqs.weight" in header.tensors:
         raise BadInput(f"{path}: its rotary frequencies are scaled by a table; take the safetensors of that model")
     embedding = header.tensors.get("token_embd.weight")
+    if embedding is None or not embedding[0]:
+        raise Integrity(f"{path}: the tensor token_embd.weight is missing")
     try:
         config = checked(
             {
@@ -188,7 +191,7 @@ def config_of(header: Header, path: Path) -> ModelConfig:
                 "width": settings["llama.embedding_length"],
                 "ffn": settings["llama.feed_forward_length"],
                 "context": settings["llama.context_length"],
-                "vocab": embedding[0][0] if embedding and embedding[0] else None,
+                "vocab": embedding[0][0],
                 "tied": "output.weight" not in header.tensors,
                 "bias": "blk.0.attn_q.bias" in header.tensors,
                 "norm_eps": settings["llama.attention.layer_norm_rms_epsilon"],
@@ -281,11 +284,6 @@ def gguf_name(theirs: str, family: str) -> str:
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """Through Transformers, which knows the many ways in which a GGUF spells a tokenizer."""
-    try:
-        from transformers import AutoTokenizer
-    except ImportError as error:
-        raise BadInput(f"the tokenizer of {path} needs Transformers: pip install isoforward[hf]") from error
-    theirs = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
-    end = read_header(path)[0].settings.get("tokenizer.ggml.eos_token_id")
-    return Tokenizer(theirs.backend_tokenizer, end if type(end) is int else None)
+    settings = read_header(path)[0].settings
+    ends = [settings.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]  # llama.cpp: all end
+    return read_foreign_tokenizer(path.parent, ends=[end for end in ends if type(end) is int], gguf=path.name)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from isoforward.base.config import ModelConfig
 from isoforward.base.errors import BadInput, Integrity
+from isoforward.data.tokenizer import Tokenizer, one_or_all
 from isoforward.formats.untrusted import Checkpoint, checked, open_tensors, read_json, shown
 from isoforward.model.gpt import GPT
 
@@ -98,16 +99,16 @@ def llama_pieces(model: GPT) -> Iterator[tuple[str, list[Tensor]]]:
             yield f"{at}.mlp.down_proj.{kind}", [getattr(block.mlp.down, kind)]
 
 
-def to_transformers(config: ModelConfig, dtype: torch.dtype, end: int | None) -> dict[str, Any]:
-    """config.json, in the spelling that Transformers 4 and 5 both read; `end` is the end-of-text token."""
+def to_transformers(config: ModelConfig, dtype: torch.dtype, tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """config.json, in the spelling that Transformers 4 and 5 both read."""
     shared = {
         "architectures": ARCHITECTURES[config.family],
         "model_type": config.family,
         "torch_dtype": str(dtype).removeprefix("torch."),
         "vocab_size": config.vocabulary,
         "tie_word_embeddings": config.tied,
-        "bos_token_id": end,
-        "eos_token_id": end,
+        "bos_token_id": tokenizer and tokenizer.start,
+        "eos_token_id": tokenizer and one_or_all(tokenizer.ends),
     }
     if config.family == "gpt2":
         return shared | {

@@ -136,6 +136,18 @@ class KVCache:
         if self.padding is not None:
             self.padding = self.padding[rows]
 
+    def unpad(self) -> int:
+        """Moves out the padding that all rows have in common, so that positions alone fill the capacity; gives how
+        many slots that were.
+        """
+        shared = 0 if self.padding is None else int(self.padding.min())
+        if self.padding is not None and shared:
+            self.padding = self.padding - shared
+            for slots in (*self.keys, *self.values):
+                slots[:, :, : self.length - shared] = slots[:, :, shared : self.length].clone()
+            self.length -= shared
+        return shared
+
 
 def rotary_table(config: ModelConfig, device: torch.device | str | None = None) -> Tensor:
     """Cosines and sines of every position, (2, context, D).

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -107,9 +107,10 @@ class Pass:
 
     rows: list[int]
     tokens: list[int]  # the one chosen, a row each; of speculative decoding those that one row gained
-    context: int  # positions that the forward could see
+    context: int  # positions that the forward could see, those of the longest row
     time_s: float
-    logits: Tensor  # (B, V), what each token was chosen from
+    logits: Tensor  # (B, V), the model's own
+    scores: Tensor  # (B, V), what each token was chosen from: logits after the repetition penalty
 
 
 def refuse_unservable(model: GPT, prompts: Sequence[Sequence[int]]) -> None:
@@ -138,15 +139,15 @@ def forward_passes(
     *,
     max_new_tokens: int,
     sampling: Sampling,
-    end: int | None = None,
+    ends: Collection[int] = (),
     cache: bool = True,
     compile: bool = False,
 ) -> Iterator[Pass]:
     """The whole of inference: a forward over the prompts, then a forward a token until each row has ended.
 
-    Rows of unlike lengths are padded at the left. A row ends with `end`, with `max_new_tokens`, or where the
-    context is full; ended rows leave the batch. Prompts longer than the context, and a cache larger than memory, raise
-    BadInput before anything runs.
+    Rows of unlike lengths are padded at the left. A row ends with one of `ends`, with `max_new_tokens`, or where its
+    own tokens fill the context; ended rows leave the batch, and so does padding that no row left needs. Prompts longer
+    than the context, and a cache larger than memory, raise BadInput before anything runs.
     """
     refuse_unservable(model, prompts)
     lengths = [len(prompt) for prompt in prompts]
@@ -156,7 +157,7 @@ def forward_passes(
     if min(lengths) < longest:
         padding = torch.tensor([longest - length for length in lengths], device=device)
     tokens = torch.tensor([[p[0]] * (longest - len(p)) + list(p) for p in prompts], device=device)  # (B, T)
-    steps = min(max_new_tokens, model.config.context - longest + 1)
+    steps = min(max_new_tokens, model.config.context - min(lengths) + 1)
     generator = torch.Generator(device).manual_seed(sampling.seed)
     past = None
     if cache or padding is not None:
@@ -180,13 +181,14 @@ def forward_passes(
                 past = StaticKVCache(past)
         else:
             logits = one_more(model, chosen[:, None], past)  # not cut from `tokens`, whose strides grow with it
-        logits = sampling.penalised(logits, tokens)
-        chosen = sampling.choose(logits, generator)
+        scores = sampling.penalised(logits, tokens)
+        chosen = sampling.choose(scores, generator)
         ids = chosen.tolist()
-        seen = tokens.shape[1]
-        yield Pass(rows=rows, tokens=ids, context=seen, time_s=time.perf_counter() - start, logits=logits)
+        seen, spent_s = tokens.shape[1], time.perf_counter() - start
+        yield Pass(rows=rows, tokens=ids, context=seen, time_s=spent_s, logits=logits, scores=scores)
         tokens = torch.cat((tokens, chosen[:, None]), dim=1)
-        going = [i for i, token in enumerate(ids) if token != end]
+        full = model.config.context
+        going = [i for i, token in enumerate(ids) if token not in ends and lengths[rows[i]] + step < full]
         if not going:
             return
         if len(going) < len(rows):
@@ -194,3 +196,4 @@ def forward_passes(
             tokens, chosen, rows = tokens[keep], chosen[keep], [rows[i] for i in going]
             if past is not None:
                 past.keep(keep)
+                tokens = tokens[:, past.unpad() :]

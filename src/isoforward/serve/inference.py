@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 from isoforward.base.config import PRECISIONS, one_of
 from isoforward.base.errors import BadInput, Integrity
-from isoforward.data.tokenizer import Stream, Tokenizer
+from isoforward.data.chat import Message, chat_text
+from isoforward.data.tokenizer import Tokenizer
 from isoforward.formats import checkpoint_file
 from isoforward.formats.export import allocate, freeze, load_export, load_tokenizer, unfilled
 from isoforward.formats.untrusted import ORIGIN, checked, shown
 from isoforward.model.gpt import GPT
+from isoforward.serve.continuation import Continuation
 from isoforward.serve.decoding import Pass, Sampling, forward_passes
 from isoforward.serve.quantised import quantise, refuse_unquantisable
 from isoforward.serve.speculative import speculative_passes
@@ -56,15 +58,34 @@ class InferenceModule(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         return self.model(tokens)  # type: ignore[no-any-return]
 
-    def encode(self, prompt: str) -> list[int]:
-        ids = self.tokenizer.encode(prompt)
-        if not ids and self.tokenizer.end is not None:
-            return [self.tokenizer.end]  # an empty prompt starts a new document
+    def encode(self, prompt: str, *, template: bool = True, special: bool = False) -> list[int]:
+        """The ids that Transformers' tokenizer gives, but for text that spells a special token: that takes `special`.
+
+        Without `template`, nothing is added to the text. An empty one starts a new document.
+        """
+        ids = self.tokenizer.encode(prompt, template=template, special=special)
+        if not ids and self.tokenizer.start is not None:
+            return [self.tokenizer.start]
+        return self.with_rows(ids)
+
+    def encode_chat(self, messages: str | Sequence[Message]) -> list[int]:
+        """`messages`, or one of the user, in the model's own chat template, up to where its answer begins."""
+        if isinstance(messages, str):
+            messages = [{"role": "user", "content": messages}]
+        return self.with_rows(self.tokenizer.encode(chat_text(self.tokenizer, messages), special=True))
+
+    def with_rows(self, ids: list[int]) -> list[int]:
+        if (largest := max(ids, default=0)) >= self.model.config.vocabulary:
+            token = shown(self.tokenizer.backend.id_to_token(largest))
+            raise BadInput(
+                f"the prompt holds {token}, token {largest}, which was added to the tokenizer and not to the model: "
+                f"its embedding has {self.model.config.vocabulary} rows"
+            )
         return ids
 
     def stream(
         self,
-        prompt: str,
+        prompt: str | Sequence[int],
         *,
         max_new_tokens: int = 200,
         sampling: Sampling | None = None,
@@ -72,28 +93,51 @@ class InferenceModule(nn.Module):
         cache: bool = True,
     ) -> Iterator[tuple[str, Pass]]:
         """Text as it becomes whole, with the forward pass that brought it; ends before `stop`."""
-        ids = self.encode(prompt)
-        pieces = Stream(self.tokenizer, ids)
-        held = ""  # text that may be the beginning of `stop`
+        ids = self.encode(prompt) if isinstance(prompt, str) else prompt
+        row = Continuation(self.tokenizer, ids, stop=stop)
         last: Pass | None = None
-        for step in self.passes(
+        for last in self.passes(
             self.model,
             [ids],
             max_new_tokens=max_new_tokens,
             sampling=sampling or Sampling(),
-            end=self.tokenizer.end,
+            ends=self.tokenizer.ends,
             cache=cache,
         ):
-            last = step
-            held += "".join(pieces.push(token) for token in step.tokens if token != self.tokenizer.end)
-            if stop and stop in held:
-                yield held.partition(stop)[0], step
-                return
-            ready = len(held) - overlap(held, stop)
-            yield held[:ready], step
-            held = held[ready:]
-        if last is not None and (rest := held + pieces.flush()):
+            yield "".join(row.add(token) for token in last.tokens), last
+            if row.finished:
+                break
+        if last is not None and (rest := row.close()):
             yield rest, last
+
+    def complete(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int = 200,
+        sampling: Sampling | None = None,
+        stop: str | None = None,
+        cache: bool = True,
+        logprobs: bool = False,
+    ) -> list[Continuation]:
+        """Several prompts, as ids, served as one batch; with `logprobs`, those of the model's own distribution."""
+        rows = [Continuation(self.tokenizer, prompt, stop=stop) for prompt in prompts]
+        for step in self.passes(
+            self.model,
+            prompts,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling or Sampling(),
+            ends=self.tokenizer.ends,
+            cache=cache,
+        ):
+            chances = step.logits.double().log_softmax(-1) if logprobs else None
+            for i, (at, token) in enumerate(zip(step.rows, step.tokens, strict=True)):
+                rows[at].add(token, None if chances is None else float(chances[i, token]))
+            if all(row.finished for row in rows):
+                break
+        for row in rows:
+            row.close()
+        return rows
 
     def generate(
         self,
@@ -112,30 +156,9 @@ class InferenceModule(nn.Module):
         sampling = Sampling(
             temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty, seed=seed
         )
-        if isinstance(prompts, str):
-            pieces = self.stream(prompts, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, cache=cache)
-            return "".join(text for text, _ in pieces)
-        ids: list[list[int]] = [[] for _ in prompts]
-        for step in self.passes(
-            self.model,
-            [self.encode(prompt) for prompt in prompts],
-            max_new_tokens=max_new_tokens,
-            sampling=sampling,
-            end=self.tokenizer.end,
-            cache=cache,
-        ):
-            for row, token in zip(step.rows, step.tokens, strict=True):
-                if token != self.tokenizer.end:
-                    ids[row].append(token)
-        texts = [self.tokenizer.decode(row) for row in ids]
-        return [text.partition(stop)[0] for text in texts] if stop else texts
-
-
-def overlap(text: str, stop: str | None) -> int:
-    """How many characters at the end of `text` could be the beginning of `stop`."""
-    if not stop:
-        return 0
-    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
+        ids = [self.encode(prompt) for prompt in ([prompts] if isinstance(prompts, str) else prompts)]
+        rows = self.complete(ids, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, cache=cache)
+        return rows[0].text if isinstance(prompts, str) else [row.text for row in rows]
 
 
 def find_export(checkpoint: str | Path) -> Path:

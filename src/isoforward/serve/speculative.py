@@ -8,7 +8,7 @@ last bits than one over a single row.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ def speculative_passes(
     draft_tokens: int,
     max_new_tokens: int,
     sampling: Sampling,
-    end: int | None = None,
+    ends: Collection[int] = (),
     cache: bool = True,
 ) -> Iterator[Pass]:
     """As `decoding.forward_passes` for one prompt; a pass of `model` gives 1 to `draft_tokens` + 1 tokens."""
@@ -54,12 +54,12 @@ def speculative_passes(
         held.length = len(text) + len(gained) - 1
         drafted.length = min(drafted.length, held.length)
         text += gained
-        ended = end in gained
-        if ended:
-            gained = gained[: gained.index(end) + 1]  # type: ignore[arg-type]
-        spent_s = time.perf_counter() - start
-        yield Pass(rows=[0] * len(gained), tokens=gained, context=context, time_s=spent_s, logits=logits[: len(gained)])
-        if ended:
+        last = next((i for i, token in enumerate(gained) if token in ends), None)
+        gained = gained if last is None else gained[: last + 1]
+        spent_s, logits = time.perf_counter() - start, logits[: len(gained)]
+        rows = [0] * len(gained)
+        yield Pass(rows=rows, tokens=gained, context=context, time_s=spent_s, logits=logits, scores=logits)
+        if last is not None:
             return
 
 
