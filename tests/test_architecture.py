@@ -22,6 +22,19 @@ WALKS = {
 # What may only fall: lower a limit whenever the count does.
 FILES_THAT_NAME_A_QUESTION = 4
 FILES_THAT_NAME_CUDA = 15
+WITHOUT_A_TEST_FILE = {  # their tests stand in the file of a module that they once were part of
+    "app/question",
+    "base/memory_readers",
+    "data/tables",
+    "data/text",
+    "measure/case",
+    "measure/operators",
+    "measure/train_and_serve",
+    "measure/transformers_lives",
+    "measure/trust",
+    "measure/variants",
+    "model/footprint",
+}
 
 
 def functions(path: Path) -> set[str]:
@@ -84,7 +97,7 @@ def test_the_source_asks_seldom_for_cuda() -> None:
     assert len(naming) <= FILES_THAT_NAME_CUDA, naming
 
 
-def test_every_module_has_a_test_file_but_those_that_wait_for_one() -> None:
+def test_every_module_has_its_test_file() -> None:
     own = {f"{path.parent.name}/{path.stem}" for path in SOURCES if not path.stem.startswith("__")}
     tested = {f"{path.parent.name}/{path.stem.removeprefix('test_')}" for path in (ROOT / "tests").glob("*/test_*.py")}
-    assert len(own - tested) <= 35, sorted(own - tested)
+    assert own - tested <= WITHOUT_A_TEST_FILE

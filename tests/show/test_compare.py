@@ -1,0 +1,64 @@
+"""Both lives side by side, by hand."""
+
+from dataclasses import replace
+
+import pytest
+
+from isoforward.base.errors import BadInput
+from isoforward.base.results import Results, Row
+from isoforward.show.compare import cache_curve, compare, memory_ledger
+from tests.show.planted import PLANTED
+
+
+def without(**fields: str) -> Results:
+    def kept(row: Row) -> bool:
+        return any(getattr(row, key) != value for key, value in fields.items())
+
+    return replace(PLANTED, rows=tuple(filter(kept, PLANTED.rows)))
+
+
+def test_the_sentence_is_made_of_the_rows() -> None:
+    run = compare(PLANTED)
+    assert run.time_ratio.value == pytest.approx(4.0 / 0.8)
+    assert run.decode_ratio == pytest.approx(0.2 / (4.0 / 10))
+    assert run.headline == (
+        "Training this model costs 5.00x its forward pass in time, 3.00x in FLOPs and 3.00x in memory; "
+        "a decoded token takes 200 ms, 0.500x a trained one (400 ms)."
+    )
+
+
+def test_every_phase_has_its_share_of_the_step_and_its_time_of_a_token() -> None:
+    backward = next(line for line in compare(PLANTED).training if line.phase == "backward")
+    assert backward.share == pytest.approx(2.0 / 4.0)
+    assert backward.time_per_token_s == pytest.approx(0.2)
+    assert backward.flops_per_s == pytest.approx(200 / 2.0)
+
+
+def test_the_doubts_of_the_verdict_come_along() -> None:
+    assert "planted" in compare(PLANTED).warnings
+
+
+@pytest.mark.parametrize(
+    ("missing", "why"),
+    [
+        ({"quantity": "identity"}, "no row shows that both lives run the same forward"),
+        ({"life": "training", "phase": "step", "quantity": "time"}, "are not both there"),
+        ({"life": "inference", "phase": "decode", "quantity": "time"}, "decoded token is not there"),
+    ],
+)
+def test_what_cannot_be_compared_says_why(missing: dict[str, str], why: str) -> None:
+    with pytest.raises(BadInput, match=why):
+        compare(without(**missing))
+
+
+def test_unlike_forwards_are_never_compared() -> None:
+    identity, *rest = PLANTED.rows
+    with pytest.raises(BadInput, match="3 logits of the frozen forward are not those of training"):
+        compare(replace(PLANTED, rows=(replace(identity, value=3.0), *rest)))
+
+
+def test_the_curve_of_the_cache_and_the_ledger_are_read_from_conditions() -> None:
+    curve = cache_curve(PLANTED)
+    assert [(context, row.value) for context, row in curve[True]] == [(64, 0.25)]
+    assert [(context, row.value) for context, row in curve[False]] == [(64, 0.75)]
+    assert memory_ledger(PLANTED, "training") == {"optimizer state": 640.0}
