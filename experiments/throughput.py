@@ -74,7 +74,9 @@ class InTurn(Callback):
         self.start = self.clock.mark()
 
     def on_train_batch_end(self, *_: Any) -> None:
-        self.lightning_s.append(self.clock.seconds(self.start, self.clock.mark()))
+        end = self.clock.mark()
+        self.clock.settle()
+        self.lightning_s.append(self.clock.seconds(self.start, end))
 
 
 def measure(packed: dict) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from isoforward.app import train as app
 from isoforward.app.train import train
 from isoforward.base.config import DataConfig, MeasureConfig, ModelConfig, OptimConfig, TrackingConfig, TrainConfig
 from isoforward.base.config import TrainerConfig as Plan
@@ -53,6 +54,18 @@ def test_training_that_learns_nothing_stops_early(config):
 def test_training_stops_when_its_time_is_up(config):
     train(planned(config, max_time="00:00:00:01", max_steps=10**6, validate_every=10**6))
     assert 0 < steps_of(config)[0] < 10**6
+
+
+def test_a_model_trained_on_a_gpu_is_measured_there(config, monkeypatch):
+    """Though Lightning has moved the module back to the CPU by then."""
+    measured = []
+    monkeypatch.setattr(app, "device_of", lambda accelerator: torch.device("cuda"))
+    monkeypatch.setattr(app, "refuse_beyond_memory", lambda config, model: None)
+    monkeypatch.setattr(app, "measure_both_lives", lambda case, *_: measured.append(case.device))
+    monkeypatch.setattr(app, "describe", lambda *_: None)
+    monkeypatch.setattr(app, "conclude", lambda *_, **__: None)
+    train(replace(config, measure=MeasureConfig()))
+    assert measured == ["cuda"]
 
 
 def of_other_shapes(state: Any) -> Any:

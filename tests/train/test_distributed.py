@@ -6,8 +6,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 
+from isoforward.app.train import train
 from isoforward.base.config import DataConfig, OptimConfig, TrainConfig, TrainerConfig
 from isoforward.base.errors import BadInput
 from isoforward.formats import checkpoint_file
@@ -50,14 +52,30 @@ def test_torchruns_processes_know_their_rank(monkeypatch):
     assert rank() == 1
     assert TorchElasticEnvironment.detect()
     assert type(environment()) is TorchElasticEnvironment
-    with followers(config(), None):  # torchrun has started them
+    with followers(config(), None, train):  # torchrun has started them
         assert "MASTER_PORT" not in os.environ
 
 
 def test_one_process_has_no_followers():
     before = dict(os.environ)
-    with followers(config(devices=1), None):
+    with followers(config(devices=1), None, train):
         assert dict(os.environ) == before
+
+
+def leave(_: TrainConfig) -> None:
+    os._exit(7)
+
+
+def test_a_follower_that_ended_is_named_where_a_collective_lost_its_partner():
+    before, threads = dict(os.environ), torch.get_num_threads()
+    with (
+        pytest.raises(BadInput, match="a process of this run ended: ended with code 7 and said nothing"),
+        followers(config(), None, leave),
+    ):
+        assert os.environ["RANK"] == "0"
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
+        raise RuntimeError("Connection closed by peer")
+    assert (dict(os.environ), torch.get_num_threads()) == (before, threads)
 
 
 def under_torchrun(where: Path, run: str, *more: str) -> subprocess.Popen[bytes]:

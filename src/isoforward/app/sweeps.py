@@ -7,14 +7,12 @@ training that was cut off is resumed, anything else that was is set aside and do
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from isoforward.base.config import unpack
 from isoforward.base.errors import Refusal, StorageFailed
 from isoforward.base.locks import is_locked
 from isoforward.base.results import Row, write
@@ -53,9 +51,7 @@ def run_case(main: Callable[[Any], None], config: Any, script: Path, overrides: 
             config = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, resume=str(directory)))
         else:
             set_aside(directory)
-    about = {"script": str(script), "main": name_of(main, script), "schema": name_of(type(config), script)}
-    payload = {**about, "config": dataclasses.asdict(config), "arguments": sys.argv}
-    outcome = run_isolated("isoforward.app.sweeps:case", payload)
+    outcome = run_isolated(run_here, main, config, script, sys.argv)
     if not isinstance(outcome, Failed):
         code, reason = outcome
         if code in (0, Refusal.exit_code):
@@ -89,22 +85,12 @@ def set_aside(directory: Path) -> None:
         raise StorageFailed(f"{directory} could not be set aside: {error.strerror}") from error
 
 
-def name_of(thing: Any, script: Path) -> str:
-    return f"{script.stem if thing.__module__ == '__main__' else thing.__module__}:{thing.__qualname__}"
-
-
-def case(payload: dict[str, Any]) -> tuple[int, str]:
+def run_here(main: Callable[[Any], None], config: Any, script: Path, arguments: list[str]) -> tuple[int, str]:
     """In the process of the case: its exit code, and why where it is not 0."""
-    sys.argv = payload["arguments"]
-    sys.path.insert(0, str(Path(payload["script"]).parent))
-
-    def named(name: str) -> Any:
-        module, _, attribute = name.partition(":")
-        return getattr(importlib.import_module(module), attribute)
-
-    config = unpack(named(payload["schema"]), payload["config"])
+    sys.argv = arguments
+    sys.path.insert(0, str(script.parent))  # under a launcher, too, questions find each other by name
     try:
-        named(payload["main"])(config)
+        main(config)
     except Refusal as refusal:
         return refusal.exit_code, str(refusal)
     return 0, ""

@@ -7,7 +7,6 @@ import math
 import os
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from isoforward.app.command_line import claim
 from isoforward.app.question import call, command_line, conclude, fingerprint_of, fitting, precision_of, tracker_of
-from isoforward.base.config import ModelConfig, TrainConfig, unpack
+from isoforward.base.config import ModelConfig, TrainConfig
 from isoforward.base.errors import BadInput, Integrity, Refusal, Stopped
 from isoforward.base.malloc import keep_freed_pages
 from isoforward.base.results import read
@@ -132,7 +131,7 @@ def train(config: TrainConfig) -> None:
         say(console, f"{parameters:,} parameters in {precision} ({why})")
         say(console, f"everything goes to {run_dir}")
         with tracker_of(config, run_dir, console, "train") as tracker:
-            with followers(config, checkpoint):
+            with followers(config, checkpoint, train):
                 module, stopped = fit(config, model, corpus, run_dir, checkpoint, console, tracker)
             if stopped is not None:
                 how = f"go on with: {call('train')} trainer.resume={run_dir}"
@@ -140,11 +139,6 @@ def train(config: TrainConfig) -> None:
             exported = export(module.model.cpu(), run_dir / "export", tokenizer=corpus.tokenizer)
             tracker.export(exported, fingerprint_of(exported))
         finish(config, module, corpus, run_dir, console)
-
-
-def follow(packed: dict[str, Any]) -> None:
-    """A rank that rank 0 started, on the config that it runs."""
-    train(unpack(TrainConfig, packed))
 
 
 def finish(config: TrainConfig, module: LitGPT, corpus: Corpus, run_dir: Path, console: Console) -> None:
@@ -168,7 +162,7 @@ def finish(config: TrainConfig, module: LitGPT, corpus: Corpus, run_dir: Path, c
             checkpointing=config.trainer.checkpointing,
             compile=config.compile,
             precision=model.precision,
-            device=str(module.device),
+            device=str(device_of(config.trainer.accelerator)),  # the module's is the CPU, once Lightning is done
             threads=torch.get_num_threads(),
             seed=config.seed,
             optim=config.optim,

@@ -3,24 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Any, TypeVar, get_type_hints
 
 from isoforward.base.errors import BadInput
 
 LARGEST = 2**21  # no real model has more positions, tokens, layers or features, and no batch more sequences
-
-
-Schema = TypeVar("Schema")
-
-
-def unpack(schema: type[Schema], packed: Mapping[str, Any]) -> Schema:
-    """The opposite of dataclasses.asdict."""
-    kinds = get_type_hints(schema)
-    parts = {key: unpack(kinds[key], value) if is_dataclass(kinds[key]) else value for key, value in packed.items()}
-    return schema(**parts)
 
 
 def one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:

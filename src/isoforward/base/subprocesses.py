@@ -1,21 +1,23 @@
-"""One case, one process: nothing that ran before inflates its peak, and its death is a result.
+"""A function called in a fresh process: nothing that ran before inflates its peak, and its death is a result.
 
-The parent sleeps until the child has written one line of JSON or is gone.
+The call and its result travel pickled, through files without a name that only the two processes hold. The parent sleeps
+until the child is gone.
 """
 
 from __future__ import annotations
 
 import ctypes
 import importlib
-import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 PR_SET_PDEATHSIG = 1
@@ -27,46 +29,88 @@ class Failed:
     reason: str
 
 
+class Child:
+    """`function(*arguments)` in a process of its own, which dies with this one; `with` ends it in any case.
+
+    Function, arguments and result are pickled by cloudpickle: functions and classes of a script, which the child could
+    not import, travel by value. The child finds modules where this process does. `threads` pins torch and OpenMP, `env`
+    is added to the environment, `memory_bytes` bounds what the call may map beyond its imports. `new_session` keeps a
+    terminal's Ctrl-C from it.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any] | str,
+        *arguments: Any,
+        threads: int | None = None,
+        env: Mapping[str, str] | None = None,
+        memory_bytes: int | None = None,
+        new_session: bool = False,
+    ) -> None:
+        import tempfile  # here, since every child would wait for these two
+
+        import cloudpickle
+
+        found = {"PYTHONPATH": os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path)}
+        pinned = {} if threads is None else {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+        self.answer = tempfile.TemporaryFile()  # noqa: SIM115 - __exit__ closes it
+        with tempfile.TemporaryFile() as call:
+            pickle.dump((threads, memory_bytes), call)
+            cloudpickle.dump((function, arguments), call)
+            call.seek(0)
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-c", "from isoforward.base.subprocesses import serve; serve()"],
+                stdin=call,
+                stdout=self.answer,
+                env={**os.environ, **found, **pinned, **(env or {})},
+                start_new_session=new_session,
+            )
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.answer.close()
+
+    @property
+    def running(self) -> bool:
+        return self.process.poll() is None
+
+    def outcome(self, timeout_s: float | None = None) -> Any:
+        """Waits for the result; Failed with the reason where there is none, never an exception of the child's."""
+        try:
+            code = self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return Failed(f"took longer than {timeout_s:g} s")
+        except KeyboardInterrupt:
+            self.process.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(GRACE_S)
+            raise
+        if code < 0:
+            name = signal.Signals(-code).name
+            hint = ": the system does so where memory runs out" if name == "SIGKILL" else ""
+            return Failed(f"killed by {name}{hint}")
+        self.answer.seek(0)
+        answer = self.answer.read()
+        return pickle.loads(answer) if answer else Failed(f"ended with code {code} and said nothing")
+
+
 def run_isolated(
-    target: str,
-    payload: Any,
-    *,
+    function: Callable[..., Any] | str,
+    *arguments: Any,
     threads: int | None = None,
     env: Mapping[str, str] | None = None,
     timeout_s: float | None = None,
     memory_bytes: int | None = None,
 ) -> Any:
-    """What `target` ("module:function") makes of `payload`, both JSON, in a fresh process; or Failed, never a raise.
-
-    The child finds modules where this process does. `threads` pins torch and OpenMP, `env` is added to the
-    environment, `memory_bytes` bounds what the case may map beyond its imports.
-    """
-    command = [sys.executable, "-P", "-m", "isoforward.base.subprocesses"]
-    found = {"PYTHONPATH": os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path)}
-    pinned = {} if threads is None else {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    environment = {**os.environ, **found, **pinned, **(env or {})}
-    case = json.dumps({"target": target, "payload": payload, "threads": threads, "memory_bytes": memory_bytes})
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True)
-    try:
-        answer, _ = child.communicate(case, timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        return Failed(f"took longer than {timeout_s:g} s")
-    except KeyboardInterrupt:
-        child.send_signal(signal.SIGINT)
-        with suppress(subprocess.TimeoutExpired):
-            child.wait(GRACE_S)
-        raise
-    finally:
-        child.kill()
-        child.communicate()
-    if child.returncode < 0:
-        name = signal.Signals(-child.returncode).name
-        hint = ": the system does so where memory runs out" if name == "SIGKILL" else ""
-        return Failed(f"killed by {name}{hint}")
-    if not answer:
-        return Failed(f"ended with code {child.returncode} and said nothing")
-    outcome = json.loads(answer)
-    return Failed(outcome["failed"]) if "failed" in outcome else outcome["result"]
+    """What `function(*arguments)` gives in a fresh process, or Failed, never a raise; see Child for the rest."""
+    with Child(function, *arguments, threads=threads, env=env, memory_bytes=memory_bytes) as child:
+        return child.outcome(timeout_s)
 
 
 def reason(error: Exception) -> str:
@@ -87,26 +131,27 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def main() -> None:
+def serve() -> None:
+    """In the child: answers the one call that stdin holds."""
     die_with_parent()
-    answer = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what the case prints is not its result
-    case = json.load(sys.stdin)
+    answer = os.fdopen(os.dup(sys.stdout.fileno()), "wb")  # which children of ours do not inherit
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what the call prints is not its result
+    call = sys.stdin.buffer
+    threads, memory_bytes = pickle.load(call)
     try:
-        module, function = case["target"].split(":")
-        run = getattr(importlib.import_module(module), function)
-        if case["threads"] is not None and "torch" in sys.modules:
-            sys.modules["torch"].set_num_threads(case["threads"])
-        if case["memory_bytes"] is not None:
-            bound_memory(case["memory_bytes"])
-        outcome = json.dumps({"result": run(case["payload"])})
+        function, arguments = pickle.load(call)
+        if isinstance(function, str):
+            module, name = function.split(":")
+            function = getattr(importlib.import_module(module), name)
+        if threads is not None and "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(threads)
+        if memory_bytes is not None:
+            bound_memory(memory_bytes)
+        by_value = sys.modules.get("cloudpickle", pickle)  # it was loaded where the call had something by value
+        outcome = by_value.dumps(function(*arguments))
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        outcome = json.dumps({"failed": reason(error)})
+        outcome = pickle.dumps(Failed(reason(error)))
     answer.write(outcome)
     answer.close()
-
-
-if __name__ == "__main__":
-    main()

@@ -5,9 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,9 +22,8 @@ REPEATS = 9
 def all_reduce() -> dict[str, float] | None:
     """Seconds that each takes whatever its size, and bytes a second that each process sends; None without gloo."""
     with tempfile.TemporaryDirectory() as meeting, ThreadPoolExecutor(WORLD) as pool:
-        packed = [{"rank": rank, "meeting": str(Path(meeting) / "store")} for rank in range(WORLD)]
-        target = "isoforward.plan.collectives:member"
-        told = list(pool.map(lambda each: run_isolated(target, each, threads=1, timeout_s=60), packed))
+        store = f"file://{meeting}/store"
+        told = list(pool.map(lambda rank: run_isolated(member, rank, store, threads=1, timeout_s=60), range(WORLD)))
     if any(isinstance(each, Failed) for each in told):
         return None
     sent = [collective_bytes("all_reduce", size, ways=WORLD) for size in SIZES]
@@ -42,10 +39,9 @@ def latency_and_rate(sent: list[float], took_s: list[float]) -> tuple[float, flo
     return max(float(latency_s), 0.0), float(byte_s)
 
 
-def member(packed: dict[str, Any]) -> list[float]:
+def member(rank: int, store: str) -> list[float]:
     """Median seconds by size."""
-    store = f"file://{packed['meeting']}"
-    distributed.init_process_group("gloo", init_method=store, rank=packed["rank"], world_size=WORLD)
+    distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=WORLD)
     try:
         return [took(torch.ones(size // 4)) for size in SIZES]
     finally:

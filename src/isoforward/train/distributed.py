@@ -7,13 +7,10 @@ and under submitit too. Beyond one machine torchrun starts them all.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import socket
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +25,7 @@ from torch.distributed.fsdp import fully_shard
 
 from isoforward.base.config import TrainConfig
 from isoforward.base.errors import BadInput
+from isoforward.base.subprocesses import Child, Failed
 from isoforward.model.gpt import GPT
 
 
@@ -70,11 +68,11 @@ def environment() -> ClusterEnvironment:
 
 
 @contextmanager
-def followers(config: TrainConfig, checkpoint: Path | None) -> Iterator[None]:
+def followers(config: TrainConfig, checkpoint: Path | None, train: Callable[[TrainConfig], None]) -> Iterator[None]:
     """Ranks 1 and on of this machine, for as long as this lasts; none where torchrun has started them.
 
-    Each is `isoforward.app.train.follow` on this config, from this checkpoint. All share the machine's
-    cores evenly.
+    Each is `train` on this config, from this checkpoint, and is not reached by a terminal's Ctrl-C: rank 0 decides when
+    to stop. All share the machine's cores evenly.
     """
     world = config.trainer.devices
     if world == 1 or "LOCAL_RANK" in os.environ:
@@ -83,25 +81,26 @@ def followers(config: TrainConfig, checkpoint: Path | None) -> Iterator[None]:
     threads = torch.get_num_threads()
     each = max(1, threads // world)
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world), "NODE_RANK": "0"}
-    packed = dataclasses.asdict(config)
-    packed["trainer"]["resume"] = None if checkpoint is None else str(checkpoint)
-    case = {"target": "isoforward.app.train:follow", "payload": packed}
-    children = [start(case, shared | ranks(local), each) for local in range(1, world)]
+    resume = None if checkpoint is None else str(checkpoint)
+    theirs = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, resume=resume))
     before = dict(os.environ)
-    os.environ.update(shared | ranks(0))
-    torch.set_num_threads(each)
     try:
-        yield
-        for child in children:
-            child.wait()
-    except RuntimeError as error:  # of a collective that lost its partner
-        if any(child.poll() is not None for child in children):
-            raise BadInput(f"a process of this run ended: {'; '.join(map(last_words, children))}") from error
-        raise
+        with ExitStack() as ending:
+            children = [
+                ending.enter_context(Child(train, theirs, threads=each, env=shared | ranks(local), new_session=True))
+                for local in range(1, world)
+            ]
+            os.environ.update(shared | ranks(0))
+            torch.set_num_threads(each)
+            try:
+                yield
+                for child in children:
+                    child.outcome()
+            except RuntimeError as error:  # of a collective that lost its partner
+                if ended := [child.outcome() for child in children if not child.running]:
+                    raise BadInput(f"a process of this run ended: {'; '.join(map(last_words, ended))}") from error
+                raise
     finally:
-        for child in children:
-            child.kill()
-            child.wait()
         if distributed.is_initialized():
             distributed.destroy_process_group()
         os.environ.clear()
@@ -113,27 +112,8 @@ def ranks(local: int) -> dict[str, str]:
     return {"RANK": str(local), "LOCAL_RANK": str(local)}
 
 
-def start(case: dict[str, Any], environment: dict[str, str], threads: int) -> subprocess.Popen[str]:
-    """A process that dies with this one, and that a terminal's Ctrl-C does not reach: rank 0 decides when to stop."""
-    child = subprocess.Popen(
-        [sys.executable, "-m", "isoforward.base.subprocesses"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**os.environ, **environment, "OMP_NUM_THREADS": str(threads)},
-        start_new_session=True,
-        text=True,
-    )
-    assert child.stdin is not None
-    child.stdin.write(json.dumps(case | {"threads": threads, "memory_bytes": None}))
-    child.stdin.close()
-    return child
-
-
-def last_words(child: subprocess.Popen[str]) -> str:
-    child.kill()
-    assert child.stdout is not None
-    said = child.stdout.read()
-    return str(json.loads(said).get("failed", "done")) if said else f"code {child.wait()}"
+def last_words(outcome: Any) -> str:
+    return outcome.reason if isinstance(outcome, Failed) else "done"
 
 
 def free_port() -> int:
