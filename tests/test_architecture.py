@@ -27,6 +27,7 @@ WITHOUT_A_TEST_FILE = {  # their tests stand in the file of a module that they o
     "base/memory_readers",
     "data/tables",
     "data/text",
+    "formats/transformers_tokenizer",
     "measure/case",
     "measure/operators",
     "measure/train_and_serve",

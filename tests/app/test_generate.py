@@ -23,7 +23,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def passed(time_s: float, tokens: int = 1, context: int = 8) -> Pass:
-    return Pass(rows=[0], tokens=[0] * tokens, context=context, time_s=time_s, logits=torch.zeros(tokens, 4))
+    of_none = torch.zeros(tokens, 4)
+    return Pass(rows=[0], tokens=[0] * tokens, context=context, time_s=time_s, logits=of_none, scores=of_none)
 
 
 def test_text_goes_to_stdout_and_figures_to_stderr(checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
