@@ -40,7 +40,7 @@ def record(run: Path) -> None:
 
 
 def table() -> str:
-    rows = []
+    rows: list[tuple[str, str]] = []
     for question in questions():
         if question.chapter not in {chapter for chapter, _ in rows}:
             rows.append((question.chapter, f"| **{question.chapter}** | |"))
