@@ -7,15 +7,11 @@ import csv
 import hashlib
 import io
 import json
-import os
 import random
 import re
-import select
-import shutil
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
@@ -32,6 +28,7 @@ from isoforward.base import estimates
 from isoforward.base.results import Condition, Environment, Record, Results, Row, Verdict, read, write
 from isoforward.show import report
 from isoforward.show.report import main, write_report
+from tests.browser import Browser, chromium
 
 LAYERS, WIDTH, PARAMETERS = 4, 128, 921_600
 BATCH, LENGTH, PROMPT = 16, 256, 128
@@ -560,107 +557,22 @@ def test_a_full_report_and_one_of_many_rows_stay_below_a_megabyte_and_a_half(tmp
     assert several.stat().st_size < 1_500_000
 
 
-FLAGS = [
-    "--headless=new",
-    "--no-sandbox",
-    "--no-first-run",
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-sync",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-dev-shm-usage",
-    "--remote-debugging-pipe",
-]
+DRAWN = (
+    "document.readyState == 'complete' &&"
+    " [...document.querySelectorAll('.chart')].every(chart => chart.querySelector('svg'))"
+)
 
 
-class Browser:
-    """A headless Chromium, told what to do over a pipe by its DevTools protocol."""
-
-    def __init__(self, profile: Path) -> None:
-        path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-        assert path, "this test looks at the report in a real browser: install chromium"
-        self.read_end, theirs_out = os.pipe()
-        theirs_in, self.write_end = os.pipe()
-        self.process = subprocess.Popen(
-            [
-                "bash",
-                "-c",
-                f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}',
-                "chromium",
-                path,
-                *FLAGS,
-                f"--user-data-dir={profile}",
-            ],
-            pass_fds=(theirs_in, theirs_out),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        os.close(theirs_in)
-        os.close(theirs_out)
-        self.session: str | None = None
-        self.unread, self.sent, self.events = b"", 0, list[dict[str, Any]]()
-        page = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self.session = self.call("Target.attachToTarget", targetId=page, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self.call(f"{domain}.enable")
-
-    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        self.sent += 1
-        message: dict[str, Any] = {"id": self.sent, "method": method, "params": parameters}
-        os.write(
-            self.write_end, json.dumps(message | ({"sessionId": self.session} if self.session else {})).encode() + b"\0"
-        )
-        while (reply := self.receive()).get("id") != self.sent:
-            self.events.append(reply)
-        assert "error" not in reply, reply
-        return reply["result"]  # type: ignore[no-any-return]
-
-    def receive(self) -> dict[str, Any]:
-        while b"\0" not in self.unread:
-            assert select.select([self.read_end], [], [], 60)[0], "chromium is silent"
-            more = os.read(self.read_end, 1 << 16)
-            assert more, "chromium has ended"
-            self.unread += more
-        message, _, self.unread = self.unread.partition(b"\0")
-        return json.loads(message)  # type: ignore[no-any-return]
-
-    def ask(self, expression: str) -> Any:
-        found = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
-        assert "exceptionDetails" not in found, found
-        return found["result"].get("value")
-
-    def open(self, page: Path, *, width: int = 1280, scheme: str = "light") -> None:
-        self.events.clear()
-        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
-        self.call("Emulation.setDeviceMetricsOverride", **size)
-        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-        self.call("Page.navigate", url=page.as_uri())
-        drawn = "[...document.querySelectorAll('.chart')].every(chart => chart.querySelector('svg'))"
-        deadline = time.monotonic() + 60
-        while not self.ask(f"document.readyState == 'complete' && {drawn}"):
-            assert time.monotonic() < deadline, "the pictures were not drawn"
-            time.sleep(0.1)
+class ReportBrowser(Browser):
+    def open(self, page: Path, *, width: int = 1280, ready: str = DRAWN, **preferences: str) -> None:
+        super().open(page, width=width, ready=ready, **preferences)
         self.ask("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
-
-    def complaints(self) -> list[Any]:
-        told = ("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown")
-        return [event["params"] for event in self.events if event["method"] in told]
-
-    def requested(self) -> list[str]:
-        sent = [event["params"] for event in self.events if event["method"] == "Network.requestWillBeSent"]
-        return [each["request"]["url"] for each in sent]
-
-    def close(self) -> None:
-        self.process.terminate()
-        self.process.wait(30)
-        os.close(self.read_end)
-        os.close(self.write_end)
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    browser = Browser(tmp_path_factory.mktemp("profile"))
+    assert chromium(), "this test looks at the report in a real browser: install chromium"
+    browser = ReportBrowser(tmp_path_factory.mktemp("profile"))
     yield browser
     browser.close()
 

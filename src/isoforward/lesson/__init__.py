@@ -1,0 +1,1 @@
+"""Both lives of one's own model in one offline page, to be touched."""

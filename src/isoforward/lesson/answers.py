@@ -1,0 +1,169 @@
+"""What a run's own rows answer: the lesson's ten questions, and the times and peaks of its pictures.
+
+A question whose rows are not there, or not the only ones of their kind, is left out. None is answered by anything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from isoforward.base.estimates import Ratio, ratio
+from isoforward.base.results import TRAINING, Results, Row
+from isoforward.show.compare import cache_curve, memory_ledger, select
+
+Answer = dict[str, Any]
+
+
+def measured(results: Results | None) -> dict[str, Any]:
+    """`questions`, `lanes` (seconds by life and phase), `memory` (peaks, bytes), `machine`, and the run's `doubts`."""
+    if results is None:
+        return {"questions": [], "lanes": None, "memory": None, "machine": "", "doubts": []}
+    return {
+        "questions": [answer for answer in answers(results) if answer is not None],
+        "lanes": lanes(results),
+        "memory": peaks(results),
+        "machine": machine(results),
+        "doubts": [reason for verdict in results.verdicts for reason in verdict.reasons],
+    }
+
+
+def answers(results: Results) -> list[Answer | None]:
+    step, forward, backward, optimizer = (
+        row(results, "training", phase, "time") for phase in ("step", "forward", "backward", "optimizer")
+    )
+    frozen = row(results, "inference", "forward", "time")
+    decode = row(results, "inference", "decode", "time", context=None)
+    step_flops = [row(results, "training", phase, "flops", convention="model") for phase in TRAINING]
+    context, cached, uncached = longest(results)
+    flops = {
+        kept: row(results, "inference", "decode", "flops", convention="model", context=context, cache=kept)
+        for kept in (True, False)
+    }
+    at = {"context": context}
+    return [
+        compared("step_time", step, frozen),
+        quotient("step_flops", total(step_flops), value_of(step_flops[0]), "counted"),
+        compared("backward_time", backward, forward),
+        compared("forward_twice", forward, frozen),
+        quotient("step_memory", training_peak(results), value_of(frozen_peak(results)), "measured"),
+        share("activations", kept_for_backward(results), training_peak(results)),
+        compared("optimizer", optimizer, step, unit="%"),
+        compared("decode", decode, step, paired=False, tokens=tokens_of(step)),
+        compared("cache_time", uncached, cached, paired=False, at=at),
+        quotient("cache_flops", value_of(flops[False]), value_of(flops[True]), "counted", at=at),
+    ]
+
+
+def row(results: Results, life: str, phase: str, quantity: str, **more: Any) -> Row | None:
+    """The only warm row of its kind; None where there is none, or several that could be meant."""
+    wanted: dict[str, Any] = {"context": None, "category": None, "cold": None} | more
+    found = [
+        each
+        for each in select(results, life=life, phase=phase, quantity=quantity, **wanted)
+        if each.value is not None and each.value >= 0
+    ]
+    return found[0] if len(found) == 1 else None
+
+
+def value_of(found: Row | None) -> float | None:
+    return None if found is None else found.value
+
+
+def total(rows: Sequence[Row | None]) -> float | None:
+    values = [value_of(each) for each in rows]
+    return None if None in values else sum(value or 0.0 for value in values)
+
+
+def tokens_of(step: Row | None) -> float | None:
+    tokens = None if step is None else step.conditions.get("tokens")
+    return float(tokens) if isinstance(tokens, int) and tokens > 0 else None
+
+
+def compared(
+    name: str,
+    first: Row | None,
+    second: Row | None,
+    *,
+    paired: bool = True,
+    unit: str = "x",
+    tokens: float | None = 1.0,
+    at: Answer | None = None,
+) -> Answer | None:
+    """A ratio of times with its interval; `tokens` are those of one execution of the second."""
+    if first is None or second is None or not tokens or not (first.samples and second.samples):
+        return None
+    found: Ratio = ratio(
+        first.samples,
+        [sample / tokens for sample in second.samples],
+        paired=paired and len(first.samples) == len(second.samples),
+    )
+    return {
+        "name": name,
+        "unit": unit,
+        "value": found.value,
+        "low": found.low,
+        "high": found.high,
+        "interval": f"{found.confidence:.0%}, n = {found.n}",
+        "provenance": "measured",
+        "at": at or {},
+    }
+
+
+def quotient(
+    name: str, first: float | None, second: float | None, provenance: str, at: Answer | None = None, unit: str = "x"
+) -> Answer | None:
+    """Of two single numbers, so that there is no interval."""
+    if not first or not second:
+        return None
+    whole: Answer = {"name": name, "unit": unit, "value": first / second, "low": None, "high": None}
+    return whole | {"interval": None, "provenance": provenance, "at": at or {}}
+
+
+def share(name: str, part: float | None, whole: float | None) -> Answer | None:
+    return quotient(name, part, whole, "measured", unit="%")
+
+
+def training_peak(results: Results) -> float | None:
+    values = [value_of(row(results, "training", phase, "memory")) for phase in TRAINING]
+    return max((value for value in values if value is not None), default=None)
+
+
+def frozen_peak(results: Results) -> Row | None:
+    return row(results, "inference", "forward", "memory")
+
+
+def kept_for_backward(results: Results) -> float | None:
+    ledger = memory_ledger(results, "training")
+    kept = [size for category, size in ledger.items() if category.startswith(("activations", "logits and loss"))]
+    return sum(kept) or None
+
+
+def longest(results: Results) -> tuple[int | None, Row | None, Row | None]:
+    """One more token at the longest past that was measured both ways: that past, the cached row, the other."""
+    curve = {kept: dict(points) for kept, points in cache_curve(results).items()}
+    context = max(curve[True].keys() & curve[False].keys(), default=None)
+    if context is None:
+        return None, None, None
+    return context, curve[True][context], curve[False][context]
+
+
+def lanes(results: Results) -> dict[str, dict[str, float]] | None:
+    """Seconds of each phase of a training step, and of the frozen forward on the same batch; all of them, or None."""
+    training = {phase: value_of(row(results, "training", phase, "time")) for phase in TRAINING}
+    frozen = value_of(row(results, "inference", "forward", "time"))
+    times = {phase: value for phase, value in training.items() if value}
+    return {"training": times, "inference": {"forward": frozen}} if frozen and len(times) == len(TRAINING) else None
+
+
+def peaks(results: Results) -> dict[str, float] | None:
+    serving = [value_of(row(results, "inference", phase, "memory")) for phase in ("prefill", "decode")]
+    training, served = training_peak(results), max((value for value in serving if value), default=None)
+    return {"training": training, "serving": served} if training and served else None
+
+
+def machine(results: Results) -> str:
+    for environment in results.environments.values():
+        told = environment.identity
+        return str(told.get("gpu") or f"{told.get('cpu')}, {told.get('threads')} threads")
+    return ""

@@ -1,0 +1,95 @@
+"""A model and its tokenizer as a page can hold them: plain JSON, with the weights in 16 or 8 bits."""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer as Backend
+from tokenizers import models
+
+from isoforward.base.errors import BadInput
+from isoforward.data.tokenizer import Tokenizer
+from isoforward.model.gpt import GPT
+
+LARGEST_HALF = 65504.0
+
+
+def packed_model(model: GPT, bits: int) -> dict[str, Any]:
+    """`config`, and `weights`: matrices in `bits`, vectors in fp32, deflated. weights.js is the way back."""
+    c = model.config
+    config = {
+        "family": c.family,
+        "layers": c.layers,
+        "heads": c.heads,
+        "kv_heads": c.kv_head_count,
+        "width": c.width,
+        "head_width": c.head_width,
+        "ffn_width": c.ffn_width,
+        "context": c.context,
+        "vocab": c.vocabulary,
+        "tied": c.tied,
+        "norm_eps": c.norm_eps,
+        "rope_theta": c.rope_theta,
+        "rope_scaling": c.rope_scaling,
+    }
+    tensors, parts = [], []
+    for name, parameter in model.named_parameters():
+        values = parameter.detach().float().cpu().numpy()
+        kept, data = pack(values, bits)
+        tensors.append({"name": name, "shape": list(values.shape), "bits": kept})
+        parts.append(data)
+    deflated = base64.b64encode(zlib.compress(b"".join(parts), 9)).decode()
+    return {"config": config, "weights": {"tensors": tensors, "data": deflated}, "bits": bits}
+
+
+def pack(values: np.ndarray[Any, np.dtype[np.float32]], bits: int) -> tuple[int, bytes]:
+    """The bits that were really taken, and the bytes, little-endian."""
+    if values.ndim < 2:
+        return 32, values.astype("<f4").tobytes()
+    if bits == 16 and np.abs(values).max(initial=0) <= LARGEST_HALF:
+        halves = values.astype("<f2").view(np.uint8).reshape(-1, 2)
+        return 16, halves[:, 1].tobytes() + halves[:, 0].tobytes()  # alike bytes together deflate better
+    scales = np.maximum(np.abs(values).max(axis=1), 1e-12).astype(np.float32) / np.float32(127)
+    integers = np.clip(np.rint(values / scales[:, None]), -127, 127).astype(np.int8)
+    return 8, integers.tobytes() + scales.astype("<f4").tobytes()
+
+
+def packed_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
+    """BadInput for a tokenizer that tokenizer.js does not know: it must be byte-level BPE, or single characters."""
+    backend: Backend = tokenizer.backend
+    told = json.loads(backend.to_str())
+    model, before = told["model"], told.get("pre_tokenizer")
+    byte_level = before is not None
+    plain = (
+        isinstance(backend.model, models.BPE)
+        and not told.get("normalizer")
+        and all(not model.get(key) for key in ("dropout", "byte_fallback", "ignore_merges", "end_of_word_suffix"))
+        and not model.get("continuing_subword_prefix")
+        and (not byte_level or is_gpt2_like(before))
+        and (told.get("post_processor") or {}).get("type", "ByteLevel") == "ByteLevel"  # no template that adds tokens
+        and all(token["special"] for token in told.get("added_tokens", ()))
+    )
+    if not plain:
+        raise BadInput(
+            "the page knows two kinds of tokenizer, byte-level BPE and single characters, and this model has another; "
+            "train one with data.tokenizer=bpe or data.tokenizer=char"
+        )
+    tokens = [backend.id_to_token(id) or "" for id in range(tokenizer.vocabulary)]
+    merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model.get("merges", ())]
+    return {
+        "tokens": tokens,
+        "merges": merges,
+        "byte_level": byte_level,
+        "special": sorted(tokenizer.special),
+        "start": tokenizer.start,  # what an empty text begins with
+        "ends": list(tokenizer.ends),
+    }
+
+
+def is_gpt2_like(before: Mapping[str, Any]) -> bool:
+    return before.get("type") == "ByteLevel" and not before.get("add_prefix_space") and before.get("use_regex", True)

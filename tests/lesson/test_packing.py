@@ -1,0 +1,47 @@
+"""What a page can hold of a model and of its tokenizer."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from isoforward.base.errors import BadInput
+from isoforward.data.tokenizer import Tokenizer
+from isoforward.lesson.packing import packed_model, packed_tokenizer
+from isoforward.serve.inference import load
+
+from .conftest import make_export, make_lesson
+from .test_numbers import TOKENS, as_the_page_has_them, ask, data_of
+
+
+def test_eight_bits_are_read_as_they_were_written(node: str, tmp_path: Path) -> None:
+    lesson = make_lesson(tmp_path, family="llama", layers=1, heads=2, width=32)
+    packed = packed_model(lesson.model, 8)
+    assert {each["bits"] for each in packed["weights"]["tensors"]} == {8, 32}
+    html = lesson.page.read_text("utf-8")
+    data = data_of(html)
+    page = tmp_path / "eight.html"
+    script = re.search(r"<script>(.*)</script>", html, re.S)
+    assert script
+    told = json.dumps(data | {"model": packed}).replace("<", "\\u003c")
+    page.write_text(f'<script type="application/json" id="data">{told}</script><script>{script[1]}</script>', "utf-8")
+    found = ask(node, page, tokens=TOKENS)
+    model = as_the_page_has_them(load(lesson.export).model, packed)
+    with torch.no_grad():
+        logits = model(torch.tensor([TOKENS[:-1]]))
+    assert np.abs(np.array(found["logits"]) - logits.flatten().numpy()).max() < 1e-4
+
+
+def test_a_tokenizer_of_another_kind_is_refused(tmp_path: Path) -> None:
+    export = make_export(tmp_path / "export", family="gpt2", layers=1, heads=2, width=16)
+    tokenizer = Tokenizer.load(export / "tokenizer.json")
+    told = json.loads(tokenizer.backend.to_str())
+    told["normalizer"] = {"type": "Lowercase"}
+    other = Tokenizer(type(tokenizer.backend).from_str(json.dumps(told)))
+    with pytest.raises(BadInput, match=r"data\.tokenizer=bpe or data\.tokenizer=char"):
+        packed_tokenizer(other)
