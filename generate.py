@@ -3,6 +3,7 @@
     python generate.py prompt="ROMEO:"                                   from the newest training run
     python generate.py checkpoint=runs/latest prompt="ROMEO:" temperature=0
     python generate.py prompt="ROMEO:" explain=true max_new_tokens=10    every pass, with what it computed
+    python generate.py prompt="ROMEO:" explain=html max_new_tokens=20    the same as a page, with the model in it
     python generate.py prompts_file=prompts.txt                          a prompt a line, served as one batch
     python generate.py checkpoint=DIR chat=true prompt="Who was Yorick?" in the model's own chat template
     python generate.py prompt="ROMEO:" logprobs=true                     a JSON line a token, with its log-probability

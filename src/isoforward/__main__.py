@@ -16,6 +16,7 @@ from difflib import get_close_matches
 from isoforward.app.scripts import SCRIPTS, questions, read_script, scripts
 
 MODULES = {  # as `python -m` runs them
+    "lesson": ("isoforward.lesson.page", [], "Makes the lesson of a run: both lives of its model, in one page."),
     "report": ("isoforward.show.report", [], "Makes the report of one run or several again, from their results.jsonl."),
     "import": (
         "isoforward.formats.export",

@@ -70,7 +70,12 @@ def read_prompts(config: GenerateConfig) -> list[str]:
 def one(module: InferenceModule, prompt: str, ids: list[int], config: GenerateConfig) -> None:
     passes: list[Pass] = []
     before = "" if config.chat else prompt  # of a chat the answer alone is shown
-    if config.explain:
+    explain = config.explain.lower() == "true"
+    if config.explain.lower() == "html":
+        from isoforward.lesson.page import refuse_unpackable
+
+        refuse_unpackable(module)
+    if explain:
         say(EXPLANATION)
     whole = ""
     for text, step in module.stream(
@@ -78,20 +83,24 @@ def one(module: InferenceModule, prompt: str, ids: list[int], config: GenerateCo
     ):
         if not passes or passes[-1] is not step:
             passes.append(step)
-            if config.explain:
+            if explain:
                 say(explained(module, len(passes), step))
             elif config.stream and len(passes) == 1:
                 write(before)
-        if config.stream and not config.explain:
+        if config.stream and not explain:
             write(text)
         whole += text
-    if config.explain or not config.stream or not passes:
+    if explain or not config.stream or not passes:
         write(before + whole)
     write("\n")
     say(figures(passes, cache=config.cache, compiled=config.compile))
     given = sum(len(step.tokens) for step in passes)
     if passes and given < config.max_new_tokens and passes[-1].context == module.model.config.context:
         say(f"the context of {module.model.config.context} tokens is full")
+    if config.explain.lower() == "html":
+        from isoforward.lesson.page import write_generation
+
+        say(f"page     {write_generation(module, config.checkpoint, prompt, passes, Path('generation.html'))}")
 
 
 def batch(module: InferenceModule, prompts: list[str], ids: list[list[int]], config: GenerateConfig) -> None:

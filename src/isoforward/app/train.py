@@ -29,6 +29,7 @@ from isoforward.formats import checkpoint_file
 from isoforward.formats.export import export, load_tokenizer, load_trainable, read_manifest, weights_section
 from isoforward.formats.model_card import write_card
 from isoforward.formats.untrusted import harmless, shown
+from isoforward.lesson.page import write_lesson
 from isoforward.measure.case import Case, differing_logits
 from isoforward.measure.train_and_serve import measure_both_lives
 from isoforward.model import cost
@@ -178,11 +179,20 @@ def finish(config: TrainConfig, module: LitGPT, corpus: Corpus, run_dir: Path, c
         conclude(config, run_dir, console, job_type="inference", sample=sample)
     else:
         say(console, f"\n{sample}\n")
+    say(console, lesson_of(run_dir))
     latest = run_dir.parent / "latest"
     waiting = latest.with_name(f".latest-{os.getpid()}")
     waiting.symlink_to(run_dir.name)
     waiting.replace(latest)
     say(console, f"text     {call('generate')} checkpoint={run_dir} prompt={prompt!r}")
+
+
+def lesson_of(run_dir: Path) -> str:
+    """The line that says where the lesson is, or why a model like this has none: no reason for a run to fail."""
+    try:
+        return f"lesson   {write_lesson(run_dir)}"
+    except BadInput as refusal:
+        return f"lesson   none: {refusal}"
 
 
 def askable(prompt: str, corpus: Corpus) -> str:

@@ -317,7 +317,7 @@ class GenerateConfig:
     seed: int = 1234
     cache: bool = True
     stream: bool = True
-    explain: bool = False
+    explain: str = "false"  # true: every pass, line by line; html: the generation as a page, generation.html
     logprobs: bool = False  # a JSON line a token, instead of text
     precision: str = "auto"  # auto: as exported
     draft: str | None = None  # a smaller model's checkpoint, to propose tokens
@@ -332,6 +332,9 @@ class GenerateConfig:
             raise BadInput(f"top_p={self.top_p} must lie in (0, 1]")
         if not 0 < self.repetition_penalty < math.inf:
             raise BadInput(f"repetition_penalty={self.repetition_penalty} must be a positive number; 1 is none")
+        one_of("explain", self.explain.lower(), ("false", "true", "html"))  # Hydra reads true as a bool
+        if self.explain.lower() == "html" and (self.prompts_file is not None or self.precision == "int8"):
+            raise BadInput("explain=html shows one prompt on the exported weights: leave out prompts_file= and int8")
         one_of("precision", self.precision, PRECISIONS)
         within("seed", self.seed, 0, 2**63 - 1)
         at_least("draft_tokens", self.draft_tokens, 1)
@@ -345,5 +348,5 @@ class GenerateConfig:
             raise BadInput("chat=true needs a message: prompt= or prompts_file=")
         if self.chat and (self.parse_special or not self.add_special_tokens):
             raise BadInput("chat=true has its special tokens from the template: leave out the other keys on them")
-        if self.logprobs and self.explain:
+        if self.logprobs and self.explain.lower() != "false":
             raise BadInput("logprobs= and explain= show the same tokens in two ways: give one of them")
