@@ -12,6 +12,7 @@ from isoforward.app import train as app
 from isoforward.app.train import train
 from isoforward.base.config import DataConfig, MeasureConfig, ModelConfig, OptimConfig, TrackingConfig, TrainConfig
 from isoforward.base.config import TrainerConfig as Plan
+from isoforward.base.device import CudaDevice
 from isoforward.base.errors import BadInput, Integrity
 from isoforward.formats import checkpoint_file
 from isoforward.formats.checkpoint_file import load as state_of
@@ -59,7 +60,7 @@ def test_training_stops_when_its_time_is_up(config):
 def test_a_model_trained_on_a_gpu_is_measured_there(config, monkeypatch):
     """Though Lightning has moved the module back to the CPU by then."""
     measured = []
-    monkeypatch.setattr(app, "device_of", lambda accelerator: torch.device("cuda"))
+    monkeypatch.setattr(app, "best_device", lambda accelerator: CudaDevice(torch.device("cuda")))
     monkeypatch.setattr(app, "refuse_beyond_memory", lambda config, model: None)
     monkeypatch.setattr(app, "measure_both_lives", lambda case, *_: measured.append(case.device))
     monkeypatch.setattr(app, "describe", lambda *_: None)

@@ -2,10 +2,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from isoforward.base.device import CpuDevice
 from isoforward.base.errors import BadInput
 from isoforward.formats.export import freeze
 from isoforward.model.gpt import GPT, Linear
-from isoforward.serve import decoding
 from isoforward.serve.decoding import FEW, Sampling, draw, forward_passes, nucleus
 from tests.conftest import lively, tiny
 
@@ -106,7 +106,7 @@ def test_logits_are_made_of_the_last_position_of_a_prompt_alone(monkeypatch):
 
 def test_a_cache_larger_than_memory_is_refused_before_any_forward(monkeypatch):
     model = freeze(GPT(tiny()))
-    monkeypatch.setattr(decoding, "memory_available_bytes", lambda device: 30_000)
+    monkeypatch.setattr(CpuDevice, "free_bytes", lambda device: 30_000)
     monkeypatch.setattr(GPT, "trunk", lambda *_: pytest.fail("a forward ran"))
     # 2 layers x keys and values x 4 bytes x 32 features x 3 sequences x 20 positions
     with pytest.raises(BadInput, match=r"3 x 20 positions takes 30\.0 KiB and 29\.3 KiB are free"):

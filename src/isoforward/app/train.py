@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from isoforward.app.command_line import claim
 from isoforward.app.question import call, command_line, conclude, fingerprint_of, fitting, precision_of, tracker_of
 from isoforward.base.config import ModelConfig, TrainConfig
+from isoforward.base.device import best_device
 from isoforward.base.errors import BadInput, Integrity, Refusal, Stopped
 from isoforward.base.malloc import keep_freed_pages
 from isoforward.base.results import read
@@ -60,12 +61,6 @@ from isoforward.train.stopping import (
 )
 
 
-def device_of(accelerator: str) -> torch.device:
-    if accelerator == "gpu" and not torch.cuda.is_available():
-        raise BadInput("trainer.accelerator=gpu: no CUDA device is here; write trainer.accelerator=cpu or auto")
-    return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
-
-
 def fresh_or_loaded(config: TrainConfig, corpus: Corpus, dtype: torch.dtype) -> GPT:
     tokens = corpus.tokenizer.vocabulary
     if config.model.source == "hf":
@@ -89,10 +84,10 @@ def fresh_or_loaded(config: TrainConfig, corpus: Corpus, dtype: torch.dtype) -> 
 
 def refuse_beyond_memory(config: TrainConfig, model: ModelConfig) -> None:
     """Told in a second, where the system would take minutes to end the program without a word."""
-    device = device_of(config.trainer.accelerator)
-    on_gpu = device.type == "cuda"
-    there = torch.cuda.mem_get_info()[1] if on_gpu else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    there *= config.trainer.nodes * (config.trainer.devices if on_gpu else 1)
+    device = best_device(config.trainer.accelerator)
+    if (of_one := device.total_bytes()) is None:
+        return
+    there = of_one * config.trainer.nodes * (1 if device.count() is None else config.trainer.devices)
     parameters = cost.parameters(model).total
     logits = config.data.batch // config.trainer.accumulate * config.data.length * model.vocabulary
     needed = 16 * parameters + 4 * logits  # fp32 weights, gradients, Adam's two moments; then the largest activation
@@ -106,7 +101,7 @@ def refuse_beyond_memory(config: TrainConfig, model: ModelConfig) -> None:
 def train(config: TrainConfig) -> None:
     """Of several processes only rank 0 shows, tracks, exports, measures and reports; the others train with it."""
     console = Console(quiet=rank() > 0)
-    device = device_of(config.trainer.accelerator)
+    device = best_device(config.trainer.accelerator).where
     refuse_what_cannot_be_shared(config)
     precision, why = precision_of(config.precision, device)
     checkpoint = to_resume(config, console)
@@ -163,7 +158,7 @@ def finish(config: TrainConfig, module: LitGPT, corpus: Corpus, run_dir: Path, c
             checkpointing=config.trainer.checkpointing,
             compile=config.compile,
             precision=model.precision,
-            device=str(device_of(config.trainer.accelerator)),  # the module's is the CPU, once Lightning is done
+            device=str(best_device(config.trainer.accelerator).where),  # Lightning has moved the module from there
             threads=torch.get_num_threads(),
             seed=config.seed,
             optim=config.optim,
@@ -238,7 +233,7 @@ def fit(
     plan = config.trainer
     share = (rank(), plan.devices * plan.nodes)
     together = config.data.batch // (plan.accumulate * share[1])
-    choose_backward(model, device_of(plan.accelerator), batch=together, length=config.data.length)
+    choose_backward(model, best_device(plan.accelerator).where, batch=together, length=config.data.length)
     if config.compile:
         model.compile_blocks()
     module = LitGPT(model, config.optim, plan, seed=config.seed)

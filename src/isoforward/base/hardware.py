@@ -132,10 +132,7 @@ def _multiplies_bf16(device: torch.device) -> bool:
 
     if device.type == "cuda":
         return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
-    flags = re.search(r"^(?:flags|Features)\s*:(.*)$", _text("/proc/cpuinfo") or "", re.M)
-    if device.type != "cpu" or flags is None:
-        return False
-    return not {"amx_bf16", "avx512_bf16", "bf16"}.isdisjoint(flags[1].split())
+    return device.type == "cpu" and not {"amx_bf16", "avx512_bf16", "bf16"}.isdisjoint(cpu_flags())
 
 
 def _text(path: Path | str) -> str | None:
@@ -148,6 +145,12 @@ def _text(path: Path | str) -> str | None:
 def cpu_model() -> str:
     found = re.search(r"^model name\s*:\s*(.*)$", _text("/proc/cpuinfo") or "", re.M)
     return found[1] if found else platform.processor() or platform.machine()
+
+
+def cpu_flags() -> list[str]:
+    """The instructions that the processor has beyond the first ones; none where the system does not say."""
+    found = re.search(r"^(?:flags|Features)\s*:(.*)$", _text("/proc/cpuinfo") or "", re.M)
+    return found[1].split() if found else []
 
 
 def _load() -> float | None:
@@ -205,12 +208,8 @@ def memory_bytes() -> int | None:
     return min((size for size in known if size is not None), default=None)
 
 
-def memory_available_bytes(device: torch.device) -> int | None:
+def memory_available_bytes() -> int | None:
     """That something new can take; None where the system does not say."""
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
     known = [size for size in (_memory_free_bytes(), memory_limit_bytes()) if size is not None]
     return min(known, default=None)
 

@@ -6,7 +6,6 @@ A step's timeline is covered without a gap: what lies inside a phase is that pha
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,8 @@ from types import TracebackType
 from typing import Any, Protocol
 
 import torch
+
+from isoforward.base.device import device_of
 
 Mark = Any
 
@@ -25,34 +26,8 @@ class Clock(Protocol):
         """Until every mark taken so far can be resolved."""
 
 
-class CpuClock:
-    def mark(self) -> int:
-        return time.perf_counter_ns()
-
-    def seconds(self, start: int, end: int) -> float:
-        return (end - start) * 1e-9
-
-    def settle(self) -> None:
-        pass
-
-
-class CudaClock:
-    """Events on the current stream: no synchronisation between phases, so that overlap stays what it is."""
-
-    def mark(self) -> torch.cuda.Event:
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record()
-        return event
-
-    def seconds(self, start: torch.cuda.Event, end: torch.cuda.Event) -> float:
-        return float(start.elapsed_time(end)) * 1e-3
-
-    def settle(self) -> None:
-        torch.cuda.synchronize()
-
-
 def clock_for(device: torch.device) -> Clock:
-    return CudaClock() if device.type == "cuda" else CpuClock()
+    return device_of(device)
 
 
 def spent(clock: Clock, work: Callable[[], object]) -> float:

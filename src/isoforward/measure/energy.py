@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from isoforward.base.device import device_of
 from isoforward.base.errors import BadInput
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ class ZeusCounter:
     def __init__(self, device: torch.device) -> None:
         from zeus.monitor import ZeusMonitor
 
-        gpus = [device.index or 0] if device.type == "cuda" else []
+        gpus = device_of(device).gpus_with_energy_counters()
         self.monitor: Any = ZeusMonitor(gpu_indices=gpus, cpu_indices=[] if gpus else None)
         if not gpus and not self.monitor.cpu_indices:
             raise LookupError("RAPL is not there or not readable, which takes root or the zeusd service")

@@ -30,12 +30,11 @@ from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from isoforward.base.device import device_of
 from isoforward.base.memory_readers import Memory, Unmeasured
 from isoforward.measure.flops import Scope, decomposed, layers_of
 from isoforward.model import steps
 from isoforward.model.gpt import GPT, KVCache
-
-CUDA_UNIT = 512  # bytes: the caching allocator rounds up to it
 
 Step = Callable[..., object]
 
@@ -127,9 +126,8 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key not in self.live:
-            size = storage.nbytes()
-            if self.device.type == "cuda":
-                size = CUDA_UNIT * -(-size // CUDA_UNIT)
+            unit = device_of(self.device).allocation_bytes
+            size = unit * -(-storage.nbytes() // unit)
             self.live[key] = Block(
                 size=size,
                 phase=self.scope.phase,

@@ -11,6 +11,7 @@ from functools import cache as once
 import torch
 from torch import Tensor
 
+from isoforward.base.device import device_of
 from isoforward.model.gpt import GPT, KVCache
 
 
@@ -24,7 +25,7 @@ class StaticKVCache(KVCache):
         self.places = torch.arange(cache.capacity, device=device)
         for slots in (*self.keys, *self.values):
             slots[:, :, cache.length :] = 0  # masked, but weighted by 0: what memory held before may be NaN
-        if device.type == "cuda":
+        if device_of(device).records_graphs:
             from torch._dynamo.decorators import mark_static_address
 
             for held in (*self.keys, *self.values, self.position):
@@ -65,8 +66,4 @@ def one_more(model: GPT, token: Tensor, cache: StaticKVCache) -> Tensor:
 @once
 def compiled_decode(device_type: str) -> Callable[..., Tensor]:
     """In place of `steps.decode`, on a StaticKVCache. The first call of each shape compiles, for tens of seconds."""
-    if device_type == "cuda":
-        compiled = torch.compile(one_more, mode="reduce-overhead")
-    else:  # drawn into the product that reads it, an activation would be computed anew for every row of the weight
-        compiled = torch.compile(one_more, options={"realize_opcount_threshold": 0})
-    return torch.inference_mode()(compiled)
+    return torch.inference_mode()(torch.compile(one_more, **device_of(device_type).compile_options))

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from isoforward.base import units
+from isoforward.base.device import device_of
 from isoforward.base.errors import BadInput
-from isoforward.base.hardware import memory_available_bytes
 from isoforward.model.footprint import kv_bytes
 from isoforward.model.gpt import GPT, KVCache
 from isoforward.model.steps import decode, decode_uncached, prefill
@@ -124,7 +124,7 @@ def room_for(model: GPT, *, batch: int, capacity: int, padding: Tensor | None = 
     """An empty cache, or BadInput where it would take more memory than there is."""
     device = model.embedding.weight.device
     needed = model.dtype.itemsize * kv_bytes(model.config, batch=batch, length=capacity, dtype="int8")
-    free = memory_available_bytes(device)
+    free = device_of(device).free_bytes()
     if free is not None and needed > free:
         raise BadInput(
             f"the KV cache of {batch} x {capacity} positions takes {units.size(needed)} and {units.size(free)} "

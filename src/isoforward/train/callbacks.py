@@ -17,8 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from isoforward.base.config import TrainConfig
-from isoforward.base.datasheets import known_here
-from isoforward.base.memory_readers import CudaMemory, Memory, ProcessMemory
+from isoforward.base.device import device_of
 from isoforward.base.results import PHASES
 from isoforward.model import cost
 from isoforward.train.lightning_module import LitGPT
@@ -104,9 +103,9 @@ class Track(Callback):  # type: ignore[misc]
         self.flops_per_step = (cost.forward_flops(model, **shape) + cost.backward_flops(model, **shape)).total
 
     def on_fit_start(self, trainer: Trainer, module: LitGPT) -> None:
-        on_gpu = module.device.type == "cuda"
-        self.memory: Memory = CudaMemory() if on_gpu else ProcessMemory()
-        known = known_here(torch.cuda.get_device_name(module.device) if on_gpu else None)
+        device = device_of(module.device)
+        self.memory = device.memory
+        known = device.peaks()
         peak = known.peak_flops_per_s.get(module.model.precision) if known else None
         self.peak_flops_per_s = None if peak is None else peak * trainer.world_size
 

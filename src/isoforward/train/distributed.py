@@ -24,6 +24,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
 from isoforward.base.config import TrainConfig
+from isoforward.base.device import best_device
 from isoforward.base.errors import BadInput
 from isoforward.base.subprocesses import Child, Failed
 from isoforward.model.gpt import GPT
@@ -38,8 +39,10 @@ def refuse_what_cannot_be_shared(config: TrainConfig) -> None:
     plan = config.trainer
     if plan.devices == 1 and rank() == 0 and plan.strategy == "auto":
         return
-    if plan.accelerator != "cpu" and torch.cuda.is_available() and plan.devices > torch.cuda.device_count():
-        raise BadInput(f"trainer.devices={plan.devices}: {torch.cuda.device_count()} CUDA devices are here")
+    device = best_device(plan.accelerator)
+    there = device.count()
+    if there is not None and plan.devices > there:
+        raise BadInput(f"trainer.devices={plan.devices}: {there} {device.kind} devices are here")
     if plan.strategy != "fsdp":
         return
     if config.optim.name == "muon":

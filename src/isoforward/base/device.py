@@ -1,0 +1,227 @@
+"""Where tensors lie, and all that training, serving, measuring and planning ask of it: a class for each kind of device.
+
+A further kind is one more subclass of Device. It is found by the name that torch gives to it; nothing else names it.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from functools import cache, cached_property
+from typing import Any, ClassVar
+
+import torch
+
+from isoforward.base import hardware
+from isoforward.base.datasheets import Hardware, calibrated_here, recognise
+from isoforward.base.errors import BadInput
+from isoforward.base.memory_readers import CudaMemory, Memory, ProcessMemory
+from isoforward.base.results import Condition
+
+Mark = Any
+KINDS: dict[str, type[Device]] = {}  # by torch's name, the preferred one last
+
+
+class Device(ABC):
+    """One device, or the processors together. Marks are taken, never resolved, while the measured code runs."""
+
+    kind: ClassVar[str]  # as torch names it
+    reference_side: ClassVar[int] = 4096  # of the reference kernel's matrices
+    allocation_bytes: ClassVar[int] = 1  # what memory is handed out in multiples of
+    records_graphs: ClassVar[bool] = False  # a compiled step is replayed at fixed addresses
+    compile_options: ClassVar[Mapping[str, Any]] = {}  # of torch.compile, for a step that decodes one token
+    memory: ClassVar[Memory]  # what this process holds there
+
+    def __init_subclass__(cls) -> None:
+        KINDS[cls.kind] = cls
+
+    def __init__(self, where: torch.device) -> None:
+        self.where = where
+
+    @classmethod
+    @abstractmethod
+    def available(cls) -> bool: ...
+
+    # The clock
+
+    @abstractmethod
+    def mark(self) -> Mark:
+        """This moment, in the order of the work that the device was given."""
+
+    @abstractmethod
+    def seconds(self, start: Mark, end: Mark) -> float:
+        """Between two marks, once `settle` has returned."""
+
+    @abstractmethod
+    def settle(self) -> None:
+        """Waits until the device has done all that it was given."""
+
+    # What it is
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """As its driver or the system calls it."""
+
+    @abstractmethod
+    def peaks(self) -> Hardware | None:
+        """What it can do at most, by its data sheet or as it was calibrated here; None where neither is known."""
+
+    @abstractmethod
+    def multiplies_bf16(self) -> bool:
+        """It has instructions for that."""
+
+    def count(self) -> int | None:
+        """How many of this kind are here; None where processes share one."""
+        return None
+
+    def identity(self) -> dict[str, Condition]:
+        """What must be the same for two measurements to be compared."""
+        return {"gpu": None, "cuda": None}
+
+    def gpus_with_energy_counters(self) -> list[int]:
+        """As NVML numbers them among those that are visible."""
+        return []
+
+    # Its memory
+
+    @abstractmethod
+    def total_bytes(self) -> int | None:
+        """That this process can ever have; None where the system does not say."""
+
+    @abstractmethod
+    def free_bytes(self) -> int | None:
+        """That something new can take; None where the system does not say."""
+
+    # What it is quick at
+
+    def reference_kernel(self, dtype: torch.dtype = torch.float32) -> Callable[[], float]:
+        """Seconds of one matrix product, the shortest of five. Draws no random number."""
+        side = self.reference_side
+        matrix = torch.ones(side, side, device=self.where, dtype=dtype)
+
+        def once() -> float:
+            start = time.perf_counter()
+            torch.mm(matrix, matrix)
+            self.settle()
+            return time.perf_counter() - start
+
+        once()  # the libraries' set-up
+        return lambda: min(once() for _ in range(5))
+
+    @cached_property
+    def quicker_precision(self) -> tuple[str, str]:
+        """fp32 or bf16, and why: bf16 where there are instructions for it and they prove the faster ones."""
+        if not self.multiplies_bf16():
+            return "fp32", f"{self.kind} has no bf16 instructions here"
+        fp32_s, bf16_s = self.reference_kernel()(), self.reference_kernel(torch.bfloat16)()
+        shown = f"bf16 matrix products take {bf16_s / fp32_s:.2f} x the time of fp32 here"
+        return ("bf16" if bf16_s < 0.9 * fp32_s else "fp32"), shown
+
+
+class CpuDevice(Device):
+    kind = "cpu"
+    reference_side = 512
+    # Fused into the product that reads it, an activation would be computed again for every row of the weight.
+    compile_options: ClassVar[Mapping[str, Any]] = {"options": {"realize_opcount_threshold": 0}}
+    memory = ProcessMemory()
+
+    @classmethod
+    def available(cls) -> bool:
+        return True
+
+    def mark(self) -> int:
+        return time.perf_counter_ns()
+
+    def seconds(self, start: int, end: int) -> float:
+        return (end - start) * 1e-9
+
+    def settle(self) -> None:
+        """Every operator has returned its result."""
+
+    @property
+    def name(self) -> str:
+        return hardware.cpu_model()
+
+    def peaks(self) -> Hardware | None:
+        return calibrated_here()
+
+    def multiplies_bf16(self) -> bool:
+        return not {"amx_bf16", "avx512_bf16", "bf16"}.isdisjoint(hardware.cpu_flags())
+
+    def total_bytes(self) -> int | None:
+        return hardware.memory_bytes()
+
+    def free_bytes(self) -> int | None:
+        return hardware.memory_available_bytes()
+
+
+class CudaDevice(Device):
+    """Marks are events on the current stream: no synchronisation between phases, so that overlap stays what it is."""
+
+    kind = "cuda"
+    allocation_bytes = 512
+    records_graphs = True
+    compile_options: ClassVar[Mapping[str, Any]] = {"mode": "reduce-overhead"}
+    memory = CudaMemory()
+
+    @classmethod
+    def available(cls) -> bool:
+        return torch.cuda.is_available()
+
+    def mark(self) -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
+
+    def seconds(self, start: torch.cuda.Event, end: torch.cuda.Event) -> float:
+        return float(start.elapsed_time(end)) * 1e-3
+
+    def settle(self) -> None:
+        torch.cuda.synchronize(self.where)
+
+    @property
+    def name(self) -> str:
+        return torch.cuda.get_device_name(self.where)
+
+    def peaks(self) -> Hardware | None:
+        return recognise(self.name)
+
+    def multiplies_bf16(self) -> bool:
+        return torch.version.hip is not None or torch.cuda.get_device_capability(self.where) >= (8, 0)
+
+    def count(self) -> int:
+        return torch.cuda.device_count()
+
+    def identity(self) -> dict[str, Condition]:
+        return {"gpu": self.name, "cuda": torch.version.cuda or torch.version.hip}
+
+    def gpus_with_energy_counters(self) -> list[int]:
+        return [self.where.index or 0]
+
+    def total_bytes(self) -> int:
+        return torch.cuda.mem_get_info(self.where)[1]
+
+    def free_bytes(self) -> int:
+        return torch.cuda.mem_get_info(self.where)[0]
+
+
+def device_of(where: torch.device | str) -> Device:
+    """The one object for where tensors lie."""
+    return _device(torch.device(where))
+
+
+@cache
+def _device(where: torch.device) -> Device:
+    if where.type not in KINDS:
+        raise BadInput(f"device {where} is not one that this measures on: choose one of {', '.join(KINDS)}")
+    return KINDS[where.type](where)
+
+
+def best_device(accelerator: str = "auto") -> Device:
+    """For `auto` the preferred one that is here, for `cpu` the processor, for `gpu` anything else."""
+    here = [kind for kind, known in KINDS.items() if known.available() and (kind == "cpu") <= (accelerator != "gpu")]
+    if not here:
+        raise BadInput("trainer.accelerator=gpu: no CUDA device is here; write trainer.accelerator=cpu or auto")
+    return device_of("cpu" if accelerator == "cpu" else here[-1])

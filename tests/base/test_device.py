@@ -1,0 +1,132 @@
+"""A third kind of device is one class; the two that there are say what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from isoforward.base import device as module
+from isoforward.base.config import TrainConfig, TrainerConfig
+from isoforward.base.datasheets import TABLE, Hardware
+from isoforward.base.device import KINDS, CpuDevice, CudaDevice, Device, best_device, device_of
+from isoforward.base.errors import BadInput
+from isoforward.base.memory_readers import Unmeasured
+from isoforward.base.results import Condition
+from isoforward.base.stopwatch import Stopwatch, clock_for, spent
+from isoforward.measure.memory_ledger import inference_ledger
+from isoforward.model.gpt import GPT
+from isoforward.train.distributed import refuse_what_cannot_be_shared
+from tests.conftest import tiny
+
+
+@pytest.fixture
+def third(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Device]]:
+    """A whole kind of device: tensors without data, on a clock of its own."""
+    monkeypatch.setattr(module, "KINDS", dict(KINDS))
+    module._device.cache_clear()
+
+    class Meta(Device):
+        kind = "meta"
+        allocation_bytes = 2**20
+        memory = Unmeasured()
+
+        @classmethod
+        def available(cls) -> bool:
+            return True
+
+        now = 0
+
+        def mark(self) -> int:
+            Meta.now += 1
+            return Meta.now
+
+        def seconds(self, start: int, end: int) -> float:
+            return 1.0 * (end - start)
+
+        def settle(self) -> None: ...
+
+        @property
+        def name(self) -> str:
+            return "Planted Accelerator"
+
+        def peaks(self) -> Hardware:
+            return TABLE["h100"]
+
+        def multiplies_bf16(self) -> bool:
+            return False
+
+        def count(self) -> int:
+            return 3
+
+        def identity(self) -> dict[str, Condition]:
+            return {"gpu": self.name, "cuda": None}
+
+        def total_bytes(self) -> int:
+            return 2**30
+
+        def free_bytes(self) -> int:
+            return 2**29
+
+    yield Meta
+    module._device.cache_clear()
+
+
+def test_a_third_device_is_one_class(third: type[Device]) -> None:
+    device = device_of("meta")
+    assert type(device) is third and device is device_of(torch.device("meta"))
+    assert best_device() is best_device("gpu") is device
+    assert type(best_device("cpu")) is CpuDevice
+    assert device.quicker_precision == ("fp32", "meta has no bf16 instructions here")
+
+
+def test_phases_are_timed_on_the_third_devices_own_clock(third: type[Device]) -> None:
+    clock = clock_for(torch.device("meta"))
+    stopwatch = Stopwatch(clock)
+    with stopwatch.step(), stopwatch("forward"):
+        clock.mark()
+    assert stopwatch.laps() == [{"forward": 2.0, "residual": 2.0, "step": 4.0}]
+    assert spent(clock, lambda: None) == 1.0
+
+
+def test_its_memory_is_handed_out_in_its_own_pieces(third: type[Device]) -> None:
+    with torch.device("meta"):
+        model, tokens = GPT(tiny()).requires_grad_(False), torch.zeros(2, 8, dtype=torch.long)
+    ledger = inference_ledger(model, tokens, None, new_tokens=0)
+    assert ledger.peak_bytes > 0
+    assert all(size % 2**20 == 0 for size in ledger.categories.values())
+
+
+def test_no_more_of_them_are_used_than_there_are(third: type[Device]) -> None:
+    with pytest.raises(BadInput, match=r"trainer\.devices=4: 3 meta devices are here"):
+        refuse_what_cannot_be_shared(TrainConfig(trainer=TrainerConfig(devices=4)))
+
+
+def test_a_kind_that_nobody_wrote_is_refused_by_name() -> None:
+    with pytest.raises(BadInput, match="device mps is not one that this measures on: choose one of cpu, cuda"):
+        device_of("mps")
+
+
+def test_the_processor_has_memory_and_shares_it_with_any_number_of_processes() -> None:
+    cpu = device_of("cpu")
+    free, total = cpu.free_bytes(), cpu.total_bytes()
+    assert free is not None and total is not None
+    assert 0 < free <= total
+    assert cpu.count() is None
+    assert spent(cpu, lambda: None) >= 0
+
+
+@pytest.mark.gpu
+def test_a_gpu_says_what_it_is() -> None:
+    gpu = best_device("gpu")
+    assert type(gpu) is CudaDevice
+    assert gpu.identity()["gpu"] == gpu.name == torch.cuda.get_device_name()
+    assert 0 < gpu.free_bytes() < gpu.total_bytes()
+    assert gpu.count() == torch.cuda.device_count()
+    gpu.memory.reset()
+    held = torch.ones(2**20, device=gpu.where)
+    assert gpu.memory.peak() >= gpu.memory.now() >= held.nbytes
+    assert spent(gpu, lambda: held @ held) > 0
+    assert gpu.reference_kernel()() > 0
+    assert gpu.quicker_precision[0] in ("fp32", "bf16")
