@@ -34,7 +34,7 @@ from isoforward.serve import inference
 from isoforward.train import stopping
 from tests.conftest import tiny
 from tests.formats.test_checkpoint_file import sealed
-from tests.formats.test_export import gguf_file
+from tests.formats.test_gguf_format import gguf_file
 
 MEMORY = 2 * 2**30  # bytes beyond what the tests hold
 PROCESSOR_S = 20.0

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from isoforward.base.config import ModelConfig, TrainConfig, TrainerConfig, unpack
+from isoforward.base.config import ModelConfig, TrainConfig, TrainerConfig
 from isoforward.base.errors import BadInput
 
 
@@ -18,11 +18,6 @@ def test_what_is_left_out_follows_the_family() -> None:
 def test_a_vocabulary_that_nobody_set_is_asked_for() -> None:
     with pytest.raises(BadInput, match=r"write model\.vocab=N"):
         _ = ModelConfig().vocabulary
-
-
-def test_a_config_survives_being_packed() -> None:
-    config = TrainConfig(model=ModelConfig(layers=3), trainer=TrainerConfig(max_steps=5), seed=7)
-    assert unpack(TrainConfig, dataclasses.asdict(config)) == config
 
 
 def test_a_batch_that_processes_cannot_share_names_the_nearest_that_they_can() -> None:

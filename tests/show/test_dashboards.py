@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from isoforward.show.panels import CHARTS, summary
-from tests.show.test_wandb_tracker import PLANTED
+from tests.show.planted import PLANTED
 
 dashboards = pytest.importorskip("isoforward.show.dashboards")
 pytest.importorskip("wandb_workspaces")
