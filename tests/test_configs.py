@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from isoforward.app.command_line import GROUPS, conf_directory, explain, quoted, register, run, typed, unknown_key
+from isoforward.app.command_line import GROUPS, conf_directory, explain, register, run, typed, unknown_key
 from isoforward.app.scripts import CHAPTERS, read_script, scripts
 from isoforward.base.config import ExperimentConfig, GenerateConfig, ModelConfig, TrainConfig
 from isoforward.base.errors import BadInput
@@ -193,30 +193,8 @@ def test_and_so_says_the_command(override, base, tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("argument", "becomes"),
-    [
-        ("prompt=ROMEO:", 'prompt="ROMEO:"'),
-        ("prompt=O, Romeo = {here}", 'prompt="O, Romeo = {here}"'),
-        ('prompt=say "hi"', 'prompt="say \\"hi\\""'),
-        ("prompt=null", "prompt=null"),
-        ("prompt='as it is'", "prompt='as it is'"),
-        ("seed=1", "seed=1"),
-    ],
-)
-def test_free_text_is_not_taken_for_grammar(argument, becomes):
-    assert quoted(argument) == becomes
-
-
 def generate(main: Callable[[GenerateConfig], None], *overrides: str) -> int:
     return run(main, GenerateConfig, list(overrides), script=scripts()["generate"])
-
-
-@pytest.mark.parametrize("text", ["a\\", 'a\\"b', "tail\\\\", "O, for a muse of fire: {x} [y] = $z", "it's", "${seed}"])
-def test_a_prompt_arrives_as_it_was_typed(text):
-    seen = []
-    assert generate(lambda config: seen.append(config.prompt), f"prompt={text}") == 0
-    assert seen == [text]
 
 
 @pytest.mark.parametrize("path", scripts().values(), ids=scripts().keys())

@@ -14,6 +14,7 @@ from contextlib import redirect_stdout
 from difflib import get_close_matches
 
 from isoforward.app.scripts import SCRIPTS, questions, read_script, scripts
+from isoforward.base.terminal import print_what_can_be_encoded
 
 MODULES = {  # as `python -m` runs them
     "lesson": ("isoforward.lesson.page", [], "Makes the lesson of a run: both lives of its model, in one page."),
@@ -52,6 +53,7 @@ def as_typed_here(text: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    print_what_can_be_encoded()
     command, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if command in ("--help", "-h"):
         print(usage())

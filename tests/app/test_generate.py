@@ -1,5 +1,11 @@
-"""What goes to stdout, what to stderr, and what the figures are made of."""
+"""What `python generate.py` prints: text or JSON lines to stdout, everything else to stderr; and its figures."""
 
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +18,9 @@ from isoforward.data.tokenizer import Tokenizer
 from isoforward.formats.export import export, freeze
 from isoforward.model.gpt import GPT
 from isoforward.serve.decoding import Pass
+from tests.says import says
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +92,109 @@ def test_a_pass_that_gave_several_tokens_is_one_forward() -> None:
 def test_what_is_missing_is_said() -> None:
     assert figures([], cache=True, compiled=False) == "no token was asked for"
     assert figures([passed(0.5)], cache=False, compiled=False).endswith("without KV cache")
+
+
+@pytest.fixture(scope="module")
+def sea(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return says(tmp_path_factory.mktemp("sea"), "▁sea", [2, 3])
+
+
+def printed(capsys: pytest.CaptureFixture[str], **keys: object) -> tuple[str, str]:
+    generate(GenerateConfig(temperature=0, **keys))  # type: ignore[arg-type]
+    shown = capsys.readouterr()
+    return shown.out, shown.err
+
+
+def asked(tmp_path: Path, *prompts: str) -> str:
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts))
+    return str(tmp_path / "prompts.txt")
+
+
+def test_a_batch_is_spaced_as_one_prompt_is_and_its_full_rows_are_named(
+    sea: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = " ".join(["king"] * 50)
+    file = asked(tmp_path, "the king", long)
+    out, err = printed(capsys, checkpoint=str(sea), prompts_file=file, max_new_tokens=30)
+    first, second = out.split("\n\n")[:2]
+    assert first == "the king" + " sea" * 30
+    room = second.count(" sea")
+    assert second == long + " sea" * room and room < 30
+    assert f"prompt 2: the context of 64 tokens is full after {room} new ones" in err
+    assert "prompt 1:" not in err
+
+
+def test_log_probabilities_are_a_json_line_a_token(
+    sea: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, _ = printed(capsys, checkpoint=str(sea), prompt="the king", max_new_tokens=3, logprobs=True)
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [list(line) for line in lines] == [["token", "text", "logprob"]] * 3
+    assert "".join(line["text"] for line in lines) == " sea sea sea"
+    assert all(-1e-6 < line["logprob"] <= 0 for line in lines)
+    file = asked(tmp_path, "the king", "sea")
+    out, _ = printed(capsys, checkpoint=str(sea), prompts_file=file, max_new_tokens=2, logprobs=True)
+    assert [json.loads(line)["prompt"] for line in out.splitlines()] == [1, 1, 2, 2]
+
+
+def test_a_chat_shows_the_answer_alone_and_a_model_without_a_template_refuses(
+    sea: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, _ = printed(capsys, checkpoint=str(sea), prompt="the king", max_new_tokens=2, chat=True)
+    assert out == " sea sea\n"
+    plain = says(tmp_path / "plain", "▁sea", 2)
+    (plain / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(BadInput, match="no chat_template; leave out chat=true"):
+        printed(capsys, checkpoint=str(plain), prompt="the king", chat=True)
+
+
+def test_a_special_token_that_a_prompt_spells_is_text_and_that_is_said(
+    sea: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, err = printed(capsys, checkpoint=str(sea), prompt="the<|eot|>", max_new_tokens=1)
+    assert "<|eot|> in the prompt is read as text; parse_special=true" in err
+    _, err = printed(capsys, checkpoint=str(sea), prompt="the<|eot|>", max_new_tokens=1, parse_special=True)
+    assert "read as text" not in err and "for 3 prompt tokens" in err
+    _, err = printed(capsys, checkpoint=str(sea), prompt="the", max_new_tokens=1, add_special_tokens=False)
+    assert "for 1 prompt tokens" in err
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"chat": True}, "needs a message"),
+        ({"chat": True, "prompt": "a", "parse_special": True}, "from the template"),
+        ({"chat": True, "prompt": "a", "add_special_tokens": False}, "from the template"),
+        ({"logprobs": True, "explain": "true"}, "one of them"),
+    ],
+)
+def test_keys_that_would_do_nothing_together_are_refused(keys: dict[str, object], told: str) -> None:
+    with pytest.raises(BadInput, match=told):
+        GenerateConfig(**keys)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "cp1252", "utf-8"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["generate.py", "prompt=the µ ± 日本", "max_new_tokens=2"],
+        ["generate.py", "prompt=the 日本", "max_new_tokens=2", "explain=true"],
+        ["generate.py", "--help"],
+        ["-m", "isoforward", "--help"],
+        ["-m", "isoforward", "report", "runs/日本"],
+        ["train.py", "model=日本"],
+    ],
+    ids=lambda command: " ".join(command[:3]),
+)
+def test_what_a_terminal_cannot_show_is_replaced_on_every_command(
+    sea: Path, tmp_path: Path, command: list[str], encoding: str
+) -> None:
+    script = [str(ROOT / part) if part.endswith(".py") else part for part in command]
+    checkpoint = [f"checkpoint={sea}"] if command[0] == "generate.py" and "--help" not in command else []
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, *script, *checkpoint], cwd=tmp_path, env=environment, capture_output=True)
+    assert b"Traceback" not in done.stderr and b"UnicodeEncodeError" not in done.stderr
+    assert done.returncode == (2 if "日本" in " ".join(command) and command[0] != "generate.py" else 0)
+    if "max_new_tokens=2" in command:
+        assert done.stdout.decode(encoding).rstrip().endswith("sea sea")
+        assert ("日本" in done.stdout.decode(encoding)) == (encoding == "utf-8")

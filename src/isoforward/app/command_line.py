@@ -25,25 +25,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from isoforward.app import sweeps
+from isoforward.app.overrides import as_text
 from isoforward.app.scripts import PACKAGE, read_script
 from isoforward.base import config as schemas
 from isoforward.base.errors import BadInput, Refusal, StorageFailed
 from isoforward.base.locks import InUse, locked
 from isoforward.base.storage import DONE, remove, sha256_of, write_atomically
+from isoforward.base.terminal import print_what_can_be_encoded
 
 Config = TypeVar("Config")
-FREE_TEXT = ("prompt", "stop", "sample_prompt")
-PATHS = (
-    "checkpoint",
-    "draft",
-    "prompts_file",
-    "run_dir",
-    "hardware",
-    "data.path",
-    "data.tokenizer",
-    "model.path",
-    "trainer.resume",
-)
 GROUPS = {
     "model": schemas.ModelConfig,
     "data": schemas.DataConfig,
@@ -183,22 +173,6 @@ def explain(error: Exception, schema: type) -> BadInput:
     return BadInput(first)
 
 
-def quoted(argument: str) -> str:
-    """A prompt is text and a path is a path, not Hydra grammar: `prompt=O, Romeo` means what it says."""
-    key, equals, value = argument.partition("=")
-    if (
-        not equals
-        or key not in FREE_TEXT + PATHS
-        or (key in PATHS and "${" in value)
-        or value == "null"
-        or (len(value) > 1 and value[0] == value[-1] in "'\"")
-    ):
-        return argument
-    escaped = re.sub(r"(\\*)(\"|$)", lambda m: m[1] * 2 + ('\\"' if m[2] else ""), value)
-    escaped = escaped.replace("${", "\\${")  # nor is it an interpolation
-    return f'{key}="{escaped}"'
-
-
 @contextmanager
 def claim(config: Any, *, resuming: bool = False) -> Iterator[Path]:
     """The run's directory, this process' alone while it runs, with the resolved config in it; marked once all is done.
@@ -239,18 +213,20 @@ def run(main: Callable[[Any], None], schema: type, argv: list[str] | None = None
 
     The command is named, and explained, by the file that `main` is of, unless `script` is given.
     """
+    print_what_can_be_encoded()
     script = Path(inspect.getfile(main)) if script is None else script
     as_typed = list(sys.argv[1:] if argv is None else argv)
     arguments = as_typed
     overrides = [argument for argument in arguments if argument not in ("-m", "--multirun")]
     program, sweep = sys.argv[0], None
     if len(overrides) < len(arguments):
-        arguments = ["--multirun", *overrides]  # wherever it was typed: argparse wants it before or after all keys
+        for_hydra = [as_text(override, schema, sweep=True) for override in overrides]
+        arguments = ["--multirun", *for_hydra]  # wherever it was typed: argparse wants it before or after all keys
         if not any(override.startswith("hydra.sweep.dir=") for override in overrides):
             sweep = sweeps.directory_for(script.stem, overrides)
             arguments.append(f"hydra.sweep.dir={sweep}")
     else:
-        arguments = [quoted(argument) for argument in arguments]
+        arguments = [as_text(argument, schema) for argument in arguments]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us; Hydra would print its own and exit with 1
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     config_name = register(script, schema)

@@ -134,7 +134,7 @@ def scored(row: Continuation, prompt: int | None) -> str:
     """
     which = {} if prompt is None else {"prompt": prompt}
     return "".join(
-        json.dumps({**which, "token": token, "text": text, "logprob": logprob}, ensure_ascii=False) + "\n"
+        json.dumps({**which, "token": token, "text": text, "logprob": logprob}) + "\n"
         for token, text, logprob in zip(row.tokens, row.pieces, row.logprobs, strict=True)
     )
 

@@ -26,7 +26,7 @@ def directory_for(name: str, overrides: Sequence[str], runs: Path = Path("runs")
     """That of the newest sweep of the same command that did not finish and is not running, else a new one."""
     for command in sorted(runs.glob(f"*_{name}_sweep/{COMMAND}"), key=lambda path: path.stat().st_mtime, reverse=True):
         sweep = command.parent
-        same = command.read_text() == "\n".join(overrides)
+        same = command.read_text(encoding="utf-8") == "\n".join(overrides)
         if same and not (sweep / DONE).exists() and not any(is_locked(lock) for lock in sweep.glob("*/.lock")):
             return sweep
     return runs / time.strftime(f"%Y-%m-%d_%H-%M-%S_{name}_sweep")

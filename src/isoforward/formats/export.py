@@ -29,6 +29,7 @@ from isoforward import __version__
 from isoforward.base.config import ModelConfig
 from isoforward.base.errors import BadInput, Integrity, Refusal, StorageFailed
 from isoforward.base.storage import sha256_of, sync_directory
+from isoforward.base.terminal import print_what_can_be_encoded
 from isoforward.data.tokenizer import GENERATION, Tokenizer, end_ids
 from isoforward.formats.gguf_format import read_gguf, read_tokenizer
 from isoforward.formats.model_card import about_weights, write_card
@@ -309,6 +310,7 @@ def read_manifest(directory: Path, verify: bool = False) -> dict[str, Any] | Non
 
 
 def main(arguments: list[str] | None = None) -> int:
+    print_what_can_be_encoded()
     parser = argparse.ArgumentParser(prog="python -m isoforward", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     importing = commands.add_parser("import", help="turn a Transformers directory or a GGUF file into an export")

@@ -22,6 +22,7 @@ from isoforward.base import units
 from isoforward.base.errors import BadInput, Refusal
 from isoforward.base.results import Condition, Environment, Results, read
 from isoforward.base.storage import write_atomically
+from isoforward.base.terminal import print_what_can_be_encoded
 from isoforward.show import charts
 from isoforward.show.charts import printable
 from isoforward.show.compare import Comparison, only
@@ -293,6 +294,7 @@ def answer(directory: Path) -> str | None:
 
 
 def main(argv: list[str] | None = None) -> int:
+    print_what_can_be_encoded()
     parser = argparse.ArgumentParser(
         prog="python -m isoforward report",
         description="Makes the report of a run, or lays several runs side by side.",
