@@ -4,8 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from isoforward.formats.export import freeze
 from isoforward.model import linear_kernels as subject
-from isoforward.model.linear_kernels import A_ROW, FEW, LARGE, few_rows
+from isoforward.model.gpt import GPT
+from isoforward.model.linear_kernels import A_ROW, FEW, LARGE, few_rows, padded
+from tests.conftest import tiny
 
 LAYERS = {"small": (24, 40), "large": (LARGE // 512, 512)}
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -74,3 +77,27 @@ def test_onednn_multiplies_where_the_weight_is_large_enough_for_its_rows(alone, 
                 few_rows(*layer(size, torch.float32, (rows, 1)))
                 few_rows(*layer(size, torch.bfloat16, (rows, 1)))
     assert asked == [(LAYERS["large"], rows) for rows in (1, enough)] * alone
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_a_padded_product_is_the_same_and_its_gradients_are(with_bias):
+    def results(product):
+        x, weight, bias = (each.requires_grad_() for each in layer("small", torch.float64, (3, 5)))
+        y = product(x, weight, bias if with_bias else None)
+        y.square().sum().backward()
+        return [y, x.grad, weight.grad, *([bias.grad] if with_bias else [])]
+
+    for found, exact in zip(results(padded), results(F.linear), strict=True):
+        torch.testing.assert_close(found, exact)
+
+
+@pytest.mark.gpu
+def test_a_head_of_odd_size_gives_the_same_logits_and_bits_in_both_lives():
+    model = GPT(tiny(vocab=50257), dtype=torch.bfloat16).to("cuda")
+    tokens = torch.randint(50257, (8, 32), device="cuda")
+    trained = model(tokens)
+    assert trained.stride(1) % 8 == 0
+    with torch.inference_mode():
+        assert torch.equal(trained, freeze(model)(tokens))
+        exact = F.linear(model.trunk(tokens).double(), model.unembedding.weight.double())
+    torch.testing.assert_close(trained.double(), exact, atol=2e-2, rtol=2e-2)

@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 
 from isoforward.base.config import ModelConfig
 from isoforward.base.errors import BadInput
-from isoforward.model.linear_kernels import FEW, few_rows
+from isoforward.model.linear_kernels import FEW, few_rows, padded
 
 
 def cast(layer: nn.Linear | nn.LayerNorm, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
@@ -40,6 +40,8 @@ class Linear(nn.Linear):
         weight, bias = cast(self, x.dtype)
         if x.is_cpu and x.numel() <= FEW * self.in_features:
             return few_rows(x, weight, bias)
+        if x.is_cuda and x.dtype == torch.bfloat16 and len(weight) % 8 and x.numel() > FEW * self.in_features:
+            return padded(x, weight, bias)
         return F.linear(x, weight, bias)
 
 

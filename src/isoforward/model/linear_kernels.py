@@ -19,6 +19,8 @@ FEW = 128  # rows up to which reading the weight is much of what a product takes
 LARGE = 2**18  # elements of a weight below which oneDNN's set-up costs more than its threads bring,
 A_ROW = 2**15  # and below which, for each row, MKL's quicker arithmetic makes up for its slower reading
 
+PAD = 64  # columns of a bf16 result: cuBLAS has its fast kernels for multiples of 8, and GPT-2 has 50,257 tokens
+
 
 def few_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """What F.linear gives, up to rounding, of x (..., in) of at most FEW rows, weight (out, in) and bias (out,)."""
@@ -30,6 +32,16 @@ def few_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight, bias)
     y = torch.mv(weight, x.view(width))
     return (y if bias is None else y + bias).view(*rows, -1)
+
+
+def padded(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """What F.linear gives of x (..., in), with weight (out, in) and bias (out,) padded by zeros to a multiple of PAD.
+
+    The result is a view of the first `out` columns.
+    """
+    missing = -len(weight) % PAD
+    y = F.linear(x, F.pad(weight, (0, 0, 0, missing)), None if bias is None else F.pad(bias, (0, missing)))
+    return y[..., : len(weight)]
 
 
 def onednn_is_quicker(x: Tensor, weight: Tensor) -> bool:
