@@ -56,6 +56,7 @@ def arrives(argument: str, schema: type) -> list[Any]:
 @given(st.lists(CHARACTERS).map("".join).filter(lambda text: text != "null"))
 @example('"Yes," she said, "no."')
 @example("\\\\${x}\\")
+@example("\\\n")
 @settings(deadline=None)
 def test_any_text_arrives_as_it_was_typed(text: str) -> None:
     assert arrives(as_text(f"prompt={text}", GenerateConfig), GenerateConfig) == [text]

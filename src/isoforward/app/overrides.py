@@ -99,4 +99,4 @@ def is_plain(value: str) -> bool:
 def quoted(text: str) -> str:
     """In Hydra's quotes, and without OmegaConf's interpolations."""
     text = re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", text)
-    return '"' + re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + ('\\"' if found[2] else ""), text) + '"'
+    return '"' + re.sub(r'(\\*)("|\Z)', lambda found: found[1] * 2 + ('\\"' if found[2] else ""), text) + '"'
