@@ -19,10 +19,8 @@ from isoforward.app.question import case_of, command_line, tell
 from isoforward.base import units
 from isoforward.base.config import ExperimentConfig, at_least
 from isoforward.base.errors import BadInput
-from isoforward.base.estimates import ratio
-from isoforward.base.results import Results
+from isoforward.base.results import Results, only
 from isoforward.measure.variants import time_variants, weigh_variants
-from isoforward.show.compare import only
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,9 +44,8 @@ def answer(results: Results) -> str:
     told = []
     for parts in rest:
         memory = only(results, category="measured peak", micro_batches=parts).value / whole.value
-        found = ratio(steps[parts].samples, steps[first].samples)
-        time = f"{units.times(found.value)} ({found.low:.2f} to {found.high:.2f})"
-        told.append(f"{parts} parts take {memory:.0%} of the memory and {time} the time")
+        time = results.judge(steps[parts], steps[first]).sentence()
+        told.append(f"{parts} parts take {memory:.0%} of the memory, and in time {time}")
     return f"Against one step of {units.size(whole.value)} in {first} part: {'; '.join(told)}."
 
 

@@ -25,11 +25,10 @@ from isoforward.app.command_line import claim, run
 from isoforward.base import units
 from isoforward.base.config import TrackingConfig
 from isoforward.base.datasheets import lookup
-from isoforward.base.results import Results, Row, Verdict, read, write
+from isoforward.base.results import Results, Row, Verdict, only, read, select, write
 from isoforward.model import cost, footprint
 from isoforward.plan import economics
 from isoforward.plan.lifetime import BARE, COSTS, EXACT, Assumptions, Plan, kinds, plan, simulated_days
-from isoforward.show.compare import only, select
 
 if TYPE_CHECKING:
     from rich.table import Table

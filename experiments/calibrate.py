@@ -18,15 +18,16 @@ import torch
 from rich.console import Console
 
 from isoforward.app.command_line import claim, run
-from isoforward.app.question import command_line, say, tell
+from isoforward.app.question import command_line, tell
 from isoforward.base import units
 from isoforward.base.config import TrackingConfig, within
 from isoforward.base.datasheets import Hardware, kept_here, save
-from isoforward.base.hardware import environment, reference_kernel
-from isoforward.base.results import Results, Row, write
-from isoforward.measure.trust import Watch, judge_trust
+from isoforward.base.hardware import environment
+from isoforward.base.results import Results, Row, only, select, write
+from isoforward.base.terminal import say
+from isoforward.measure.disturbance import between, look
+from isoforward.measure.trust import alone
 from isoforward.plan.calibration import calibrate
-from isoforward.show.compare import only, select
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,29 +44,29 @@ class Calibrate:
 def rows(hardware: Hardware) -> Iterator[Row]:
     made = hardware.calibration
 
-    def told(phase: str, quantity: str, unit: str, value: float, **conditions: object) -> Row:
+    def told(phase: str, quantity: str, value: float, **conditions: object) -> Row:
         about = {"experiment": "calibrate", "life": "training", "per": "run"}
         at = {"calibration": made["id"], "hardware": hardware.name, **conditions}
-        return Row(**about, phase=phase, quantity=quantity, unit=unit, value=value, conditions=at)
+        return Row(**about, phase=phase, quantity=quantity, value=value, conditions=at)
 
     for dtype, peak in hardware.peak_flops_per_s.items():
-        yield told("run", "peak_flops", "flop/s", peak, dtype=dtype)
-    yield told("run", "peak_bandwidth", "byte/s", hardware.bandwidth_bytes_per_s)
-    yield told("run", "bandwidth of copies", "byte/s", made["copying_bytes_per_s"])
+        yield told("run", "peak_flops", peak, dtype=dtype)
+    yield told("run", "peak_bandwidth", hardware.bandwidth_bytes_per_s)
+    yield told("run", "bandwidth of copies", made["copying_bytes_per_s"])
     for size, rate in made["reading"]:
-        yield told("run", "bandwidth of reads", "byte/s", rate, bytes_together=size)
+        yield told("run", "bandwidth of reads", rate, bytes_together=size)
     for phase, fit in made["beyond"].items():
-        yield told(phase, "time beside each operator", "s", fit["dispatch_s"])
+        yield told(phase, "time beside each operator", fit["dispatch_s"])
         if phase == "optimizer":
-            yield told(phase, "operators together", "x", fit["scale"])
+            yield told(phase, "operators together", fit["scale"])
     if made["all_reduce"]:
-        yield told("communication", "latency", "s", made["all_reduce"]["latency_s"])
-        yield told("communication", "bandwidth", "byte/s", made["all_reduce"]["bytes_per_s"])
+        yield told("communication", "latency", made["all_reduce"]["latency_s"])
+        yield told("communication", "bandwidth", made["all_reduce"]["bytes_per_s"])
     for kind, points in made["operators"].items():
         if kind.startswith(("product", "attention")):
             *size, unit_s = min(points, key=lambda point: point[-1])
             shape = " x ".join(str(n) for n in size)
-            yield told("run", "best rate", "flop/s", 1 / unit_s, operator=kind, shape=shape, measured=len(points))
+            yield told("run", "best rate", 1 / unit_s, operator=kind, shape=shape, measured=len(points))
 
 
 def answer(results: Results) -> str:
@@ -88,10 +89,12 @@ def main(config: Calibrate) -> None:
     device = torch.device("cpu")
     with claim(config) as run_dir:
         where = environment(command_line(), device)
-        with Watch(reference_kernel(device)) as watch, console.status("calibrating") as status:
+        before = look()
+        with console.status("calibrating") as status:
             hardware = calibrate(lambda what: status.update(f"calibrating: {what}"))
+        disturbance = between(before, look())
         placed = [dataclasses.replace(row, environment=where.id) for row in rows(hardware)]
-        judged = judge_trust("calibrate", placed, watch, environment=where.id)
+        judged = alone("calibrate", disturbance, environment=where.id)
         write(run_dir / "results.jsonl", [where, *placed, judged])
         paths = [Path(run_dir) / "hardware.json"]
         if config.keep:

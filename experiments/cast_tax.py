@@ -9,26 +9,24 @@ Activations are bf16 in all three. Autocast caches the weights that it cast, but
 """
 
 import sys
-from collections.abc import Callable, Iterator
 
 import torch
 
 from isoforward.app.command_line import run
 from isoforward.app.question import ask
-from isoforward.base import units
 from isoforward.base.config import ExperimentConfig
 from isoforward.base.errors import BadInput
-from isoforward.base.estimates import ratio
-from isoforward.base.results import Results, Row
-from isoforward.measure.case import Case, Laps, batch_of, master_of, record, row, spent, timed
+from isoforward.base.results import Results, only
+from isoforward.measure.benchmark import Part, Work, timed
+from isoforward.measure.case import Case, batch_of, master_of
+from isoforward.measure.passes import Bench
 from isoforward.model import steps
 from isoforward.model.gpt import GPT, KVCache
 from isoforward.model.loss import next_token_loss
-from isoforward.show.compare import only
 
 WAYS = ("cast beforehand", "cast on the fly", "autocast")
 PHASES = (("training", "forward", "step"), ("inference", "forward", "step"), ("inference", "decode", "token"))
-DECODED = 16
+ROOM = 1  # positions beyond the prompt
 
 
 def model_for(case: Case, way: str) -> GPT:
@@ -40,12 +38,13 @@ def model_for(case: Case, way: str) -> GPT:
     return model
 
 
-def candidate(case: Case, way: str) -> Callable[[], dict[str, float]]:
+def works_of(case: Case, way: str) -> list[Work]:
+    """Training's forward, the frozen forward and a decode step."""
     model = model_for(case, way)
     tokens, targets = batch_of(case)
     casting = torch.autocast(case.device, dtype=torch.bfloat16, enabled=way == "autocast")
     # attention gives autocast's keys and values in bf16, whatever the model's dtype
-    cache = KVCache(case.model, batch=1, capacity=case.prompt + 1, dtype=torch.bfloat16, device=case.device)
+    cache = KVCache(case.model, batch=1, capacity=case.prompt + ROOM, dtype=torch.bfloat16, device=case.device)
     cache.fill(0)
 
     def train() -> None:
@@ -59,36 +58,26 @@ def candidate(case: Case, way: str) -> Callable[[], dict[str, float]]:
 
     def decode() -> None:
         with casting:
-            for _ in range(DECODED):
-                cache.length = case.prompt
-                steps.decode(model, tokens[:1, :1], cache)
+            cache.rewind(case.prompt)
+            steps.decode(model, tokens[:1, :1], cache)
 
-    return lambda: {
-        "training forward": spent(case, train),
-        "inference forward": spent(case, serve),
-        "inference decode": spent(case, decode) / DECODED,
-    }
+    def part(life: str, phase: str, per: str) -> Part:
+        return Part(life=life, phase=phase, per=per, conditions=case.training(weights=way))
+
+    return [timed(case.clock, part(*about), run) for about, run in zip(PHASES, (train, serve, decode), strict=True)]
 
 
-def measure(packed: dict) -> str:
-    case = Case.unpack(packed["case"])
-
-    def tell(laps: Laps, cold: Laps) -> Iterator[Row]:
-        for way in WAYS:
-            for life, phase, per in PHASES:
-                samples = [lap[f"{life} {phase}"] for lap in laps[way]]
-                executions = DECODED if phase == "decode" else 1
-                conditions = case.training(weights=way, executions=executions)
-                yield row(case, life=life, phase=phase, per=per, **timed(samples), conditions=conditions)
-
-    return record(packed, {way: candidate(case, way) for way in WAYS}, tell)
+def bench(case: Case) -> Bench:
+    base, *taxed = (works_of(case, way) for way in WAYS)
+    pairs = [(*one.parts, *other.parts) for works in taxed for one, other in zip(works, base, strict=True)]
+    return Bench(works=[*base, *(work for works in taxed for work in works)], pairs=pairs)
 
 
 def answer(results: Results) -> str:
     told = []
     for life, phase, _ in PHASES:
         base, *taxed = (only(results, life=life, phase=phase, weights=way) for way in WAYS)
-        flying, autocast = (units.times(ratio(one.samples, base.samples).value) for one in taxed)
+        flying, autocast = (results.judge(one, base).sentence() for one in taxed)
         told.append(f"{life} {phase}: on the fly {flying}, autocast {autocast}")
     return f"Against weights cast beforehand: {'; '.join(told)}."
 
@@ -96,7 +85,7 @@ def answer(results: Results) -> str:
 def main(config: ExperimentConfig) -> None:
     if config.precision != "bf16":
         raise BadInput(f"precision={config.precision}: only precision=bf16 has casts to ask about")
-    ask(config, "cast_tax", "cast_tax:measure", answer)
+    ask(config, "cast_tax", bench, answer)
 
 
 if __name__ == "__main__":

@@ -14,12 +14,9 @@ from rich.console import Console
 
 from isoforward.app.command_line import claim, run
 from isoforward.app.question import case_of, command_line, tell
-from isoforward.base import units
 from isoforward.base.config import ExperimentConfig
-from isoforward.base.estimates import ratio
-from isoforward.base.results import Results
+from isoforward.base.results import Results, only
 from isoforward.measure.variants import time_variants, weigh_variants
-from isoforward.show.compare import only
 
 SETTINGS = ("none", "selective", "full")
 
@@ -33,8 +30,8 @@ def answer(results: Results) -> str:
         memory = [row(each, category="measured peak").value for each in (setting, "none")]
         saved = f"{setting} recomputation takes {memory[0] / memory[1]:.0%} of the memory"
         for phase in ("backward", "step"):
-            found = ratio(*(row(each, quantity="time", phase=phase).samples for each in (setting, "none")))
-            saved += f", {units.times(found.value)} the {phase} time ({found.low:.2f} to {found.high:.2f})"
+            found = results.judge(*(row(each, quantity="time", phase=phase) for each in (setting, "none")))
+            saved += f", {phase} time {found.sentence()}"
         told.append(saved)
     flops = [row(each, quantity="flops", phase="backward").value for each in ("full", "none")]
     return f"Against keeping everything, {'; '.join(told)}. In FLOPs a full backward is {flops[0] / flops[1]:.2f}x."

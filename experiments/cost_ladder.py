@@ -14,24 +14,26 @@ import sys
 from collections.abc import Callable, Iterator
 
 import torch
+from rich.console import Console
 from torch import Tensor
 
-from isoforward.app.command_line import run
-from isoforward.app.question import ask
+from isoforward.app.command_line import claim, run
+from isoforward.app.question import at_most, case_of, command_line, tell
 from isoforward.base import units
 from isoforward.base.config import ExperimentConfig
-from isoforward.base.estimates import ratio
 from isoforward.base.memory_readers import ProcessMemory
-from isoforward.base.results import Results, Row
-from isoforward.base.subprocesses import Failed, run_isolated
+from isoforward.base.results import Results, Row, only, write
+from isoforward.base.subprocesses import Failed
+from isoforward.base.terminal import say
 from isoforward.measure import flops
-from isoforward.measure.case import Case, Laps, batch_of, master_of, record, row, spent, timed
+from isoforward.measure.benchmark import Measured, Part, timed
+from isoforward.measure.case import Case, batch_of, master_of
 from isoforward.measure.memory import HONEST_MALLOC, PeakOf, tiny_like
+from isoforward.measure.passes import Bench, measure_apart, try_apart
 from isoforward.model import steps
 from isoforward.model.gpt import GPT
 from isoforward.model.loss import next_token_loss
 from isoforward.model.optim import build
-from isoforward.show.compare import only
 
 RUNGS = ("inference_mode", "no_grad", "grad, eval", "training mode", "+ loss", "+ backward", "+ optimizer")
 REACHES = {"+ loss": ("loss",), "+ backward": ("loss", "backward"), "+ optimizer": ("loss", "backward", "optimizer")}
@@ -61,41 +63,45 @@ def rungs(case: Case, model: GPT, tokens: Tensor, targets: Tensor) -> dict[str, 
     }
 
 
-def climb(packed: dict) -> str:
-    case = Case.unpack(packed["case"])
-    candidates = {
-        name: lambda name=name, work=work: {name: spent(case, work)}
-        for name, work in rungs(case, master_of(case), *batch_of(case)).items()
-    }
-    counted = flops.count_training(case.model, batch=case.batch, length=case.length, optim=case.optim)
+def bench(case: Case) -> Bench:
+    """Every rung against the first."""
+    works = [
+        timed(case.clock, part(case, rung), work)
+        for rung, work in rungs(case, master_of(case), *batch_of(case)).items()
+    ]
+    pairs = [(*work.parts, *works[0].parts) for work in works[1:]]
 
-    def tell(laps: Laps, cold: Laps) -> Iterator[Row]:
+    def rows(measured: Measured) -> Iterator[Row]:
+        counted = flops.count_training(case.model, batch=case.batch, length=case.length, optim=case.optim)
         for rung in RUNGS:
-            life = "inference" if rung in RUNGS[:2] else "training"
-            phase = "step" if rung == "+ optimizer" else REACHES.get(rung, ("forward",))[-1]
-            at = {"life": life, "phase": phase, "per": "step", "conditions": case.training(rung=rung)}
-            yield row(case, **at, **timed([time_s for lap in laps[rung] for time_s in lap.values()]))
-            flops = counted["forward"] + sum(counted.get(phase, 0) for phase in REACHES.get(rung, ()))
-            how = {"quantity": "flops", "unit": "flop", "provenance": "counted", "convention": "model"}
-            yield row(case, **at, **how, value=float(flops))
-            peak = run_isolated("cost_ladder:peak", {**packed, "rung": rung}, threads=case.threads, env=HONEST_MALLOC)
-            at |= {"quantity": "memory", "unit": "byte"}
-            if isinstance(peak, Failed):
-                yield row(case, **at, value=None, provenance="unavailable", reason=peak.reason)
-            else:
-                yield row(case, **at, value=float(peak))
+            count = counted["forward"] + sum(counted.get(phase, 0) for phase in REACHES.get(rung, ()))
+            how = {"quantity": "flops", "provenance": "counted", "convention": "model"}
+            yield case.row(**vars(part(case, rung)), **how, value=float(count))
 
-    return record(packed, candidates, tell)
+    return Bench(works=works, pairs=pairs, rows=rows)
 
 
-def peak(packed: dict) -> int:
+def part(case: Case, rung: str) -> Part:
+    life = "inference" if rung in RUNGS[:2] else "training"
+    phase = "step" if rung == "+ optimizer" else REACHES.get(rung, ("forward",))[-1]
+    return Part(life=life, phase=phase, per="step", conditions=case.training(rung=rung))
+
+
+def memory_row(case: Case, rung: str) -> Row:
+    found = try_apart(peak, case, rung, threads=case.threads, env=HONEST_MALLOC)
+    about = {**vars(part(case, rung)), "quantity": "memory"}
+    if isinstance(found, Failed):
+        return case.row(**about, value=None, provenance="unavailable", reason=found.reason)
+    return case.row(**about, value=float(found))
+
+
+def peak(case: Case, rung: str) -> int:
     """Of one rung alone, above what the process held before there was a model; warmed up, so Adam has its state."""
-    case = Case.unpack(packed["case"])
-    small = dataclasses.replace(case, model=tiny_like(case.model), export=None, batch=1, length=8)
-    rungs(small, master_of(small), *batch_of(small))[packed["rung"]]()  # loads libraries
+    small = dataclasses.replace(tiny_like(case), export=None, batch=1, length=8)
+    rungs(small, master_of(small), *batch_of(small))[rung]()  # loads libraries
     memory = ProcessMemory()
     before = memory.now()
-    work = rungs(case, master_of(case), *batch_of(case))[packed["rung"]]
+    work = rungs(case, master_of(case), *batch_of(case))[rung]
     work()
     peaks = PeakOf(memory, before)
     with peaks("rung"):
@@ -108,14 +114,21 @@ def answer(results: Results) -> str:
     graph = only(results, quantity="time", rung="training mode")
     low, high = (only(results, quantity="memory", rung=rung) for rung in (RUNGS[0], RUNGS[-1]))
     return (
-        f"From inference_mode to the whole step time grows {units.times(ratio(last.samples, first.samples).value)} and "
-        f"memory {units.times(high.value / low.value)}; keeping what backward needs makes the forward alone "
-        f"{units.times(ratio(graph.samples, first.samples).value)} as long."
+        f"From inference_mode to the whole step time grows {results.judge(last, first).sentence()}, and memory "
+        f"{units.times(high.value / low.value)}; keeping what backward needs makes the forward alone "
+        f"{results.judge(graph, first).sentence()} as long."
     )
 
 
 def main(config: ExperimentConfig) -> None:
-    ask(config, "cost_ladder", "cost_ladder:climb", answer)
+    case = case_of(config, "cost_ladder")
+    console = Console()
+    with claim(config) as run_dir:
+        say(console, f"measuring cost_ladder{at_most(config.measure)}")
+        results = run_dir / "results.jsonl"
+        where = measure_apart(case, bench, results=results, command=command_line())
+        write(results, [dataclasses.replace(memory_row(case, rung), environment=where) for rung in RUNGS])
+        tell(config, run_dir, console, answer)
 
 
 if __name__ == "__main__":

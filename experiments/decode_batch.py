@@ -10,7 +10,7 @@ A decode step at every batch size runs in turns with a plain read of the same we
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -19,17 +19,15 @@ from isoforward.app.question import ask
 from isoforward.base import units
 from isoforward.base.config import ExperimentConfig, at_least
 from isoforward.base.errors import BadInput
-from isoforward.base.estimates import ratio
-from isoforward.base.results import Results, Row
+from isoforward.base.results import Condition, Results, Row, only, select
 from isoforward.formats.export import freeze
-from isoforward.measure import flops as counting
-from isoforward.measure.case import Case, Laps, batch_of, identity_row, master_of, record, row, spent, timed
+from isoforward.measure import flops
+from isoforward.measure.benchmark import Measured, Part, Work, timed
+from isoforward.measure.case import Case, batch_of, identity_row, master_of
+from isoforward.measure.passes import Bench
 from isoforward.model import footprint, steps
 from isoforward.model.gpt import GPT
 from isoforward.serve.decoding import room_for
-from isoforward.show.compare import only, select
-
-ENOUGH_S = 0.02  # that a sample lasts at least, or about
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,68 +42,58 @@ class DecodeBatch(ExperimentConfig):
             raise BadInput(f"batches={self.batches} must be two or more that differ")
 
 
-def decoding(case: Case, frozen: GPT, batch: int) -> Callable[[], dict[str, float]]:
-    """Seconds of a step in which each of `batch` sequences, `prompt` tokens long, gains one token."""
+def decoding(case: Case, frozen: GPT, batch: int) -> Work:
+    """A step in which each of `batch` sequences, `prompt` tokens long, gains one token."""
     cache = room_for(frozen, batch=batch, capacity=case.prompt + 1)
     cache.fill(0)
     token = torch.zeros(batch, 1, dtype=torch.long, device=case.device)
 
     def step() -> None:
-        cache.length = case.prompt
+        cache.rewind(case.prompt)
         steps.decode(frozen, token, cache)
 
-    step()
-    repeats = max(1, round(ENOUGH_S / spent(case, step)))
-
-    def burst() -> None:
-        for _ in range(repeats):
-            step()
-
-    return lambda: {"s": spent(case, burst) / repeats}
+    return timed(case.clock, Part(life="inference", phase="decode", per="step", conditions=at(case, batch)), step)
 
 
-def measure(packed: dict) -> str:
-    case, batches = Case.unpack(packed["case"]), packed["batches"]
+def at(case: Case, batch: int) -> dict[str, Condition]:
+    return case.conditions(batch=batch, tokens=batch, context=case.prompt + 1, cache=True)
+
+
+def bench(case: Case, batches: Sequence[int]) -> Bench:
     master = master_of(case)
     frozen = freeze(master)
     tokens, _ = batch_of(case)
     matrices = [p for name, p in frozen.named_parameters() if p.dim() == 2 and not name.startswith("positions")]
+    bytes_read = float(sum(matrix.nbytes for matrix in matrices))
+    identity = identity_row(case, master, frozen, tokens[:1])
 
     @torch.inference_mode()
     def read() -> None:
         for matrix in matrices:
             matrix.sum()
 
-    candidates = {f"{batch}": decoding(case, frozen, batch) for batch in batches}
-    candidates["forward"] = lambda: {"s": spent(case, lambda: master(tokens))}
-    candidates["read"] = lambda: {"s": spent(case, read)}
-    identity = identity_row(case, master, frozen, tokens[:1])
+    conditions = case.conditions(kernel="plain read of the weights", bytes=bytes_read)
+    reading = timed(case.clock, Part(life="inference", phase="run", per="run", conditions=conditions), read)
+    forward = timed(case.clock, case.step("forward"), lambda: master(tokens))
+    decodes = [decoding(case, frozen, batch) for batch in batches]
+    pairs = [(*decode.parts, *forward.parts) for decode in decodes] + [(*decodes[0].parts, *reading.parts)]
 
-    def tell(laps: Laps, cold: Laps) -> Iterator[Row]:
-        samples = {name: [lap["s"] for lap in rounds] for name, rounds in laps.items()}
+    def rows(measured: Measured) -> Iterator[Row]:
         yield identity
-        at = {"life": "training", "phase": "forward", "per": "step", "conditions": case.training()}
-        yield row(case, **at, **timed(samples["forward"]))
-        bytes_read = float(sum(matrix.nbytes for matrix in matrices))
-        at = {"life": "inference", "phase": "run", "per": "run"}
-        conditions = case.conditions(kernel="plain read of the weights", bytes=bytes_read)
-        yield row(case, **at, **timed(samples["read"]), conditions=conditions)
+        about = {"life": "inference", "phase": "decode", "per": "step"}
         for batch in batches:
-            conditions = case.conditions(batch=batch, tokens=batch, context=case.prompt + 1, cache=True)
-            at = {"life": "inference", "phase": "decode", "per": "step", "conditions": conditions}
-            yield row(case, **at, **timed(samples[f"{batch}"]))
-            flops = counting.count_decode(case.model, batch=batch, cached=case.prompt)
-            about = {"quantity": "flops", "unit": "flop", "provenance": "counted", "convention": "model"}
-            yield row(case, **at, **about, value=float(flops))
-            traffic = footprint.inference_bytes(case.model, batch=batch, cached=case.prompt, dtype=case.precision)
-            about = {"quantity": "bytes", "unit": "byte", "provenance": "predicted"}
-            yield row(case, **at, **about, value=float(traffic.total))
+            count = flops.count_decode(case.model, batch=batch, cached=case.prompt)
+            how = {"quantity": "flops", "provenance": "counted", "convention": "model"}
+            yield case.row(**about, **how, value=float(count), conditions=at(case, batch))
+            moved = footprint.inference_bytes(case.model, batch=batch, cached=case.prompt, dtype=case.precision)
+            how = {"quantity": "bytes", "provenance": "predicted"}
+            yield case.row(**about, **how, value=float(moved.total), conditions=at(case, batch))
 
-    return record(packed, candidates, tell)
+    return Bench(works=[forward, reading, *decodes], pairs=pairs, rows=rows)
 
 
 def answer(results: Results) -> str:
-    forward = only(results, life="training", phase="forward")
+    forward = only(results, life="training", phase="forward", quantity="time")
     read = only(results, kernel="plain read of the weights")
     steps_of = {int(one.conditions["batch"]): one for one in select(results, phase="decode", quantity="time")}
     batches = sorted(steps_of)
@@ -115,20 +103,23 @@ def answer(results: Results) -> str:
     share = moved / plain / steps_of[first].value
     rates = {batch: batch / steps_of[batch].value for batch in batches}
     best = max(batches, key=rates.__getitem__)
-    forward_s = [s / forward.conditions["tokens"] for s in forward.samples]
-    against = {batch: ratio([s / batch for s in steps_of[batch].samples], forward_s) for batch in batches}
-    level = [batch for batch in batches if against[batch].low <= 1]
+    tokens = forward.conditions["tokens"]
+    against = {}  # of a token: a step of `batch` tokens against a forward of so many more
+    for batch in batches:
+        found = results.judge(steps_of[batch], forward).ratio
+        against[batch] = [each * tokens / batch for each in (found.value, found.low)]
+    level = [batch for batch in batches if against[batch][1] <= 1]
     return (
         f"A batch of {first} decodes {units.digits(rates[first])} tokens/s, at {share:.0%} of the bandwidth of a plain "
         f"read; throughput rises to {units.digits(rates[best])} at {best}. A token decoded alone costs "
-        f"{units.times(against[first].value)} one of training's forward, in a batch of {last} "
-        f"{units.times(against[last].value)}"
+        f"{units.times(against[first][0])} one of training's forward, in a batch of {last} "
+        f"{units.times(against[last][0])}"
         + (f"; from a batch of {level[0]} on it is no dearer." if level else "; no batch here makes them equal.")
     )
 
 
 def main(config: DecodeBatch) -> None:
-    ask(config, "decode_batch", "decode_batch:measure", answer, batches=config.batches)
+    ask(config, "decode_batch", bench, answer, config.batches)
 
 
 if __name__ == "__main__":

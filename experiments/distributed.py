@@ -11,11 +11,12 @@ half a batch while the other core is idle.
 :chapter: Training
 """
 
-import dataclasses
 import os
 import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
@@ -28,28 +29,60 @@ from isoforward.app.question import ask
 from isoforward.base import units
 from isoforward.base.config import ExperimentConfig
 from isoforward.base.errors import BadInput
-from isoforward.base.estimates import interleaved, ratio
-from isoforward.base.hardware import environment, reference_kernel
-from isoforward.base.results import Results, Row, write
-from isoforward.base.stopwatch import Stopwatch, clock_for
-from isoforward.measure.case import Case, batch_of, master_of, row, timed
-from isoforward.measure.trust import Watch, judge_trust
+from isoforward.base.results import Results, Row, only
+from isoforward.measure.benchmark import Measured, Work, phased
+from isoforward.measure.case import Case, batch_of, master_of
+from isoforward.measure.passes import Bench
+from isoforward.measure.remote import start
 from isoforward.model.cost import parameters
 from isoforward.model.gpt import GPT
-from isoforward.model.loss import next_token_loss
 from isoforward.model.optim import build
 from isoforward.model.steps import train_step
 from isoforward.plan.economics import collective_bytes
 from isoforward.plan.forecast import averaging_rows
-from isoforward.show.compare import only
-from isoforward.train.distributed import free_port, ranks, start
+from isoforward.train.distributed import free_port, ranks
 
 WORLD = 2
 WAYS = ("after the backward", "within the backward", "never", "one process")
 PHASES = ("forward", "loss", "backward", "communication", "optimizer", "step")
 
 
-def average(model: GPT) -> None:
+class Ways:
+    """The same in every process: what one awaits the other must send."""
+
+    def __init__(self, case: Case) -> None:
+        model, shared = master_of(case), DistributedDataParallel(master_of(case))
+        optimizer, its_optimizer = build(model, case.optim), build(shared.module, case.optim)
+        tokens, targets = (part[dist.get_rank() :: WORLD] for part in batch_of(case))
+        mine = replace(case, batch=case.batch // WORLD)
+
+        def work(way: str) -> Work:
+            within = way == "within the backward"
+            step = partial(
+                train_step,
+                shared if within else model,
+                its_optimizer if within else optimizer,
+                tokens,
+                targets,
+                clip=1.0,
+                synchronise=average if way == "after the backward" else None,
+            )
+            alone = way == "one process"
+            conditions = {"averaged": "never" if alone else way, "processes": 1 if alone else WORLD}
+            phases = [phase for phase in PHASES if phase != "communication" or way == "after the backward"]
+            parts = {phase: mine.step(phase, **conditions) for phase in phases}
+            whole = phased(case.clock, parts, lambda phase: step(phase=phase))
+
+            def run(n: int) -> Sequence[float]:
+                dist.barrier()
+                return whole.run(n)
+
+            return Work(parts=whole.parts, run=whole.run if alone else run)
+
+        self.works = {way: work(way) for way in WAYS}
+
+
+def average(model: nn.Module) -> None:
     """All gradients as one message, as DistributedDataParallel sends a bucket."""
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
@@ -59,105 +92,65 @@ def average(model: GPT) -> None:
         gradient.copy_(mean.view_as(gradient))
 
 
-def candidates(case: Case) -> dict[str, Callable[[], dict[str, float]]]:
-    """The same in every process, in the same order: what one awaits the other must send."""
-    model = master_of(case)
-    optimizer = build(model, case.optim)
-    shared = DistributedDataParallel(master_of(case))
-    its_optimizer = build(shared.module, case.optim)
-    tokens, targets = (part[dist.get_rank() :: WORLD] for part in batch_of(case))
-    stopwatch = Stopwatch(clock_for(torch.device("cpu")))
-
-    def step(phase: Stopwatch, forward: nn.Module, optimizer: Any, averaged: bool) -> None:
-        with phase("forward"):
-            logits = forward(tokens)
-        with phase("loss"):
-            loss = next_token_loss(logits, targets)
-        with phase("backward"):
-            loss.backward()
-        if averaged:
-            with phase("communication"):
-                average(model)
-        with phase("optimizer"):
-            nn.utils.clip_grad_norm_(forward.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-
-    def timed_step(way: str) -> dict[str, float]:
-        dist.barrier()
-        if way == "one process" and dist.get_rank() > 0:
-            return {}
-        if way == "within the backward":
-            return stopwatch.lap(lambda phase: step(phase, shared, its_optimizer, averaged=False))
-        return stopwatch.lap(lambda phase: step(phase, model, optimizer, averaged=way == "after the backward"))
-
-    return {way: lambda way=way: timed_step(way) for way in WAYS}
-
-
 def difference(case: Case, steps: int = 3) -> float:
     """The largest difference, in nats, between the losses of the processes together and of one on the whole batch."""
 
-    def losses(model: GPT, tokens: Tensor, targets: Tensor, backward: Callable[[Tensor], None]) -> list[Tensor]:
+    def losses(model: GPT, tokens: Tensor, targets: Tensor, **how: Any) -> list[Tensor]:
         optimizer = build(model, case.optim)
-        return [train_step(model, optimizer, tokens, targets, backward=backward)[0] for _ in range(steps)]
+        return [train_step(model, optimizer, tokens, targets, **how)[0] for _ in range(steps)]
 
     model, (tokens, targets) = master_of(case), batch_of(case)
-
-    def backward(loss: Tensor) -> None:
-        loss.backward()
-        average(model)
-
-    mine = torch.stack(losses(model, *(part[dist.get_rank() :: WORLD] for part in (tokens, targets)), backward))
+    parts = (part[dist.get_rank() :: WORLD] for part in (tokens, targets))
+    mine = torch.stack(losses(model, *parts, synchronise=average))
     dist.all_reduce(mine)
-    alone = torch.stack(losses(master_of(case), tokens, targets, Tensor.backward))
+    alone = torch.stack(losses(master_of(case), tokens, targets))
     return float((mine / WORLD - alone).abs().max())
 
 
-def member(packed: dict) -> tuple[float, dict[str, list[dict[str, float]]]]:
-    """What every process runs."""
+def join(case: Case, rank: int, group: dict[str, str]) -> tuple[float, Ways]:
     torch.set_num_threads(1)
-    case = Case.unpack(packed["case"])
-    dist.init_process_group("gloo", rank=int(os.environ["RANK"]), world_size=WORLD)
-    try:
-        differing, ways = difference(case), candidates(case)
-        interleaved(ways, case.measure.warmup, seed=case.seed)
-        return differing, interleaved(ways, case.measure.repeats, seed=case.seed + 1)
-    finally:
-        dist.destroy_process_group()
+    os.environ.update(group | ranks(rank))
+    dist.init_process_group("gloo", rank=rank, world_size=WORLD)
+    return difference(case), Ways(case)
 
 
-def measure(packed: dict) -> None:
-    case = Case.unpack(packed["case"])
+def follow(line: Connection, case: Case, group: dict[str, str]) -> None:
+    """The other process: it runs what it is told, as the first one does."""
+    _, ways = join(case, 1, group)
+    while True:
+        way, n = line.recv()
+        ways.works[way].run(n)
+
+
+def bench(case: Case) -> Bench:
     group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    torch.set_num_threads(1)
-    where = environment(packed["command"], torch.device("cpu"))
-    with Watch(reference_kernel("cpu")) as watch:
-        other = start({"target": "distributed:member", "payload": packed}, group | ranks(1), 1)
-        os.environ.update(group | ranks(0))
-        try:
-            differing, laps = member(packed)
-        finally:
-            other.kill()
-            other.wait()
-    rows = [dataclasses.replace(each, environment=where.id) for each in told(case, differing, laps)]
-    write(Path(packed["results"]), [where, *rows, judge_trust(case.experiment, rows, watch, environment=where.id)])
+    line = start(follow, case, group)
+    differing, ways = join(case, 0, group)
 
+    def both(way: str, work: Work) -> Work:
+        def run(n: int) -> Sequence[float]:
+            if way != "one process":
+                line.send((way, n))
+            return work.run(n)
 
-def told(case: Case, differing: float, laps: dict[str, list[dict[str, float]]]) -> Iterator[Row]:
-    mine = dataclasses.replace(case, batch=case.batch // WORLD)
-    for way in WAYS:
-        processes = 1 if way == "one process" else WORLD
-        at = mine.training(averaged="never" if processes == 1 else way, processes=processes)
-        for phase in PHASES:
-            if phase in laps[way][0]:
-                samples = timed([lap[phase] for lap in laps[way]])
-                yield row(case, life="training", phase=phase, per="step", **samples, conditions=at)
-    about = {"life": "training", "phase": "communication", "per": "step", "provenance": "predicted"}
-    sent = collective_bytes("all_reduce", 4 * parameters(case.model).total, ways=WORLD)
-    yield row(case, **about, quantity="bytes", unit="byte", value=sent, conditions=mine.training(processes=WORLD))
-    yield from averaging_rows(mine, 4 * parameters(case.model).total, ways=WORLD)
-    about = {"life": "training", "phase": "loss", "quantity": "difference", "unit": "nats", "per": "token"}
-    yield row(case, **about, value=differing, conditions=mine.training(processes=WORLD))
+        return Work(parts=work.parts, run=run)
+
+    works = {way: both(way, work) for way, work in ways.works.items()}
+    steps = {way: {part.phase: part for part in work.parts} for way, work in works.items()}
+    after, within, never, alone = (steps[way] for way in WAYS)
+    pairs = [(after["step"], alone["step"]), (within["backward"], never["backward"])]
+
+    def rows(measured: Measured) -> Iterator[Row]:
+        mine = replace(case, batch=case.batch // WORLD)
+        about: dict[str, Any] = {"life": "training", "conditions": mine.training(processes=WORLD)}
+        size = 4 * parameters(case.model).total
+        sent = collective_bytes("all_reduce", size, ways=WORLD)
+        how = {"phase": "communication", "per": "step", "quantity": "bytes", "provenance": "predicted"}
+        yield case.row(**about, **how, value=sent)
+        yield from averaging_rows(mine, size, ways=WORLD)
+        yield case.row(**about, phase="loss", per="token", quantity="difference", value=differing)
+
+    return Bench(works=list(works.values()), pairs=pairs, rows=rows)
 
 
 def answer(results: Results) -> str:
@@ -167,8 +160,8 @@ def answer(results: Results) -> str:
     step, alone = time("step", WAYS[0]), time("step", "never", 1)
     communication = time("communication", WAYS[0])
     sent = only(results, quantity="bytes").value
-    scaled = ratio(alone.samples, step.samples)
-    synchronised = ratio(*(time("backward", way).samples for way in (WAYS[1], "never")))
+    scaled = results.judge(alone, step).ratio
+    synchronised = results.judge(*(time("backward", way) for way in (WAYS[1], "never"))).ratio
     return (
         f"Two processes train {units.times(2 * scaled.value)} the tokens a second of one ({2 * scaled.low:.2f} to "
         f"{2 * scaled.high:.2f}), with losses that differ by at most {only(results, quantity='difference').value:.1g} "
@@ -182,7 +175,7 @@ def answer(results: Results) -> str:
 def main(config: ExperimentConfig) -> None:
     if config.data.batch % WORLD:
         raise BadInput(f"data.batch={config.data.batch} cannot be shared by {WORLD} processes; write an even one")
-    ask(config, "distributed", "distributed:measure", answer)
+    ask(config, "distributed", bench, answer)
 
 
 if __name__ == "__main__":

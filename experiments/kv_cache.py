@@ -12,110 +12,73 @@ forward again.
 
 import math
 import sys
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 
 from isoforward.app.command_line import run
 from isoforward.app.question import ask
 from isoforward.base import units
 from isoforward.base.config import ExperimentConfig
-from isoforward.base.estimates import ratio, summarise
-from isoforward.base.results import Results, Row
+from isoforward.base.results import Results, Row, only, select
 from isoforward.formats.export import freeze
-from isoforward.measure import flops as counting
-from isoforward.measure.case import Case, Laps, batch_of, identity_row, master_of, record, row, spent, timed
-from isoforward.measure.train_and_serve import at_context
-from isoforward.model import footprint, steps
-from isoforward.model.gpt import GPT, KVCache
-from isoforward.show.compare import only, select
+from isoforward.measure.benchmark import Measured, Part
+from isoforward.measure.case import Case, batch_of, identity_row, master_of
+from isoforward.measure.passes import Bench, derived
+from isoforward.measure.train_and_serve import Serving, context_flop_rows
+from isoforward.model import footprint
 
-BURST = 4  # decode steps in one sample: one alone is shorter than the clock's trust
 LARGE = 8  # exponents are those of the longest contexts, from an eighth of the longest on
 
 
 def contexts(case: Case) -> list[int]:
-    found = [case.model.context]
+    found = [min(case.model.context, case.measure.context)]
     while found[-1] >= 4:
         found.append(found[-1] // 2)
     return found[::-1]
 
 
-def candidates(case: Case, frozen: GPT) -> dict[str, Callable[[], dict[str, float]]]:
-    tokens = batch_of(case)[0].flatten()
-    text = tokens.repeat(-(-case.model.context // len(tokens)))[None]  # (1, at least context)
-    cache = KVCache(case.model, batch=1, capacity=case.model.context, dtype=frozen.dtype, device=case.device)
-    cache.fill(0)
-
-    def cached(context: int) -> dict[str, float]:
-        def burst() -> None:
-            for _ in range(BURST):
-                cache.length = context - 1
-                steps.decode(frozen, text[:, :1], cache)
-
-        return {"token": spent(case, burst) / BURST}
-
-    def uncached(context: int) -> dict[str, float]:
-        return {"token": spent(case, partial(steps.decode_uncached, frozen, text[:, :context]))}
-
-    found = {f"{context} True": partial(cached, context) for context in contexts(case)}
-    return found | {f"{context} False": partial(uncached, context) for context in contexts(case)}
-
-
-def measure(packed: dict) -> str:
-    case = Case.unpack(packed["case"])
+def bench(case: Case) -> Bench:
     master = master_of(case)
     frozen = freeze(master)
-    identity = identity_row(case, master, frozen, batch_of(case)[0][:1])
+    tokens, _ = batch_of(case)
+    identity = identity_row(case, master, frozen, tokens[:1])
+    serving = Serving(case, frozen, tokens)
+    works = {
+        kept: [make(n) for n in contexts(case)] for kept, make in ((True, serving.cached), (False, serving.uncached))
+    }
+    pairs = [(*one.parts, *other.parts) for one, other in zip(works[True], works[False], strict=True)]
 
-    def tell(laps: Laps, cold: Laps) -> Iterator[Row]:
+    def rows(measured: Measured) -> Iterator[Row]:
         yield identity
-        decode = {"life": "inference", "phase": "decode", "per": "token"}
-        for cache in (True, False):
-            samples = {context: [lap["token"] for lap in laps[f"{context} {cache}"]] for context in contexts(case)}
-            for context, times in samples.items():
-                at = at_context(case, context, cache) | {"executions": BURST if cache else 1}
-                yield row(case, **decode, **timed(times), conditions=at)
-                yield row(case, **decode, **flops(case, context, cache), conditions=at)
-            yield row(case, **decode, **exponent(samples), conditions=case.conditions(cache=cache))
-        for context in contexts(case):
-            held = footprint.kv_bytes(case.model, length=context, dtype=case.precision)
-            memory = {"life": "inference", "phase": "decode", "quantity": "memory", "unit": "byte", "per": "sequence"}
-            at = at_context(case, context, True) | {"category": "KV cache"}
-            yield row(case, **memory, value=float(held), provenance="counted", conditions=at)
+        for n in contexts(case):
+            yield from context_flop_rows(case, n, "model")
+            held = footprint.kv_bytes(case.model, length=n, dtype=case.precision)
+            about = {"life": "inference", "phase": "decode", "quantity": "memory", "per": "sequence"}
+            at = case.at_context(n, cache=True, category="KV cache")
+            yield case.row(**about, value=float(held), provenance="counted", conditions=at)
+        for cache, each in works.items():
+            part = Part(life="inference", phase="decode", per="token", conditions=case.conditions(cache=cache))
+            samples = {n: measured.estimate(*work.parts).samples for n, work in zip(contexts(case), each, strict=True)}
+            yield derived(case, part, slopes(samples), quantity="exponent")
 
-    return record(packed, candidates(case, frozen), tell)
+    return Bench(works=[*works[True], *works[False]], pairs=pairs, rows=rows)
 
 
-def flops(case: Case, context: int, cache: bool) -> dict:
-    if cache:
-        count = counting.count_decode(case.model, batch=1, cached=context - 1)
-    else:
-        count = counting.count_decode_uncached(case.model, batch=1, length=context)
-    about = {"quantity": "flops", "unit": "flop", "provenance": "counted", "convention": "model"}
-    return {**about, "value": float(count)}
-
-
-def exponent(samples: dict[int, list[float]]) -> dict:
-    """Of time ~ context^n over the longest contexts: the least-squares slope of each round, and their median."""
+def slopes(samples: Mapping[int, Sequence[float]]) -> list[float]:
+    """Of log time over log context, over the longest contexts: the least-squares slope of each round."""
     longest = max(samples)
     at = {context: times for context, times in samples.items() if context * LARGE >= longest}
     x = [math.log(context) for context in at]
     mean = sum(x) / len(x)
     weight = sum((a - mean) ** 2 for a in x)
-    slopes = [
-        sum((a - mean) * math.log(time) for a, time in zip(x, times, strict=True)) / weight
-        for times in zip(*at.values(), strict=True)
-    ]
-    found = summarise(slopes)
-    about = {"quantity": "exponent", "unit": "of context", "samples": tuple(slopes)}
-    return {**about, "value": found.median, "low": found.low, "high": found.high}
+    rounds = zip(*at.values(), strict=False)  # a context that was known early has fewer
+    return [sum((a - mean) * math.log(time) for a, time in zip(x, times, strict=True)) / weight for times in rounds]
 
 
 def answer(results: Results) -> str:
     times = select(results, quantity="time")
     lengths = sorted({int(one.conditions["context"]) for one in times})
-    pairs = {n: [only(tuple(times), context=n, cache=kept) for kept in (True, False)] for n in lengths}
-    ratios = {n: ratio(one.samples, other.samples) for n, (one, other) in pairs.items()}
+    pairs = {n: [only(times, context=n, cache=kept) for kept in (True, False)] for n in lengths}
+    ratios = {n: results.judge(one, other).ratio for n, (one, other) in pairs.items()}
     pays = [n for n in lengths if all(ratios[m].high < 1 for m in lengths if m >= n)]
     longest = lengths[-1]
     held = only(results, quantity="memory", context=longest).value
@@ -131,7 +94,7 @@ def answer(results: Results) -> str:
 
 
 def main(config: ExperimentConfig) -> None:
-    ask(config, "kv_cache", "kv_cache:measure", answer)
+    ask(config, "kv_cache", bench, answer)
 
 
 if __name__ == "__main__":

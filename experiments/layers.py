@@ -9,7 +9,7 @@ Each kind of layer runs alone on activations of training's shape: frozen forward
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,12 @@ from isoforward.app.command_line import run
 from isoforward.app.question import ask
 from isoforward.base import units
 from isoforward.base.config import ExperimentConfig
-from isoforward.base.estimates import ratio
-from isoforward.base.results import Results, Row
-from isoforward.measure.case import Case, Laps, batch_of, master_of, record, row, spent, timed
+from isoforward.base.results import Results, only
+from isoforward.measure.benchmark import Part, Work, phased
+from isoforward.measure.case import Case, batch_of, master_of
+from isoforward.measure.passes import Bench
+from isoforward.model import steps
 from isoforward.model.gpt import GPT
-from isoforward.show.compare import only
 
 KINDS = ("embedding", "attention", "mlp", "norm", "head")
 
@@ -41,54 +42,49 @@ def kinds(model: GPT, tokens: Tensor) -> dict[str, tuple[nn.Module, Callable[[Te
     }
 
 
-def measure(packed: dict) -> str:
-    case = Case.unpack(packed["case"])
+def alone(case: Case, model: GPT, tokens: Tensor, kind: str) -> Work:
+    """Frozen forward, training's forward and backward of one kind of layer."""
+    module, forward, x = kinds(model, tokens)[kind]
+    gradient = torch.randn_like(forward(x))
+    if x.is_floating_point():
+        x = x.requires_grad_()
+    parts = {
+        "inference": Part(life="inference", phase="forward", per="step", conditions=case.training(layer=kind)),
+        "forward": case.step("forward", layer=kind),
+        "backward": case.step("backward", layer=kind),
+    }
+
+    def step(phase: steps.Phase) -> None:
+        with phase("inference"), torch.inference_mode():
+            forward(x)
+        with phase("forward"):
+            made = forward(x)
+        with phase("backward"):
+            made.backward(gradient)
+        module.zero_grad(set_to_none=True)
+        x.grad = None
+
+    return phased(case.clock, parts, step)
+
+
+def bench(case: Case) -> Bench:
     tokens, _ = batch_of(case)
     model = master_of(case)
-
-    def candidate(kind: str) -> Callable[[], dict[str, float]]:
-        module, forward, x = kinds(model, tokens)[kind]
-        gradient = torch.randn_like(forward(x))
-        if x.is_floating_point():
-            x = x.requires_grad_()
-
-        def sample() -> dict[str, float]:
-            frozen_s = spent(case, torch.inference_mode()(lambda: forward(x)))
-            made: list[Tensor] = []
-            forward_s = spent(case, lambda: made.append(forward(x)))
-            backward_s = spent(case, lambda: made[0].backward(gradient))
-            module.zero_grad(set_to_none=True)
-            x.grad = None
-            return {"inference": frozen_s, "forward": forward_s, "backward": backward_s}
-
-        return sample
-
-    def tell(laps: Laps, cold: Laps) -> Iterator[Row]:
-        for kind in KINDS:
-            for name, life, phase in (
-                ("inference", "inference", "forward"),
-                ("forward", "training", "forward"),
-                ("backward", "training", "backward"),
-            ):
-                samples = [lap[name] for lap in laps[kind]]
-                yield row(
-                    case, life=life, phase=phase, per="step", **timed(samples), conditions=case.training(layer=kind)
-                )
-
-    return record(packed, {kind: candidate(kind) for kind in KINDS}, tell)
+    works = [alone(case, model, tokens, kind) for kind in KINDS]
+    return Bench(works=works, pairs=[(work.parts[2], work.parts[1]) for work in works])
 
 
 def answer(results: Results) -> str:
     told = []
     for kind in KINDS:
-        backward = only(results, phase="backward", layer=kind)
-        forward = only(results, life="training", phase="forward", layer=kind)
-        told.append(f"{kind} {units.times(ratio(backward.samples, forward.samples).value)}")
+        backward = only(results, phase="backward", layer=kind, quantity="time")
+        forward = only(results, life="training", phase="forward", layer=kind, quantity="time")
+        told.append(f"{kind} {units.times(results.judge(backward, forward).ratio.value)}")
     return f"Backward against forward, in time: {', '.join(told)}."
 
 
 def main(config: ExperimentConfig) -> None:
-    ask(config, "layers", "layers:measure", answer)
+    ask(config, "layers", bench, answer)
 
 
 if __name__ == "__main__":

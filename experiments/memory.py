@@ -23,12 +23,10 @@ from isoforward.base import units
 from isoforward.base.config import ExperimentConfig, OptimConfig
 from isoforward.base.errors import BadInput
 from isoforward.base.hardware import environment
-from isoforward.base.results import Results, Row, write
+from isoforward.base.results import Results, Row, only, select, write
 from isoforward.base.subprocesses import Failed
-from isoforward.measure.case import Case, row
-from isoforward.measure.memory import account
-from isoforward.measure.train_and_serve import account_rows, decoding, generation_of, step_of
-from isoforward.show.compare import only, select
+from isoforward.measure.case import Case
+from isoforward.measure.memory import account, memory_rows
 
 
 def sweep(case: Case) -> Iterator[tuple[str, Case]]:
@@ -46,17 +44,17 @@ def sweep(case: Case) -> Iterator[tuple[str, Case]]:
 
 
 def measured(case: Case, change: str) -> Iterator[Row]:
-    lives = {"training": (step_of(case), case.training()), "inference": (generation_of(case), decoding(case))}
+    lives = {"training": case.training(change=change), "generation": case.decoding(change=change)}
     if change not in ("as it is", "bf16"):
-        del lives["inference"]  # the same weights, served the same way
-    for life, (what, conditions) in lives.items():
-        found = account(what, threads=case.threads)
-        conditions = {**conditions, "change": change}
+        del lives["generation"]  # the same weights, served the same way
+    for life, conditions in lives.items():
+        found = account(case, life)
         if isinstance(found, Failed):
-            about = {"life": life, "phase": "run", "quantity": "memory", "unit": "byte", "per": "run"}
-            yield row(case, **about, value=None, provenance="unavailable", reason=found.reason, conditions=conditions)
+            about = {"life": "training" if life == "training" else "inference", "phase": "run", "per": "run"}
+            how = {"quantity": "memory", "value": None, "provenance": "unavailable", "reason": found.reason}
+            yield case.row(**about, **how, conditions=conditions)
         else:
-            yield from account_rows(case, life, found, conditions)
+            yield from memory_rows(case, life, found, conditions)
 
 
 def answer(results: Results) -> str:

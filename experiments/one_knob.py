@@ -12,7 +12,7 @@ one process, a step of each in every round, and are compared pair by pair.
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,18 +20,18 @@ import torch
 
 from isoforward.app.command_line import run
 from isoforward.app.question import ask
-from isoforward.base import units
 from isoforward.base.config import ExperimentConfig, OptimConfig, one_of
 from isoforward.base.errors import BadInput
-from isoforward.base.estimates import judge, ratio
-from isoforward.base.results import TRAINING, Results, Row
+from isoforward.base.results import Results, only
+from isoforward.base.vocabulary import TRAINING
 from isoforward.formats.export import freeze
-from isoforward.measure.case import Case, Laps, batch_of, master_of, record, row, timed
-from isoforward.measure.train_and_serve import by_name, serving_candidates, training_candidates
-from isoforward.show.compare import only
+from isoforward.measure.benchmark import Work
+from isoforward.measure.case import Case, batch_of, master_of, with_kernels
+from isoforward.measure.passes import Bench
+from isoforward.measure.train_and_serve import Serving, Training
 
 KNOBS = ("precision", "checkpointing", "batch", "length", "optimizer", "threads", "accumulate", "compile")
-SERVING = {"frozen": "forward", "prefill": "prefill", "decode": "decode"}
+SERVED = ("forward", "prefill", "decode")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,61 +64,49 @@ def setting(knob: str, value: str) -> Any:
 def turned(case: Case, knob: str, value: str) -> Case:
     chosen = setting(knob, value)
     change = {"optim": OptimConfig(name=chosen)} if knob == "optimizer" else {knob: chosen}
-    return dataclasses.replace(case, **change, labels={knob: chosen})
+    return with_kernels(dataclasses.replace(case, **change, labels={knob: chosen}))
 
 
-def candidates(case: Case) -> dict[str, Callable[[], dict[str, float]]]:
+def works_of(case: Case) -> list[Work]:
+    """A training step by phase, the frozen forward, and a generation."""
     master = master_of(case)
     tokens, targets = batch_of(case)
-    serving = serving_candidates(case, freeze(master), tokens)
-    training = training_candidates(case, master, tokens, targets)
+    serving = Serving(case, freeze(master), tokens)
+    training = Training(case, master, tokens, targets)
+    return [pinned(case, work) for work in (training.phased, training.whole, serving.forward, serving.generation)]
 
-    def pinned(work: Callable[[], dict[str, float]]) -> dict[str, float]:
+
+def pinned(case: Case, work: Work) -> Work:
+    """With the threads of its own case."""
+
+    def run(n: int) -> Sequence[float]:
         torch.set_num_threads(case.threads or torch.get_num_threads())
-        return work()
+        return work.run(n)
 
-    chosen = {"phased": training["phased"], "frozen": serving["frozen"], "generation": serving["generation"]}
-    return {name: lambda work=work: pinned(work) for name, work in chosen.items()}
+    return Work(parts=work.parts, run=run)
 
 
-def measure(packed: dict) -> str:
-    cases = {value: turned(Case.unpack(packed["case"]), packed["knob"], value) for value in packed["values"]}
-    every = {f"{value} {name}": work for value, case in cases.items() for name, work in candidates(case).items()}
-
-    def tell(laps: Laps, cold: Laps) -> Iterator[Row]:
-        for value, case in cases.items():
-            samples = by_name({name: rounds for name, rounds in laps.items() if name.startswith(f"{value} ")})
-            for phase in (*TRAINING, "step"):
-                at = {"life": "training", "phase": phase, "per": "step", "conditions": case.training()}
-                yield row(case, **at, **timed(samples[phase]))
-            for name, phase in SERVING.items():
-                per = {"forward": "step", "prefill": "sequence", "decode": "token"}[phase]
-                executions = case.new_tokens - 1 if phase == "decode" else 1
-                at = {"life": "inference", "phase": phase, "per": per}
-                conditions = case.conditions(executions=executions)
-                yield row(case, **at, **timed(samples[name]), conditions=conditions)
-
-    return record(packed, every, tell)
+def bench(case: Case, knob: str, values: list[str]) -> Bench:
+    first, second = (works_of(turned(case, knob, value)) for value in values)
+    pairs = [
+        pair for one, other in zip(second, first, strict=True) for pair in zip(one.parts, other.parts, strict=True)
+    ]
+    return Bench(works=[*first, *second], pairs=pairs)
 
 
 def answer(knob: str, values: list[str]) -> Callable[[Results], str]:
     def told(results: Results) -> str:
-        changed: list[str] = []
-        unchanged: dict[str, list[str]] = {"no difference": [], "too few samples": []}
+        found: dict[str, list[str]] = {"differs": [], "equal": [], "undecided": []}
         first, second = (setting(knob, value) for value in values)
-        for life, phases in (("training", (*TRAINING, "step")), ("inference", tuple(SERVING.values()))):
+        for life, phases in (("training", (*TRAINING, "step")), ("inference", SERVED)):
             for phase in phases:
-                one, other = (only(results, life=life, phase=phase, **{knob: value}) for value in (first, second))
-                judgement = judge(ratio(other.samples, one.samples))
-                name = f"{life} {phase}"
-                if judgement.differs:
-                    found = judgement.ratio
-                    interval = f"{units.digits(found.low)} to {units.digits(found.high)}"
-                    changed.append(f"{name} {judgement.outcome}, {units.times(found.value)} ({interval})")
-                else:
-                    unchanged[judgement.outcome].append(name)
-        sentences = [f"{knob}={values[1]} against {values[0]}: {'; '.join(changed) or 'no phase changed'}."]
-        sentences += [f"{outcome.capitalize()} in {', '.join(names)}." for outcome, names in unchanged.items() if names]
+                at = {"life": life, "phase": phase, "quantity": "time"}
+                one, other = (only(results, **at, **{knob: value}) for value in (first, second))
+                judgement = results.judge(other, one)
+                outcome = judgement.outcome if judgement.outcome in found else "differs"
+                found[outcome].append(f"{life} {phase} {judgement.sentence()}")
+        sentences = [f"{knob}={values[1]} against {values[0]} differs: {'; '.join(found['differs']) or 'in no phase'}."]
+        sentences += [f"{'; '.join(found[each])}." for each in ("equal", "undecided") if found[each]]
         return " ".join(sentences)
 
     return told
@@ -128,8 +116,7 @@ def main(config: OneKnob) -> None:
     for value in config.values:
         if config.knob == "accumulate" and config.data.batch % int(value):
             raise BadInput(f"values: data.batch={config.data.batch} cannot be cut into {value} equal parts")
-    more = {"knob": config.knob, "values": config.values}
-    ask(config, "one_knob", "one_knob:measure", answer(config.knob, config.values), **more)
+    ask(config, "one_knob", bench, answer(config.knob, config.values), config.knob, config.values)
 
 
 if __name__ == "__main__":

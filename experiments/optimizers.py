@@ -20,19 +20,20 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from isoforward.app.command_line import claim, conf_directory, run, typed, writable
-from isoforward.app.question import case_of, command_line, tell
+from isoforward.app.question import at_most, case_of, command_line, tell
 from isoforward.base import units
 from isoforward.base.config import DataConfig, ExperimentConfig, OptimConfig, TrainConfig, TrainerConfig, at_least
-from isoforward.base.results import Results, Row, write
+from isoforward.base.results import Results, Row, only, select, write
+from isoforward.base.terminal import say
 from isoforward.data.corpus import prepare
-from isoforward.measure.case import Case, apart, batch_of, master_of, row
+from isoforward.measure.case import Case, batch_of, master_of
 from isoforward.measure.flops import count_training
 from isoforward.measure.learning_curves import Point, learning_curve, loss_rows
 from isoforward.measure.memory_ledger import optimizer_state
+from isoforward.measure.passes import call_apart
 from isoforward.measure.variants import time_variants
 from isoforward.model.optim import build
 from isoforward.model.steps import train_step
-from isoforward.show.compare import only, select
 
 NAMES = ("sgd", "adam", "adamw", "muon")
 BATCHES = (1, 4, 16)  # of data.length tokens each
@@ -55,25 +56,24 @@ def optim(name: str) -> OptimConfig:
     return typed(OmegaConf.merge(writable(OptimConfig), stored), OptimConfig)
 
 
-def learn(packed: dict) -> None:
-    """State and curves: neither wants the interleaving that times do."""
-    cases = [Case.unpack(each) for each in packed["cases"]]
+def learn(cases: list[Case], steps: int, seeds: list[int]) -> list[Row]:
+    """State and curves, whose times are of whole trainings."""
     rows = [each for case in cases for each in state_rows(case)]
     corpus = prepare(DataConfig(tokenizer="char", length=cases[0].length))
     curves: dict[str, list[list[Point]]] = {case.optim.name: [] for case in cases}
-    for seed in packed["seeds"]:
+    for seed in seeds:
         for case in cases:
             config = TrainConfig(
                 model=case.model,
                 data=DataConfig(tokenizer="char", length=case.length, batch=case.batch),
                 optim=case.optim,
-                trainer=TrainerConfig(max_steps=packed["steps"]),
+                trainer=TrainerConfig(max_steps=steps),
             )
             found = learning_curve(config, corpus, seed=seed, length=case.length, marks=MARKS)
             curves[case.optim.name].append(found)
     for case in cases:
         rows += curve_rows(case, curves[case.optim.name])
-    write(Path(packed["results"]), [dataclasses.replace(r, environment=packed["environment"]) for r in rows])
+    return rows
 
 
 def state_rows(case: Case) -> Iterator[Row]:
@@ -81,8 +81,8 @@ def state_rows(case: Case) -> Iterator[Row]:
     optimizer = build(model, case.optim)
     train_step(model, optimizer, *batch_of(dataclasses.replace(case, batch=1)))
     held = sum(value.nbytes for value in optimizer_state(optimizer) if isinstance(value, torch.Tensor))
-    about = {"life": "training", "phase": "optimizer", "quantity": "state", "unit": "byte", "per": "run"}
-    yield row(case, **about, value=float(held), provenance="counted", conditions=case.conditions())
+    about = {"life": "training", "phase": "optimizer", "quantity": "state", "per": "run"}
+    yield case.row(**about, value=float(held), provenance="counted", conditions=case.conditions())
 
 
 def curve_rows(case: Case, runs: list[list[Point]]) -> Iterator[Row]:
@@ -119,11 +119,10 @@ def main(config: Optimizers) -> None:
     console = Console()
     with claim(config) as run_dir:
         results = Path(run_dir) / "results.jsonl"
-        with console.status("measuring optimizers"):
-            environment = time_variants(sized, results, command_line())
-            more = {"steps": config.steps, "seeds": config.seeds, "environment": environment}
-            packed = [each.pack() for each in cases]
-            apart(case, "optimizers:learn", results, command_line(), cases=packed, **more)
+        say(console, f"measuring optimizers{at_most(config.measure)}, and then training with each")
+        where = time_variants(sized, results, command_line())
+        rows = call_apart(learn, cases, config.steps, config.seeds, threads=case.threads, what="training")
+        write(results, [dataclasses.replace(each, environment=where) for each in rows])
         tell(config, run_dir, console, answer)
 
 

@@ -15,32 +15,36 @@ weights, as it loads them; we train fp32 weights that are cast where they are us
 import dataclasses
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
-from isoforward.app.command_line import run
-from isoforward.app.question import ask, case_of
+from isoforward.app.command_line import claim, run
+from isoforward.app.question import at_most, case_of, command_line, tell
 from isoforward.base import units
 from isoforward.base.config import ExperimentConfig
 from isoforward.base.errors import BadInput
-from isoforward.base.estimates import judge, ratio
-from isoforward.base.results import TRAINING, Results, Row
-from isoforward.base.subprocesses import run_isolated
+from isoforward.base.results import Results, Row, only, write
+from isoforward.base.subprocesses import Failed
+from isoforward.base.terminal import say
+from isoforward.base.vocabulary import TRAINING
 from isoforward.formats.export import export, freeze
 from isoforward.formats.gguf_format import write_gguf
-from isoforward.measure.case import Case, Laps, batch_of, done, identity_row, master_of, record, row, spent, timed
+from isoforward.measure.benchmark import Measured, Part, Work, timed
+from isoforward.measure.case import Case, batch_of, identity_row, master_of
 from isoforward.measure.memory import HONEST_MALLOC, account
-from isoforward.measure.train_and_serve import by_name, generation_of, step_of, training_candidates
-from isoforward.measure.transformers_lives import optimizer_of
+from isoforward.measure.passes import Bench, call_apart, measure_apart
+from isoforward.measure.train_and_serve import Training
+from isoforward.measure.transformers_lives import audit, optimizer_of
 from isoforward.model.gpt import GPT
 from isoforward.serve.decoding import Sampling, forward_passes
 from isoforward.serve.inference import DTYPES
 from isoforward.serve.transformers_model import Wrapped, load_wrapped
-from isoforward.show.compare import only
 
 OURS, THEIRS, COMPILED, LLAMA_CPP = "isoforward", "transformers", "isoforward compiled", "llama.cpp"
 PROMPTS = (16, 128, 1024)
@@ -108,16 +112,24 @@ class LlamaCpp:
         return [next(stream) for _ in range(new_tokens)]
 
 
-def serving(case: Case, generate: Generate, lengths: list[int]) -> Callable[[], dict[str, float]]:
+def serving(case: Case, generate: Generate, lengths: list[int], peer: str) -> list[Work]:
     """Prefill is a generation of one token; decode what each token more takes."""
 
-    def run() -> dict[str, float]:
-        times = {f"prefill {n}": spent(case, lambda n=n: generate(n, 1)) for n in lengths}
-        first = spent(case, lambda: generate(case.prompt, 1))
-        whole = spent(case, lambda: generate(case.prompt, case.new_tokens))
-        return times | {"decode": (whole - first) / (case.new_tokens - 1)}
+    def prefill(prompt: int) -> Work:
+        conditions = case.conditions(batch=1, prompt=prompt, tokens=prompt, peer=peer)
+        part = Part(life="inference", phase="prefill", per="sequence", conditions=conditions)
+        return timed(case.clock, part, partial(generate, prompt, 1))
 
-    return run
+    conditions = case.conditions(batch=1, prompt=case.prompt, new_tokens=case.new_tokens, tokens=1, peer=peer)
+    part = Part(life="inference", phase="decode", per="token", conditions=conditions)
+    first = timed(case.clock, part, partial(generate, case.prompt, 1))
+    whole = timed(case.clock, part, partial(generate, case.prompt, case.new_tokens))
+
+    def decode(n: int) -> Sequence[float]:
+        (whole_s,), (first_s,) = whole.run(n), first.run(n)
+        return ((whole_s - first_s) / (case.new_tokens - 1),)
+
+    return [*(prefill(n) for n in lengths), Work(parts=(part,), run=decode)]
 
 
 def their_step(case: Case, wrapped: Wrapped, tokens: torch.Tensor) -> Callable[[], object]:
@@ -134,89 +146,85 @@ def their_step(case: Case, wrapped: Wrapped, tokens: torch.Tensor) -> Callable[[
     return step
 
 
-def measure(packed: dict) -> str:
-    asked = Case.unpack(packed["case"])
-    case = dataclasses.replace(asked, compile=False)  # only our decoding is, beside the eager one
+def bench(case: Case, weights: str) -> Bench:
+    """Every phase of ours against the same phase of each peer."""
+    compiles, case = case.compile, dataclasses.replace(case, compile=False)  # only our decoding is compiled
     master = master_of(case)
     frozen = freeze(master)
-    wrapped = load_wrapped(Path(packed["weights"]), dtype=DTYPES[case.precision], device=case.device)
-    served = load_wrapped(Path(packed["weights"]), dtype=DTYPES[case.precision], device=case.device).model.eval()
+    dtype = DTYPES[case.precision]
+    wrapped = load_wrapped(Path(weights), dtype=dtype, device=case.device)
+    served = load_wrapped(Path(weights), dtype=dtype, device=case.device).model.eval()
     tokens, targets = batch_of(case)
-    text = tokens.flatten().repeat(-(-case.model.context // tokens.numel()))[None]
+    reach = max(*prompts(case), case.prompt) + case.new_tokens
+    text = tokens.flatten().repeat(-(-reach // tokens.numel()))[None]
     identity = identity_row(case, master, frozen, tokens[:1])
     with torch.inference_mode():
         logits = frozen(tokens[:1]).float()
         apart = {THEIRS: float((logits - served(tokens[:1]).logits).abs().max())}
     serves = {OURS: our_serving(frozen, text, compile=False), THEIRS: their_serving(served, text)}
-    if asked.compile:
+    if compiles:
         serves[COMPILED] = our_serving(frozen, text, compile=True)
     if find_spec("llama_cpp") is not None:
         llama = LlamaCpp(case, frozen, text)
         apart[LLAMA_CPP] = float((logits[0, -1] - llama.logits(tokens[:1])).abs().max())
         serves[LLAMA_CPP] = llama.generate
-    theirs = training_candidates(case, wrapped, tokens, targets, optimizer=optimizer_of(wrapped, case.optim))
-    own_step = their_step(case, wrapped, tokens)
-    candidates = {f"{OURS} {name}": work for name, work in training_candidates(case, master, tokens, targets).items()}
-    candidates |= {
-        f"{THEIRS} phased": theirs["phased"],
-        f"{THEIRS} whole": lambda: {"whole": spent(case, own_step)},
+    ours = Training(case, master, tokens, targets)
+    theirs = Training(case, wrapped, tokens, targets, optimizer=optimizer_of(wrapped, case.optim))
+    own_step = timed(case.clock, case.step("step"), their_step(case, wrapped, tokens))
+    training = {
+        OURS: [work.labelled(peer=OURS) for work in (ours.phased, ours.whole)],
+        THEIRS: [work.labelled(peer=THEIRS) for work in (theirs.phased, own_step)],
     }
-    read = {peer: [] if peer == COMPILED else prompts(case) for peer in serves}  # prefill is not compiled
-    candidates |= {f"{peer} serving": serving(case, generate, read[peer]) for peer, generate in serves.items()}
+    serving_works = {
+        peer: serving(case, generate, [] if peer == COMPILED else prompts(case), peer)  # prefill is not compiled
+        for peer, generate in serves.items()
+    }
+    pairs = [
+        pair
+        for mine, other in zip(training[OURS], training[THEIRS], strict=True)
+        for pair in zip(mine.parts, other.parts, strict=True)
+    ]
+    for peer, works in serving_works.items():
+        if peer == COMPILED:
+            pairs += [(*works[-1].parts, *serving_works[other][-1].parts) for other in serves if other != COMPILED]
+        elif peer != OURS:
+            pairs += [(*mine.parts, *each.parts) for mine, each in zip(serving_works[OURS], works, strict=True)]
 
-    def tell(laps: Laps, cold: Laps) -> Iterator[Row]:
+    def rows(measured: Measured) -> Iterator[Row]:
         yield identity
         about = {"life": "inference", "phase": "forward", "quantity": "difference", "unit": "logit", "per": "run"}
         for peer, difference in apart.items():
-            yield row(case, **about, value=difference, conditions=case.conditions(peer=peer))
-        for peer in (OURS, THEIRS):
-            samples = by_name({name: laps[f"{peer} {name}"] for name in ("phased", "whole")})
-            for phase in (*TRAINING, "step"):
-                at = {"life": "training", "phase": phase, "per": "step", "conditions": case.training(peer=peer)}
-                yield row(case, **at, **timed(samples["whole" if phase == "step" else phase]))
-        for peer in serves:
-            samples = by_name({peer: laps[f"{peer} serving"]})
-            for n in read[peer]:
-                conditions = case.conditions(batch=1, prompt=n, tokens=n, peer=peer)
-                at = {"life": "inference", "phase": "prefill", "per": "sequence", "conditions": conditions}
-                yield row(case, **at, **timed(samples[f"prefill {n}"]))
-            conditions = case.conditions(batch=1, prompt=case.prompt, new_tokens=case.new_tokens, tokens=1, peer=peer)
-            at = {"life": "inference", "phase": "decode", "per": "token", "conditions": conditions}
-            yield row(case, **at, **timed(samples["decode"]))
-        yield from memory_rows(case, packed["weights"])
+            yield case.row(**about, value=difference, conditions=case.conditions(peer=peer))
 
-    return record(packed, candidates, tell)
+    works = [work for each in (*training.values(), *serving_works.values()) for work in each]
+    return Bench(works=works, pairs=pairs, rows=rows)
 
 
 def memory_rows(case: Case, weights: str) -> Iterator[Row]:
     """The highest peak of any phase, each life and each peer in a process of its own."""
-    training, generation = step_of(case), generation_of(case)
-    packed = dataclasses.replace(
-        case, model=dataclasses.replace(case.model, source="transformers", path=weights)
-    ).pack()
-    for life, phase, per, ours, audit in (
-        ("training", "step", "step", training, "audit_training"),
-        ("inference", "run", "sequence", generation, "audit_generation"),
-    ):
-        peaks = {OURS: done(account(ours, threads=case.threads), "memory").measured}
-        target = f"isoforward.measure.transformers_lives:{audit}"
-        peaks[THEIRS] = done(run_isolated(target, packed, threads=case.threads, env=HONEST_MALLOC), "memory")
-        for peer, found in peaks.items():
-            about = {"life": life, "phase": phase, "quantity": "memory", "unit": "byte", "per": per}
-            yield row(case, **about, value=float(max(found.values())), conditions=case.conditions(peer=peer))
+    wrapped = dataclasses.replace(case, model=dataclasses.replace(case.model, source="transformers", path=weights))
+    for life, phase, per in (("training", "step", "step"), ("generation", "run", "sequence")):
+        own = account(case, life)
+        if isinstance(own, Failed):
+            raise BadInput(f"the memory of {life} could not be measured: {own.reason}")
+        theirs = call_apart(audit, wrapped, life, threads=case.threads, env=HONEST_MALLOC, what="memory")
+        for peer, found in ((OURS, own.measured), (THEIRS, theirs)):
+            about = {"life": "training" if life == "training" else "inference", "phase": phase, "per": per}
+            conditions = case.conditions(peer=peer)
+            yield case.row(**about, quantity="memory", value=float(max(found.values())), conditions=conditions)
 
 
 def told_against(results: Results, peer: str, asked: list[tuple[str, str, Any]]) -> str:
     """Our time as a multiple of theirs, phase by phase, by what can be said of it."""
-    told: dict[str, list[str]] = {"faster": [], "slower": [], "no difference": [], "too few samples": []}
+    told: dict[str, list[str]] = {"faster": [], "slower": [], "equal": [], "undecided": []}
     for life, phase, prompt in asked:
         ours, theirs = (
             only(results, quantity="time", life=life, phase=phase, prompt=prompt, peer=one) for one in (OURS, peer)
         )
-        found = judge(ratio(ours.samples, theirs.samples))
+        found = results.judge(ours, theirs)
         name = f"{phase} of {prompt}" if phase == "prefill" else phase
-        told[found.outcome].append(f"{name} {units.times(found.ratio.value)}")
-    return "; ".join(f"{outcome}: {', '.join(names)}" for outcome, names in told.items() if names)
+        told[found.outcome].append(f"{name} {found.sentence()}")
+    return "; ".join(names for each in told.values() for names in each)
 
 
 def answer(results: Results) -> str:
@@ -247,8 +255,7 @@ def compiled_against(results: Results, peers: list[str]) -> str:
     told = []
     for peer in peers:
         ours, theirs = (only(results, quantity="time", phase="decode", peer=one) for one in (COMPILED, peer))
-        found = judge(ratio(ours.samples, theirs.samples))
-        told.append(f"{units.times(found.ratio.value)} the time of {peer} ({found.outcome})")
+        told.append(f"against {peer} {results.judge(ours, theirs).sentence()}")
     return f"Compiled, a token is decoded in {', '.join(told)}."
 
 
@@ -257,7 +264,15 @@ def main(config: ExperimentConfig) -> None:
         raise BadInput("peers needs Transformers: pip install isoforward[hf]")
     with tempfile.TemporaryDirectory() as directory:
         weights = export(freeze(master_of(case_of(config, "peers"))), Path(directory) / "export", tokenizer=None)
-        ask(config, "peers", "peers:measure", answer, weights=str(weights))
+        case = case_of(config, "peers")
+        console = Console()
+        with claim(config) as run_dir:
+            say(console, f"measuring peers{at_most(config.measure)}")
+            results = run_dir / "results.jsonl"
+            where = measure_apart(case, bench, str(weights), results=results, command=command_line())
+            rows = memory_rows(dataclasses.replace(case, compile=False), str(weights))
+            write(results, [dataclasses.replace(row, environment=where) for row in rows])
+            tell(config, run_dir, console, answer)
 
 
 if __name__ == "__main__":

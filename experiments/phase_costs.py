@@ -17,21 +17,21 @@ import sys
 from rich.console import Console
 
 from isoforward.app.command_line import claim, run
-from isoforward.app.question import case_of, command_line, conclude, wrapped_case
+from isoforward.app.question import at_most, case_of, command_line, conclude, wrapped_case
 from isoforward.base.config import ExperimentConfig
-from isoforward.measure.train_and_serve import measure_both_lives
-from isoforward.measure.transformers_lives import measure_wrapped_lives
+from isoforward.base.terminal import say
+from isoforward.measure.both_lives import measure_both_lives
 
 
 def main(config: ExperimentConfig) -> None:
     if config.checkpoint is None and config.model.source == "transformers":
-        case, measure = wrapped_case(config, "phase_costs"), measure_wrapped_lives
+        case = wrapped_case(config, "phase_costs")
     else:
-        case, measure = case_of(config, "phase_costs"), measure_both_lives
+        case = case_of(config, "phase_costs")
     console = Console()
     with claim(config) as run_dir:
-        with console.status("measuring both lives"):
-            measure(case, run_dir / "results.jsonl", command_line())
+        say(console, f"measuring both lives{at_most(config.measure)}")
+        measure_both_lives(case, run_dir / "results.jsonl", command_line())
         conclude(config, run_dir, console, job_type="experiment")
 
 

@@ -9,31 +9,28 @@ The same weights in each precision. The loss on validation text stands beside ev
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 
 from isoforward.app.command_line import run
 from isoforward.app.question import ask
-from isoforward.base import units
 from isoforward.base.config import DataConfig, ExperimentConfig
 from isoforward.base.errors import BadInput
-from isoforward.base.estimates import ratio
-from isoforward.base.results import Results, Row
+from isoforward.base.results import Results, Row, only
 from isoforward.data.batches import ValidationBatches
 from isoforward.data.corpus import prepare
 from isoforward.formats.export import freeze, load_tokenizer
-from isoforward.measure.case import Case, Laps, batch_of, identity_row, master_of, record, row, timed
-from isoforward.measure.train_and_serve import by_name, serving_candidates, training_candidates
+from isoforward.measure.benchmark import Work
+from isoforward.measure.case import Case, batch_of, identity_row, master_of
+from isoforward.measure.passes import Bench
+from isoforward.measure.train_and_serve import Serving, Training
 from isoforward.model.gpt import GPT
 from isoforward.model.loss import next_token_loss
 from isoforward.serve.inference import DTYPES
 from isoforward.serve.quantised import quantise, refuse_unquantisable
-from isoforward.show.compare import only
 
 WAYS = ("fp32", "bf16", "int8")
-SERVING = {"frozen": ("forward", "step"), "prefill": ("prefill", "sequence"), "decode": ("decode", "token")}
 HELD_OUT = 8  # batches of validation text
 
 
@@ -53,14 +50,13 @@ def loss_of(model: GPT, batches: list) -> float:
     return sum(float(next_token_loss(model(x), y)) for x, y in batches) / len(batches)
 
 
-def measure(packed: dict) -> str:
-    case = Case.unpack(packed["case"])
-    data = DataConfig(**packed["data"])
+def bench(case: Case, data: DataConfig) -> Bench:
+    """Each way against fp32, phase by phase."""
     corpus = prepare(data, load_tokenizer(Path(str(case.export))), seed=case.seed)
     held_out = ValidationBatches(corpus.validation, batch=case.batch, length=case.length)
     text = [held_out[k] for k in range(min(HELD_OUT, len(held_out)))]
     tokens, targets = batch_of(case)
-    candidates: dict[str, Callable[[], dict[str, float]]] = {}
+    works: dict[str, list[Work]] = {}
     first: list[Row] = []
     for way in WAYS:
         own = case_in(case, way)
@@ -68,36 +64,24 @@ def measure(packed: dict) -> str:
         frozen = served(own, way, master)
         same = identity_row(own, master, frozen, tokens[:1])
         first.append(dataclasses.replace(same, quantity="difference") if way == "int8" else same)
-        serving = serving_candidates(own, frozen, tokens)
-        candidates |= {f"{way} frozen": serving["frozen"], f"{way} generation": serving["generation"]}
-        about = {"life": "inference", "phase": "forward", "quantity": "loss", "unit": "nat", "per": "token"}
-        first.append(row(own, **about, value=loss_of(frozen, text), conditions=own.conditions(text=corpus.hash[:12])))
+        about = {"life": "inference", "phase": "forward", "quantity": "loss", "per": "token"}
+        first.append(own.row(**about, value=loss_of(frozen, text), conditions=own.conditions(text=corpus.hash[:12])))
+        serving = Serving(own, frozen, tokens)
+        works[way] = [serving.forward, serving.generation]
         if way == "int8":
-            about = {"life": "training", "phase": "step", "quantity": "time", "unit": "s", "per": "step"}
+            about = {"life": "training", "phase": "step", "quantity": "time", "per": "step"}
             why = "int8 has no gradient: weights are rounded when training is over"
-            first.append(row(own, **about, value=None, provenance="unavailable", reason=why, conditions=own.training()))
+            unavailable = {"value": None, "provenance": "unavailable", "reason": why}
+            first.append(own.row(**about, **unavailable, conditions=own.training()))
         else:
-            candidates[f"{way} whole"] = training_candidates(own, master, tokens, targets)["whole"]
-
-    def tell(laps: Laps, cold: Laps) -> Iterator[Row]:
-        yield from first
-        for way in WAYS:
-            own = case_in(case, way)
-            samples = by_name({name: rounds for name, rounds in laps.items() if name.startswith(f"{way} ")})
-            if "whole" in samples:
-                at = {"life": "training", "phase": "step", "per": "step", "conditions": own.training()}
-                yield row(own, **at, **timed(samples["whole"]))
-            for name, (phase, per) in SERVING.items():
-                executions = case.new_tokens - 1 if phase == "decode" else 1
-                at = {
-                    "life": "inference",
-                    "phase": phase,
-                    "per": per,
-                    "conditions": own.conditions(executions=executions),
-                }
-                yield row(own, **at, **timed(samples[name]))
-
-    return record(packed, candidates, tell)
+            works[way].append(Training(own, master, tokens, targets).whole)
+    pairs = [
+        pair
+        for way in WAYS[1:]
+        for mine, base in zip(works[way], works["fp32"], strict=False)  # int8 has no training
+        for pair in zip(mine.parts, base.parts, strict=True)
+    ]
+    return Bench(works=[work for each in works.values() for work in each], pairs=pairs, rows=lambda measured: first)
 
 
 def answer(results: Results) -> str:
@@ -108,9 +92,7 @@ def answer(results: Results) -> str:
         for life, phase in (("training", "step"), ("inference", "prefill"), ("inference", "decode")):
             mine, base = (only(results, quantity="time", life=life, phase=phase, dtype=d) for d in (way, "fp32"))
             if mine.value is not None:
-                parts.append(
-                    f"{life if phase == 'step' else phase} {units.times(ratio(mine.samples, base.samples).value)}"
-                )
+                parts.append(f"{life if phase == 'step' else phase} {results.judge(mine, base).sentence()}")
         loss = only(results, quantity="loss", dtype=way).value
         told.append(f"{way} takes {', '.join(parts)} and changes the loss by {loss - exact:+.4f} nat")
     return f"Against fp32, whose validation loss is {exact:.4f}: {'; '.join(told)}."
@@ -121,7 +103,7 @@ def main(config: ExperimentConfig) -> None:
         raise BadInput("checkpoint is not set: quality is that of trained weights; write checkpoint=runs/latest")
     refuse_unquantisable(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     config = dataclasses.replace(config, precision="fp32")
-    ask(config, "precision", "precision:measure", answer, data=dataclasses.asdict(config.data))
+    ask(config, "precision", bench, answer, config.data)
 
 
 if __name__ == "__main__":

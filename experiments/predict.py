@@ -17,7 +17,6 @@ import dataclasses
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -31,14 +30,14 @@ from isoforward.base import units
 from isoforward.base.config import ExperimentConfig, ModelConfig
 from isoforward.base.datasheets import Hardware, calibrated_here, lookup
 from isoforward.base.hardware import environment
-from isoforward.base.results import Condition, Results, Row, Verdict, read, write
+from isoforward.base.results import Condition, Results, Row, Verdict, at_most_one, read, select, write
 from isoforward.base.subprocesses import Failed
-from isoforward.measure.case import Case, Laps, apart, record, row, timed
-from isoforward.measure.memory import Account, InferenceCase, TrainingCase, account
-from isoforward.measure.train_and_serve import decoding, generation_of, prefilling, step_of
-from isoforward.plan.calibration import REFERRED, pace, phased, reference
+from isoforward.measure.benchmark import Work
+from isoforward.measure.case import Case
+from isoforward.measure.memory import Account, account
+from isoforward.measure.passes import Bench, measure_apart
+from isoforward.plan.calibration import REFERENCE, REFERRED, pace, runs_of, sample
 from isoforward.plan.forecast import PHASES, predicted
-from isoforward.show.compare import only, select
 
 HELD_OUT = (  # family, width, heads, layers, batch, length, dtype: drawn up before any of them was measured
     ("llama", 128, 4, 3, 32, 64, "fp32"),
@@ -56,6 +55,7 @@ HELD_OUT = (  # family, width, heads, layers, batch, length, dtype: drawn up bef
     ("gpt2", 384, 12, 3, 1, 384, "bf16"),
     ("llama", 704, 11, 2, 1, 96, "bf16"),
 )
+LIFE = {"training": "training", "inference": "generation"}  # as memory.py names them
 GOALS = ("forward", "backward", "prefill", "decode")
 
 
@@ -75,49 +75,44 @@ def held_out(config: Predict, hardware: Hardware) -> Iterator[Case]:
         yield Case(experiment="predict", model=model, threads=threads, seed=config.seed, optim=config.optim, **size)
 
 
-def measure(packed: dict) -> str:
-    case, layout = Case.unpack(packed["case"]), packed["layout"]
-    candidates = {**phased(case), "reference": reference()}
+def bench(case: Case, layout: str) -> Bench:
+    """The model, and right beside each of its samples one of the model that never changes."""
+    training, serving, _ = runs_of(case)
+    ours = [work.labelled(layout=layout) for work in (training.phased, serving.generation)]
+    training, serving, _ = runs_of(sample(REFERENCE))
+    beside = [as_reference(work, layout) for work in (training.phased, serving.generation)]
+    pairs = [(one.parts[0], other.parts[0]) for one, other in zip(ours, beside, strict=True)]
+    return Bench(works=[*ours, *beside], pairs=pairs)
 
-    def tell_rows(laps: Laps, cold: Laps) -> Iterator[Row]:
-        ours = {name: rounds for name, rounds in laps.items() if name != "reference"}
-        samples = {name: [lap[name] for lap in rounds] for rounds in ours.values() for name in rounds[0]}
-        for life, phases in PHASES.items():
-            for phase, per in phases.items():
-                more = {"executions": case.new_tokens - 1} if phase == "decode" else {}
-                conditions = {**at(case, phase), **more, "layout": layout}
-                about: dict[str, Any] = {"life": life, "phase": phase, "per": per}
-                yield row(case, **about, **timed(samples[phase]), conditions=conditions)
-                if phase in REFERRED:
-                    looks = timed([lap[phase] for lap in laps["reference"]], quantity="reference")
-                    yield row(case, **about, **looks, conditions={"layout": layout})
 
-    return record(packed, candidates, tell_rows)
+def as_reference(work: Work, layout: str) -> Work:
+    parts = (dataclasses.replace(part, conditions={"layout": layout}, quantity="reference") for part in work.parts)
+    return Work(parts=tuple(parts), run=work.run)
 
 
 def at(case: Case, phase: str) -> dict[str, Condition]:
-    return {"prefill": prefilling, "decode": decoding}.get(phase, Case.training)(case)
+    return {"prefill": case.prefilling, "decode": case.decoding}.get(phase, case.training)()
 
 
 def memory_rows(case: Case, life: str, found: Account | Failed, layout: str) -> Iterator[Row]:
     for phase, per in PHASES[life].items():
-        about: dict[str, Any] = {"life": life, "phase": phase, "quantity": "memory", "unit": "byte"}
+        about: dict[str, Any] = {"life": life, "phase": phase, "quantity": "memory"}
         about |= {"per": per if life == "training" else "sequence", "conditions": {**at(case, phase), "layout": layout}}
         if isinstance(found, Failed):
-            yield row(case, **about, value=None, provenance="unavailable", reason=found.reason)
+            yield case.row(**about, value=None, provenance="unavailable", reason=found.reason)
         else:
-            yield row(case, **about, value=float(found.measured[phase]))
+            yield case.row(**about, value=float(found.measured[phase]))
 
 
 def error_rows(case: Case, rows: list[Row], quantity: str) -> Iterator[Row]:
     """Predicted over measured, less one."""
-    for said in select(tuple(rows), provenance="predicted", quantity=quantity):
-        seen = only(tuple(rows), provenance="measured", life=said.life, phase=said.phase, quantity=quantity)
+    for said in select(rows, provenance="predicted", quantity=quantity):
+        seen = at_most_one(rows, provenance="measured", life=said.life, phase=said.phase, quantity=quantity)
         if seen is not None and seen.value:
             about = {"life": said.life, "phase": said.phase, "per": said.per, "warnings": said.warnings}
             value = said.value / seen.value - 1
             conditions = {**said.conditions, "of": said.quantity}
-            yield row(case, **about, quantity="error", unit="of measured", value=value, conditions=conditions)
+            yield case.row(**about, quantity="error", value=value, conditions=conditions)
 
 
 def check(config: Predict, hardware: Hardware, results: Path, status: Any) -> None:
@@ -132,18 +127,18 @@ def check(config: Predict, hardware: Hardware, results: Path, status: Any) -> No
     cases = {named(case): case for case in held_out(config, hardware)}
     for layout, case in cases.items():
         status.update(f"predicting and timing {layout}")
-        apart(case, "predict:measure", results, command_line(), layout=layout)
-        seen = [row for row in read(results).rows if row.conditions.get("layout") == layout]
-        now_s = {row.phase: row.value for row in select(tuple(seen), quantity="reference")}
+        measure_apart(case, bench, layout, results=results, command=command_line())
+        seen = select(read(results), layout=layout)
+        now_s = {row.phase: row.value for row in select(seen, quantity="reference") if row.phase in REFERRED}
         now = pace(now_s, hardware.calibration["references_s"])
         said = tell(predicted(hardware, case, pace=now, layout=layout))
         tell(error_rows(case, [*seen, *said], "time"))
     if config.memory:
         status.update("measuring memory, of two models at once: their times do not matter")
-        told = [(layout, *life) for layout, case in cases.items() for life in lives(case)]
-        hold = partial(account, threads=hardware.calibration["identity"]["threads"])
+        wanted = [(layout, life) for layout in cases for life in LIFE]
         with ThreadPoolExecutor(2) as pool:
-            for (layout, life, _), found in zip(told, pool.map(hold, [what for *_, what in told]), strict=True):
+            held = pool.map(lambda one: account(cases[one[0]], LIFE[one[1]]), wanted)
+            for (layout, life), found in zip(wanted, held, strict=True):
                 tell(memory_rows(cases[layout], life, found, layout))
         rows = read(results).rows
         for layout, case in cases.items():
@@ -153,10 +148,6 @@ def check(config: Predict, hardware: Hardware, results: Path, status: Any) -> No
 def named(case: Case) -> str:
     model = case.model
     return f"{model.family} {model.width} x {model.layers}, {case.batch} x {case.length}, {case.precision}"
-
-
-def lives(case: Case) -> tuple[tuple[str, TrainingCase], tuple[str, InferenceCase]]:
-    return ("training", step_of(case)), ("inference", generation_of(case))
 
 
 def answer(results: Results) -> str:

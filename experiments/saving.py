@@ -10,7 +10,8 @@ Weights and optimizer state. Every write ends on the disk (fsync); reads find th
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -20,12 +21,12 @@ from isoforward.app.command_line import run
 from isoforward.app.question import ask
 from isoforward.base import units
 from isoforward.base.config import ExperimentConfig
-from isoforward.base.estimates import ratio
-from isoforward.base.results import Results, Row
+from isoforward.base.results import Results, Row, only
 from isoforward.formats import checkpoint_file
-from isoforward.measure.case import Case, Laps, master_of, record, row, spent, timed
+from isoforward.measure.benchmark import Measured, Part, Work, timed
+from isoforward.measure.case import Case, master_of
+from isoforward.measure.passes import Bench
 from isoforward.model.optim import build
-from isoforward.show.compare import only
 
 WAYS = ("plain write", "torch.save", "save", "verify", "load")
 
@@ -54,14 +55,13 @@ def save_with_torch(path: Path, state: dict) -> None:
         os.fsync(file.fileno())
 
 
-def measure(packed: dict) -> str:
-    case = Case.unpack(packed["case"])
-    directory = Path(packed["results"]).parent
-    kept, written = directory / "kept.ckpt", directory / "written.ckpt"
+def bench(case: Case) -> Bench:
+    directory = tempfile.TemporaryDirectory(dir=".")  # on the disk that runs are written to
+    kept, written = Path(directory.name) / "kept.ckpt", Path(directory.name) / "written.ckpt"
     state = state_of(case)
     checkpoint_file.save(kept, state)
     content = kept.read_bytes()
-    works: dict[str, Callable[[], object]] = {
+    ways: dict[str, Callable[[], object]] = {
         "plain write": partial(write_plainly, written, content),
         "torch.save": partial(save_with_torch, written, state),
         "save": partial(checkpoint_file.save, written, state),
@@ -69,28 +69,28 @@ def measure(packed: dict) -> str:
         "load": partial(checkpoint_file.load, kept),
     }
 
-    def lap(way: str) -> dict[str, float]:
+    def remove(n: int) -> None:
         written.unlink(missing_ok=True)  # none overwrites what another wrote
-        return {way: spent(case, works[way])}
 
-    def tell(laps: Laps, cold: Laps) -> Iterator[Row]:
-        conditions = case.conditions(optimizer=case.optim.name, checkpoint_bytes=len(content))
-        for way in WAYS:
-            about = {"life": "training", "phase": "run", "per": "run", "conditions": conditions | {"way": way}}
-            yield row(case, **about, **timed([lap[way] for lap in laps[way]]))
+    def work(way: str) -> Work:
+        more = {"optimizer": case.optim.name, "checkpoint_bytes": len(content), "way": way}
+        part = Part(life="training", phase="run", per="run", conditions=case.conditions(**more))
+        return timed(case.clock, part, ways[way], prepare=remove)
 
-    try:
-        return record(packed, {way: partial(lap, way) for way in WAYS}, tell)
-    finally:
-        kept.unlink()
-        written.unlink(missing_ok=True)
+    def rows(measured: Measured) -> list[Row]:
+        directory.cleanup()
+        return []
+
+    works = [work(way) for way in WAYS]
+    pairs = [(*works[0].parts, *each.parts) for each in works[1:]]
+    return Bench(works=works, pairs=pairs, rows=rows)
 
 
 def answer(results: Results) -> str:
     times = {way: only(results, quantity="time", way=way) for way in WAYS}
     size = times["save"].conditions["checkpoint_bytes"]
     plain = times["plain write"]
-    speed = {way: units.times(ratio(plain.samples, times[way].samples).value) for way in WAYS[1:]}
+    speed = {way: results.judge(plain, times[way]).sentence() for way in WAYS[1:]}
     return (
         f"Of the speed of a plain write, {units.size(size / plain.value)}/s for {units.size(size)}: "
         f"save {speed['save']}, verify {speed['verify']}, load {speed['load']}; torch.save, which notices nothing, "
@@ -99,7 +99,7 @@ def answer(results: Results) -> str:
 
 
 def main(config: ExperimentConfig) -> None:
-    ask(config, "saving", "saving:measure", answer)
+    ask(config, "saving", bench, answer)
 
 
 if __name__ == "__main__":

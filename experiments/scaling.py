@@ -12,9 +12,8 @@ stands the slope that the calibration of this machine predicts.
 
 import dataclasses
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -22,16 +21,18 @@ import torch
 from rich.console import Console
 
 from isoforward.app.command_line import claim, run
-from isoforward.app.question import case_of, command_line, tell
+from isoforward.app.question import at_most, case_of, command_line, tell
 from isoforward.base.config import ExperimentConfig, one_of
 from isoforward.base.datasheets import lookup
 from isoforward.base.hardware import environment
-from isoforward.base.results import Results, Row, read, write
-from isoforward.measure.case import Case, Laps, apart, record, row, timed
-from isoforward.measure.train_and_serve import byte_rows, decoding, flop_rows, peak_rows, prefilling
-from isoforward.plan.calibration import phased
+from isoforward.base.results import Results, Row, read, select, write
+from isoforward.base.terminal import say
+from isoforward.measure.benchmark import Measured, Part
+from isoforward.measure.case import Case
+from isoforward.measure.passes import Bench, derived, measure_apart
+from isoforward.measure.train_and_serve import byte_rows, flop_rows
+from isoforward.plan.calibration import runs_of
 from isoforward.plan.forecast import PHASES, forecaster
-from isoforward.show.compare import select
 
 AXES = ("width", "depth", "length", "batch", "context")
 FACTORS = (1, 2, 4)
@@ -73,52 +74,47 @@ def concerned(axis: str) -> Iterator[tuple[str, str, str]]:
                 yield life, phase, per
 
 
-def measure(packed: dict) -> str:
-    case, axis, factor = Case.unpack(packed["case"]), packed["axis"], packed["factor"]
-
-    def tell_rows(laps: Laps, cold: Laps) -> Iterator[Row]:
-        samples = {name: [lap[name] for lap in rounds] for rounds in laps.values() for name in rounds[0]}
-        for life, phase, per in concerned(axis):
-            at = {"prefill": prefilling, "decode": decoding}.get(phase, Case.training)(case)
-            more = {"axis": axis, "factor": factor}
-            if phase == "decode":
-                more["executions"] = case.new_tokens - 1
-            yield row(case, life=life, phase=phase, per=per, **timed(samples[phase]), conditions={**at, **more})
-        if factor == 1:
-            at = {"axis": axis, "factor": factor}
-            for told in (*flop_rows(case), *byte_rows(case), *peak_rows(case)):
-                if told.conditions.get("context") is None and told.convention in (None, "model"):
-                    yield dataclasses.replace(told, conditions={**told.conditions, **at})
-
-    return record(packed, phased(case), tell_rows)
-
-
-def slope(points: list[tuple[int, list[float]]]) -> tuple[float, float, float]:
-    """Of log time over log size; its interval holds 95 % of the slopes of as many samples drawn anew."""
-    sizes = np.log([size for size, _ in points])
-    draw = np.random.default_rng(0)
-    fitted = float(np.polyfit(sizes, np.log([median(samples) for _, samples in points]), 1)[0])
-    again = [
-        np.polyfit(sizes, np.log([np.median(draw.choice(samples, len(samples))) for _, samples in points]), 1)[0]
-        for _ in range(400)
+def bench(case: Case, axis: str, factor: int) -> Bench:
+    training, serving, _ = runs_of(case)
+    at = {"axis": axis, "factor": factor}
+    wanted = {(life, phase) for life, phase, _ in concerned(axis)}
+    works = [
+        work.labelled(**at)
+        for work in (training.phased, serving.generation)
+        if any((part.life, part.phase) in wanted for part in work.parts)
     ]
-    low, high = np.quantile(again, (0.025, 0.975))
-    return fitted, min(float(low), fitted), max(float(high), fitted)
+
+    def rows(measured: Measured) -> Iterator[Row]:
+        for told in (*flop_rows(case), *byte_rows(case)) if factor == 1 else ():
+            if told.conditions.get("context") is None and told.convention in (None, "model"):
+                yield dataclasses.replace(told, conditions={**told.conditions, **at})
+
+    return Bench(works=works, rows=rows)
+
+
+def slopes(points: list[tuple[int, Sequence[float]]]) -> list[float]:
+    """Of log time over log size, by least squares, one for each sample of the size that has fewest.
+
+    Samples of different sizes are from different processes: which of them meet in a slope does not matter.
+    """
+    sizes = np.log([size for size, _ in points])
+    drawn = zip(*(samples for _, samples in points), strict=False)
+    return [float(np.polyfit(sizes, np.log(each), 1)[0]) for each in drawn]
 
 
 def exponents(case: Case, axis: str, measured: list[Row], by: Any) -> Iterator[Row]:
     told = [by.times(scaled(case, axis, factor)) for factor in FACTORS]
     for life, phase, per in concerned(axis):
-        about: dict[str, Any] = {"life": life, "phase": phase, "per": per, "quantity": "exponent", "unit": "power"}
-        seen = select(tuple(measured), phase=phase, quantity="time")
-        value, low, high = slope([(int(r.conditions["factor"]), list(r.samples)) for r in seen])
-        yield row(case, **about, value=value, low=low, high=high, conditions={"axis": axis, "how": "measured"})
+        about: dict[str, Any] = {"life": life, "phase": phase, "per": per}
+        seen = select(measured, life=life, phase=phase, quantity="time")
+        part = Part(**about, conditions={"axis": axis, "how": "measured"})
+        yield derived(case, part, slopes([(int(r.conditions["factor"]), r.samples) for r in seen]), quantity="exponent")
         at = {"axis": axis, "calibration": by.conditions["calibration"]}
         times = [(factor, [times[phase]]) for factor, (times, _) in zip(FACTORS, told, strict=True)]
         if all(samples[0] > 0 for _, samples in times):
             warnings = tuple(dict.fromkeys(why for _, warned in told for why in warned.get(phase, ())))
-            more = {"provenance": "predicted", "warnings": warnings, "value": slope(times)[0]}
-            yield row(case, **about, **more, conditions={**at, "how": "predicted"})
+            more = {"provenance": "predicted", "warnings": warnings, "value": slopes(times)[0]}
+            yield case.row(**about, quantity="exponent", **more, conditions={**at, "how": "predicted"})
 
 
 def answer(results: Results) -> str:
@@ -141,15 +137,14 @@ def main(config: Scaling) -> None:
     with claim(config) as run_dir:
         results = Path(run_dir) / "results.jsonl"
         where = environment(command_line(), torch.device(case.device))
-        with console.status("measuring") as status:
-            for axis in config.axes:
-                for factor in FACTORS:
-                    status.update(f"measuring {axis} x {factor}")
-                    each = scaled(case, axis, factor)
-                    apart(each, "scaling:measure", results, command_line(), axis=axis, factor=factor)
-                seen = [r for r in read(results).rows if r.conditions.get("axis") == axis]
-                rows = [dataclasses.replace(r, environment=where.id) for r in exponents(case, axis, seen, by)]
-                write(results, [where, *rows] if axis == config.axes[0] else rows)
+        write(results, [where])
+        for axis in config.axes:
+            for factor in FACTORS:
+                say(console, f"measuring {axis} x {factor}{at_most(config.measure)}")
+                each = scaled(case, axis, factor)
+                measure_apart(each, bench, axis, factor, results=results, command=command_line())
+            seen = select(read(results), axis=axis)
+            write(results, [dataclasses.replace(r, environment=where.id) for r in exponents(case, axis, seen, by)])
         tell(config, run_dir, console, answer)
 
 

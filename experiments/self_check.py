@@ -12,8 +12,10 @@ amount, and in no other.
 """
 
 import dataclasses
+import itertools
 import os
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +24,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 
@@ -29,24 +32,26 @@ from isoforward.app.command_line import run
 from isoforward.app.question import ask
 from isoforward.base import units
 from isoforward.base.config import ExperimentConfig, ModelConfig, TrackingConfig, at_least
-from isoforward.base.estimates import CONFIDENCE, interleaved, judge, ratio
-from isoforward.base.results import PHASES, Results, Row
+from isoforward.base.results import Results, Row, only, select
 from isoforward.base.stopwatch import Stopwatch, clock_for
+from isoforward.base.vocabulary import PHASES
 from isoforward.formats.export import freeze
-from isoforward.measure.case import Case, Laps, batch_of, master_of, record, row, spent, timed
+from isoforward.measure.benchmark import Measured, Pair, Part, Work, measure, phased, timed
+from isoforward.measure.case import Case, batch_of, master_of
 from isoforward.measure.flops import FlopCounter, Scope, by_phase, layers_of
 from isoforward.measure.memory_ledger import training_ledger
+from isoforward.measure.passes import Bench, derived
 from isoforward.model import steps
 from isoforward.model.gpt import KVCache
 from isoforward.model.optim import build
-from isoforward.show.compare import only, select
 from isoforward.show.wandb_tracker import open_tracker
 
 SLEEP_S = 0.02
 SIDE = 768  # of the planted product's matrices, and of what is planted to stay
 CAST = 6 * 2**20  # numbers
 EVERY = 10  # steps between two words to the tracker, in training
-STRETCH = 3  # steps of one sample here
+COMPARISON_S = 3.0
+PLANTED = 0.02  # more than a step takes
 LITTLE = ModelConfig(layers=2, heads=4, width=64, context=64, vocab=256)
 
 
@@ -87,12 +92,12 @@ class BothLives:
 
     def run(self, phase: steps.Phase) -> None:
         self.step(phase)
-        self.cache.length = 0
+        self.cache.rewind(0)
         logits = steps.prefill(self.frozen, self.tokens[:1, : self.case.prompt], self.cache, phase=phase)
         steps.decode(self.frozen, logits.argmax(-1, keepdim=True), self.cache, phase=phase)
 
-    def with_planted(self, work: Callable[[], object], planted_in: str) -> dict[str, float]:
-        return self.stopwatch.lap(lambda phase: self.run(planting(work, planted_in, phase)))
+    def run_with(self, work: Callable[[], object], planted_in: str, phase: steps.Phase) -> None:
+        self.run(planting(work, planted_in, phase))
 
     def flops(self, work: Callable[[], object], planted_in: str) -> dict[str, int]:
         scope = Scope(layers_of(self.master))
@@ -107,72 +112,96 @@ class BothLives:
         return training_ledger(self.master, self.optimizer, self.tokens, self.targets, step=step).retained
 
 
-def measure(packed: dict) -> str:
-    case = Case.unpack(packed["case"])
+def bench(case: Case, rounds: int, directory: str) -> Bench:
     lives = BothLives(case)
     little = BothLives(dataclasses.replace(case, model=LITTLE, export=None, batch=2, length=48))
     os.environ["WANDB_MODE"] = "offline"  # its cost is ours; a network's is not
-    tracker = open_tracker(
-        TrackingConfig(),
-        run_dir=Path(packed["results"]).parent / "tracked",
-        job_type="train",
-        name="self check",
-        group=None,
-        resolved_config={},
-    )
-    said = Counter()
+    about: dict[str, Any] = {"job_type": "train", "name": "self check", "group": None, "resolved_config": {}}
+    tracker = open_tracker(TrackingConfig(), run_dir=Path(directory), **about)
+    said = itertools.count()
 
     def tell_tracker() -> None:
-        said["words"] += 1
-        tracker.live(said["words"], {"loss": 1.0, "tokens_per_s": 1.0} | {f"phase/{p}_share": 0.25 for p in PHASES})
+        figures = {"loss": 1.0, "tokens_per_s": 1.0} | {f"phase/{p}_share": 0.25 for p in PHASES}
+        tracker.live(next(said), figures)
 
-    def stretch(metered: bool, tracked: bool) -> None:
-        for _ in range(STRETCH):
-            if metered:
-                lives.stopwatch.lap(lives.step)
-            else:
-                lives.step()
-        if tracked:
-            tell_tracker()
+    def metered() -> None:
+        lives.stopwatch.lap(lives.step)
+
+    def tracked() -> None:
+        lives.step()
+        tell_tracker()
 
     def empty(phase: steps.Phase) -> None:
         for name in PHASES:
             with phase(name):
                 pass
 
+    def step(how: str, work: Callable[[], object]) -> Work:
+        return timed(case.clock, case.step("step", how=how), work)
+
+    def own(of: str, work: Callable[[], object]) -> Work:
+        part = dataclasses.replace(case.step("framework", of=of), quantity="own time")
+        return timed(case.clock, part, work)
+
+    bare, *others = (step("bare", lives.step), step("metered", metered), step("tracked", tracked))
+    instruments = [own("meter", lambda: lives.stopwatch.lap(empty)), own("tracker", tell_tracker)]
     alone = planted_works(case.device)
-    costs = {
-        "bare": partial(stretch, False, False),
-        "metered": partial(stretch, True, False),
-        "tracked": partial(stretch, False, True),
-        "meter": lambda: [lives.stopwatch.lap(empty) for _ in range(100)],
-        "tracker": tell_tracker,
-        **{f"{kind} alone": work for kind, work in alone.items()},
-    }
-    candidates = {name: lambda work=work: {"spent": spent(case, work)} for name, work in costs.items()}
-    candidates["nothing planted"] = lambda: little.stopwatch.lap(little.run)
-    for kind, work in alone.items():
-        for phase in PHASES:
-            candidates[f"{kind} in {phase}"] = partial(little.with_planted, work, phase)
+    planted = Planted(little, alone)
+    pairs = [(*each.parts, *bare.parts) for each in others] + planted.pairs
 
-    def tell(laps: Laps, cold: Laps) -> Iterator[Row]:
-        spent_s = {name: [lap["spent"] for lap in laps[name]] for name in costs}
-        for name in ("bare", "metered", "tracked"):
-            about = {"life": "training", "phase": "step", "per": "step", "conditions": case.training(how=name)}
-            yield row(case, **about, **timed([time_s / STRETCH for time_s in spent_s[name]]))
-        for name, calls in (("meter", 100), ("tracker", 1)):
-            about = {"life": "training", "phase": "framework", "per": "step", "quantity": "own time"}
-            fields = timed([time_s / calls for time_s in spent_s[name]], **about)
-            yield row(case, **fields, conditions=case.training(of=name))
-        for kind in alone:
-            yield from found(little.case, kind, spent_s[f"{kind} alone"], laps)
-        yield from exactly(little)
-        yield equals(little, packed["rounds"])
-
-    try:
-        return record(packed, candidates, tell)
-    finally:
+    def rows(measured: Measured) -> Iterator[Row]:
         tracker.finish()
+        yield from planted.rows(measured)
+        yield from exactly(little)
+        yield from decided(little, rounds)
+
+    return Bench(works=[bare, *others, *instruments, *planted.works], pairs=pairs, rows=rows)
+
+
+class Planted:
+    """Both lives of the little model with each kind of work planted in each phase, beside the same with nothing."""
+
+    def __init__(self, lives: BothLives, alone: Mapping[str, Callable[[], object]]) -> None:
+        self.case = lives.case
+        self.alone = {kind: timed(self.case.clock, self.part("alone", kind, "-"), work) for kind, work in alone.items()}
+        self.plants: dict[tuple[str, str], tuple[Work, Work]] = {}
+        for kind, work in alone.items():
+            for phase in PHASES:
+                parts = {each: self.part(each, kind, phase) for each in PHASES}
+                without = {each: self.part(each, "nothing", f"{kind} {phase}") for each in PHASES}
+                planted = partial(lives.run_with, work, phase)
+                self.plants[kind, phase] = (
+                    phased(self.case.clock, parts, planted),
+                    phased(self.case.clock, without, lives.run),
+                )
+
+    def part(self, phase: str, plant: str, planted_in: str) -> Part:
+        place = {"life": "training", "phase": "framework"} if phase == "alone" else at(phase)
+        conditions = self.case.training(plant=plant, planted_in=planted_in)
+        return Part(**place, per="step", conditions=conditions, quantity="own time")
+
+    @property
+    def works(self) -> list[Work]:
+        return [*self.alone.values(), *(work for both in self.plants.values() for work in both)]
+
+    @property
+    def pairs(self) -> list[Pair]:
+        return [(with_.parts[0], without.parts[0]) for with_, without in self.plants.values()]
+
+    def rows(self, measured: Measured) -> Iterator[Row]:
+        """What a phase took more than beside it without the plant, as a share of the plant alone: the phase that it was
+        planted in, and the other one that most was found in."""
+        for (kind, planted_in), (with_, without) in self.plants.items():
+            alone_s = measured.estimate(*self.alone[kind].parts).median
+            pairs = measured.paired(*with_.parts, *without.parts)
+            more = {
+                phase: [(each[n] - each[n + len(PHASES)]) / alone_s for each in pairs] for n, phase in enumerate(PHASES)
+            }
+            elsewhere = max(more.keys() - {planted_in}, key=lambda phase: abs(median(more[phase])))
+            for phase in (planted_in, elsewhere):
+                conditions = self.case.training(plant=kind, planted_in=planted_in)
+                part = Part(**at(phase), per="step", conditions=conditions)
+                yield derived(self.case, part, more[phase], quantity="added time")
 
 
 def planted_works(device: str) -> dict[str, Callable[[], object]]:
@@ -186,26 +215,13 @@ def planted_works(device: str) -> dict[str, Callable[[], object]]:
     }
 
 
-def found(case: Case, kind: str, alone_s: list[float], laps: Laps) -> Iterator[Row]:
-    """What a phase took more than in the same round without the plant, as a share of the plant alone: the phase that
-    it was planted in, and the other one that most was found in."""
-    about = {"quantity": "added time", "unit": "x", "per": "step"}
-    for planted_in in PHASES:
-        rounds = list(zip(laps[f"{kind} in {planted_in}"], laps["nothing planted"], strict=True))
-        more = {phase: [(one[phase] - other[phase]) / median(alone_s) for one, other in rounds] for phase in PHASES}
-        elsewhere = max(more.keys() - {planted_in}, key=lambda phase: abs(median(more[phase])))
-        for phase in (planted_in, elsewhere):
-            conditions = case.training(plant=kind, planted_in=planted_in)
-            yield row(case, **timed(more[phase], **about), **at(phase), conditions=conditions)
-
-
 def exactly(lives: BothLives) -> Iterator[Row]:
     """FLOPs of a planted product, and bytes of a planted tensor that stays, beyond what is there without them."""
     kept: list[torch.Tensor] = []
     matrix = torch.ones(SIDE, SIDE, device=lives.case.device)
     about = {
-        "flops": {"unit": "flop", "convention": "model", "provenance": "counted"},
-        "retained": {"unit": "byte", "provenance": "counted"},
+        "flops": {"convention": "model", "provenance": "counted"},
+        "retained": {"provenance": "counted"},
     }
     counts: dict[str, Callable[[str], Mapping[str, int]]] = {
         "flops": partial(lives.flops, partial(torch.mm, matrix, matrix)),
@@ -220,23 +236,40 @@ def exactly(lives: BothLives) -> Iterator[Row]:
             for phase in (planted_in, elsewhere):
                 fields = {"per": "step", "quantity": quantity, "value": more[phase]}
                 conditions = lives.case.training(planted_in=planted_in)
-                yield row(lives.case, **at(phase), **about[quantity], **fields, conditions=conditions)
+                yield lives.case.row(**at(phase), **about[quantity], **fields, conditions=conditions)
 
 
 def at(phase: str) -> dict[str, str]:
     return {"life": "inference" if phase in ("prefill", "decode") else "training", "phase": phase}
 
 
-def equals(lives: BothLives, rounds: int) -> Row:
-    """How many of `rounds` comparisons of a forward with itself report a difference."""
+def decided(lives: BothLives, rounds: int) -> Iterator[Row]:
+    """How many of `rounds` comparisons come out how: of a step with itself, and with a step that takes PLANTED more.
+
+    Each has the budget that one comparison needs, and the four looks of the stopping rule.
+    """
     case = lives.case
-    forward = partial(spent, case, torch.inference_mode()(lambda: lives.frozen(lives.tokens)))
-    different = 0
-    for number in range(rounds):
-        samples = interleaved({"A": forward, "B": forward}, case.measure.repeats, seed=number)
-        different += judge(ratio(samples["A"], samples["B"])).differs
-    about = {"life": "inference", "phase": "forward", "quantity": "false differences", "unit": "comparisons"}
-    return row(case, **about, per="run", value=float(different), conditions=case.conditions(comparisons=rounds))
+    plan = dataclasses.replace(case.measure, repeats=None, budget=COMPARISON_S)
+    (step_s,) = timed(case.clock, case.step("step"), lives.step).run(10)
+
+    def longer() -> None:
+        lives.step()
+        until = time.perf_counter() + PLANTED * step_s
+        while time.perf_counter() < until:
+            pass
+
+    for compared, work in (("a step with itself", lives.step), (f"a step with one {PLANTED:.0%} longer", longer)):
+        outcomes: Counter[str] = Counter()
+        for number in range(rounds):
+            first = timed(case.clock, case.step("step", compared="first"), work)
+            second = timed(case.clock, case.step("step", compared="second"), lives.step)
+            pair = (*first.parts, *second.parts)
+            found = measure([first, second], [pair], plan, seed=number).judgement(pair)
+            outcomes["differs" if found.differs else found.outcome] += 1
+        for outcome in ("differs", "equal", "undecided"):
+            about = {"life": "training", "phase": "step", "quantity": "decided", "per": "run"}
+            conditions = case.conditions(compared=compared, outcome=outcome, comparisons=rounds)
+            yield case.row(**about, value=float(outcomes[outcome]), conditions=conditions)
 
 
 def answer(results: Results) -> str:
@@ -244,7 +277,7 @@ def answer(results: Results) -> str:
 
     def cost(of: str, step: Row, calls_per_step: float) -> str:
         own = only(results, of=of)
-        paired = ratio(step.samples, bare.samples)
+        paired = results.judge(step, bare).ratio
         return (
             f"{own.value * calls_per_step / bare.value:.3%} of a step of {units.seconds(bare.value)} "
             f"({paired.low:.3f}x to {paired.high:.3f}x in pairs)"
@@ -260,10 +293,16 @@ def answer(results: Results) -> str:
         for row in select(results, quantity=quantity)
         if row.value != (size if row.phase == row.conditions["planted_in"] else 0)
     ]
-    false = only(results, quantity="false differences")
+    told = []
+    for compared in dict.fromkeys(row.conditions["compared"] for row in select(results, quantity="decided")):
+        counts = {
+            row.conditions["outcome"]: row.value for row in select(results, quantity="decided", compared=compared)
+        }
+        shown = ", ".join(f"{outcome} {count:.0f}" for outcome, count in counts.items())
+        told.append(f"{compared}: {shown}")
     return (
-        f"Equals were told apart {false.value:.0f} times in {false.conditions['comparisons']} (at most "
-        f"{1 - CONFIDENCE:.0%} are to be expected). The meter takes {cost('meter', metered, 1)}, tracking "
+        f"Of {sum(counts.values()):.0f} comparisons each, {'; '.join(told)}. "
+        f"The meter takes {cost('meter', metered, 1)}, tracking "
         f"{cost('tracker', tracked, 1 / EVERY)}. A sleep, a product and a cast planted in each phase in turn were "
         f"found there, {min(there):.0%} to {max(there):.0%} of each, and {max(elsewhere):.1%} at most in any other; "
         f"a product's FLOPs and the bytes of a tensor that stays, {'exactly' if not wrong else 'NOT exactly'}."
@@ -271,7 +310,8 @@ def answer(results: Results) -> str:
 
 
 def main(config: SelfCheck) -> None:
-    ask(config, "self_check", "self_check:measure", answer, rounds=config.rounds)
+    with tempfile.TemporaryDirectory() as directory:
+        ask(config, "self_check", bench, answer, config.rounds, directory)
 
 
 if __name__ == "__main__":

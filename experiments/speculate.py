@@ -10,8 +10,9 @@ with and without the draft, in turns, for several lengths of proposal.
 """
 
 import dataclasses
+import itertools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from isoforward.app.command_line import run
@@ -19,13 +20,13 @@ from isoforward.app.question import ask
 from isoforward.base import units
 from isoforward.base.config import ExperimentConfig, at_least
 from isoforward.base.errors import BadInput
-from isoforward.base.estimates import judge, ratio, summarise
-from isoforward.base.results import Results, Row
+from isoforward.base.results import Results, Row, only
 from isoforward.formats.export import freeze
-from isoforward.measure.case import Case, Laps, batch_of, identity_row, master_of, record, row, spent, timed
+from isoforward.measure.benchmark import Measured, Part, Work, timed
+from isoforward.measure.case import Case, batch_of, identity_row, master_of
+from isoforward.measure.passes import Bench, derived
 from isoforward.serve.decoding import Pass, Sampling
 from isoforward.serve.inference import InferenceModule, load
-from isoforward.show.compare import only
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,53 +43,53 @@ class Speculate(ExperimentConfig):
             at_least("draft_tokens", count, 1)
 
 
-def generation(case: Case, module: InferenceModule, packed: dict) -> Callable[[], dict[str, float]]:
-    """Of one text, another in each round: seconds a token, tokens a forward of the large model, forwards."""
-    ids, count = module.encode(packed["prompt"]), case.new_tokens
-    rounds = iter(range(case.seed, 2**63))
-
-    def write() -> dict[str, float]:
-        passes: list[Pass] = []
-        sampling = Sampling(temperature=packed["temperature"], seed=next(rounds))
-        time_s = spent(
-            case, lambda: passes.extend(module.passes(module.model, [ids], max_new_tokens=count, sampling=sampling))
-        )
-        return {"token": time_s / count, "gained": (count - 1) / (len(passes) - 1)}
-
-    return write
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Asked:
+    draft: str
+    counts: tuple[int, ...]
+    prompt: str
+    temperature: float
 
 
-def measure(packed: dict) -> str:
-    case = Case.unpack(packed["case"])
-    alone = load(str(case.export), precision=case.precision)
-    drafts = {
-        n: load(str(case.export), precision=case.precision, draft=packed["draft"], draft_tokens=n)
-        for n in packed["counts"]
-    }
-    candidates = {"0": generation(case, alone, packed)}
-    candidates |= {f"{n}": generation(case, module, packed) for n, module in drafts.items()}
+def generation(case: Case, module: InferenceModule, asked: Asked, part: Part, gained: list[float]) -> Work:
+    """Of one text, another in each sample; `gained` collects how many tokens a forward of the large model brought."""
+    ids, count = module.encode(asked.prompt), case.new_tokens
+    seeds = itertools.count(case.seed)
+
+    def write() -> None:
+        sampling = Sampling(temperature=asked.temperature, seed=next(seeds))
+        passes: list[Pass] = list(module.passes(module.model, [ids], max_new_tokens=count, sampling=sampling))
+        gained.append((count - 1) / (len(passes) - 1))
+
+    return timed(case.clock, part, write, count=count)
+
+
+def bench(case: Case, asked: Asked) -> Bench:
+    modules = {0: load(str(case.export), precision=case.precision)}
+    for n in asked.counts:
+        modules[n] = load(str(case.export), precision=case.precision, draft=asked.draft, draft_tokens=n)
+    gained: dict[int, list[float]] = {n: [] for n in modules}
+    works = [generation(case, module, asked, part(case, asked, n), gained[n]) for n, module in modules.items()]
     master = master_of(case)
     identity = identity_row(case, master, freeze(master), batch_of(case)[0][:1])
 
-    def tell(laps: Laps, cold: Laps) -> Iterator[Row]:
+    def rows(measured: Measured) -> Iterator[Row]:
         yield identity
-        at = {"life": "inference", "phase": "decode", "per": "token"}
-        for name, rounds in laps.items():
-            n = int(name)
-            conditions = case.conditions(draft_tokens=n, temperature=packed["temperature"], new_tokens=case.new_tokens)
-            if n:
-                conditions["forward"] = "several rows at once"  # the last bits may differ from one row's
-            yield row(case, **at, **timed([lap["token"] for lap in rounds]), conditions=conditions)
-            gained = summarise([lap["gained"] for lap in rounds])
-            about = {"quantity": "tokens a forward", "unit": "token", "low": gained.low, "high": gained.high}
-            yield row(case, **at, **about, value=gained.median, samples=gained.samples, conditions=conditions)
+        for n, samples in gained.items():
+            yield derived(case, part(case, asked, n), samples, quantity="tokens a forward")
             if n:
                 # E. Leviathan 2023, definition 3.1: here the share of proposals that stayed
-                share = summarise([(lap["gained"] - 1) / n for lap in rounds])
-                about = {"quantity": "accepted", "unit": "of proposals", "low": share.low, "high": share.high}
-                yield row(case, **at, **about, value=share.median, samples=share.samples, conditions=conditions)
+                shares = [(each - 1) / n for each in samples]
+                yield derived(case, part(case, asked, n), shares, quantity="accepted")
 
-    return record(packed, candidates, tell)
+    return Bench(works=works, pairs=[(*each.parts, *works[0].parts) for each in works[1:]], rows=rows)
+
+
+def part(case: Case, asked: Asked, n: int) -> Part:
+    conditions = case.conditions(draft_tokens=n, temperature=asked.temperature, new_tokens=case.new_tokens)
+    if n:
+        conditions["forward"] = "several rows at once"  # the last bits may differ from one row's
+    return Part(life="inference", phase="decode", per="token", conditions=conditions)
 
 
 def answer(results: Results) -> str:
@@ -101,8 +102,7 @@ def answer(results: Results) -> str:
         time, gained, share = (
             only(results, quantity=q, draft_tokens=n) for q in ("time", "tokens a forward", "accepted")
         )
-        found = judge(ratio(time.samples, alone.samples))
-        speed = f"{1 / found.ratio.value:.2f}x as fast ({1 / found.ratio.high:.2f} to {1 / found.ratio.low:.2f})"
+        speed = f"time {results.judge(time, alone).sentence()}"
         told.append(f"{n} proposed: {share.value:.0%} accepted, {gained.value:.2f} tokens a forward, {speed}")
     return f"Alone the large model takes {units.seconds(alone.value)} a token. With a draft, {'; '.join(told)}."
 
@@ -111,8 +111,13 @@ def main(config: Speculate) -> None:
     if config.checkpoint is None or config.draft is None:
         raise BadInput("two trained models are needed: write checkpoint=BIG draft=SMALL, two runs of one tokenizer")
     load(config.checkpoint, draft=config.draft)  # refused before anything is written
-    more = {"draft": str(Path(config.draft).resolve()), "counts": config.draft_tokens}
-    ask(config, "speculate", "speculate:measure", answer, **more, prompt=config.prompt, temperature=config.temperature)
+    asked = Asked(
+        draft=str(Path(config.draft).resolve()),
+        counts=tuple(config.draft_tokens),
+        prompt=config.prompt,
+        temperature=config.temperature,
+    )
+    ask(config, "speculate", bench, answer, asked)
 
 
 if __name__ == "__main__":

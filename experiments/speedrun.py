@@ -14,24 +14,26 @@ while looking at the validation plays. Intervals are the range over the seeds.
 import dataclasses
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from statistics import median
 
 import torch
 from omegaconf import OmegaConf
+from rich.console import Console
 
-from isoforward.app.command_line import conf_directory, run, typed, writable
-from isoforward.app.question import ask
+from isoforward.app.command_line import claim, conf_directory, run, typed, writable
+from isoforward.app.question import case_of, command_line, tell
 from isoforward.base import units
 from isoforward.base.config import ExperimentConfig, TrainConfig, at_least
 from isoforward.base.errors import BadInput
-from isoforward.base.hardware import environment, reference_kernel
-from isoforward.base.results import Results, Row, write
+from isoforward.base.hardware import environment
+from isoforward.base.results import Record, Results, Row, select, write
+from isoforward.base.terminal import say
 from isoforward.data.corpus import Corpus, prepare
-from isoforward.measure.case import Case, row
+from isoforward.measure.case import Case
+from isoforward.measure.disturbance import between, look
 from isoforward.measure.learning_curves import Point, learning_curve, loss_rows, middle, reached_s
-from isoforward.measure.trust import Watch, judge_trust
-from isoforward.show.compare import select
+from isoforward.measure.passes import call_apart
+from isoforward.measure.trust import alone
 
 MARKS = 6  # validations of a run
 LENGTH = 64  # of the windows that both are judged on
@@ -67,21 +69,21 @@ def unseen(corpus: Corpus) -> Corpus:
     return dataclasses.replace(corpus, train=corpus.train[:cut], validation=corpus.train[cut:])
 
 
-def measure(packed: dict) -> None:
-    case = Case.unpack(packed["case"])
-    where = environment(packed["command"], torch.device(case.device))
-    recipes = {name: recipe(name, packed["scale"]) for name in packed["recipes"]}
+def measure(case: Case, names: list[str], seeds: list[int], scale: float, command: str) -> list[Record]:
+    where = environment(command, torch.device(case.device))
+    recipes = {name: recipe(name, scale) for name in names}
     corpora = {name: unseen(prepare(config.data)) for name, config in recipes.items()}
     if len({corpus.hash for corpus in corpora.values()}) > 1:
         raise BadInput("recipes: their tokens differ, so that their losses cannot be compared")
     curves: dict[str, list[list[Point]]] = {name: [] for name in recipes}
-    with Watch(reference_kernel(case.device)) as watch:
-        for turn, seed in enumerate(packed["seeds"]):
-            for name in sorted(recipes, reverse=turn % 2 == 0):
-                found = learning_curve(recipes[name], corpora[name], seed=seed, length=LENGTH, marks=MARKS)
-                curves[name].append(found)
+    before = look()
+    for turn, seed in enumerate(seeds):
+        for name in sorted(recipes, reverse=turn % 2 == 0):
+            found = learning_curve(recipes[name], corpora[name], seed=seed, length=LENGTH, marks=MARKS)
+            curves[name].append(found)
+    judged = alone(case.experiment, between(before, look()), environment=where.id)
     rows = [dataclasses.replace(each, environment=where.id) for each in told(case, recipes, curves)]
-    write(Path(packed["results"]), [where, *rows, judge_trust(case.experiment, rows, watch, environment=where.id)])
+    return [where, *rows, judged]
 
 
 def told(case: Case, recipes: dict[str, TrainConfig], curves: dict[str, list[list[Point]]]) -> Iterator[Row]:
@@ -90,15 +92,15 @@ def told(case: Case, recipes: dict[str, TrainConfig], curves: dict[str, list[lis
         yield from loss_rows(case, runs, recipe=name, tokens=data.batch * data.length)
     usual = next(iter(recipes))
     goals = [points[-1].loss for points in curves[usual]]
-    about = {"life": "training", "phase": "run", "quantity": "time_to_loss", "unit": "s", "per": "run"}
+    about = {"life": "training", "phase": "run", "quantity": "time_to_loss", "per": "run"}
     for name, runs in curves.items():
         at = {"recipe": name, "goal": f"the loss that {usual} ends at", "goal_nats": round(median(goals), 3)}
         times = [reached_s(points, goal) for points, goal in zip(runs, goals, strict=True)]
         if None in times:
             why = f"{name} did not reach it under every seed"
-            yield row(case, **about, value=None, provenance="unavailable", reason=why, conditions=at)
+            yield case.row(**about, value=None, provenance="unavailable", reason=why, conditions=at)
         else:
-            yield row(case, **about, **middle(times), conditions=at)
+            yield case.row(**about, **middle(times), conditions=at)
 
 
 def answer(results: Results) -> str:
@@ -117,8 +119,14 @@ def answer(results: Results) -> str:
 
 
 def main(config: Speedrun) -> None:
-    more = {"recipes": config.recipes, "seeds": config.seeds, "scale": config.scale}
-    ask(config, "speedrun", "speedrun:measure", answer, **more)
+    case = case_of(config, "speedrun")
+    console = Console()
+    with claim(config) as run_dir:
+        say(console, "training with both recipes, seed by seed")
+        asked = (config.recipes, config.seeds, config.scale, command_line())
+        records = call_apart(measure, case, *asked, threads=case.threads, what="speedrun")
+        write(run_dir / "results.jsonl", records)
+        tell(config, run_dir, console, answer)
 
 
 if __name__ == "__main__":

@@ -10,42 +10,38 @@ process of its own, because the memory allocator's state is part of what is comp
 """
 
 import dataclasses
-import multiprocessing
+import itertools
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback, Trainer
-from torch.utils.data import DataLoader
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
 
 from isoforward.app.command_line import run
 from isoforward.app.question import ask
 from isoforward.base import units
 from isoforward.base.config import ExperimentConfig, TrainerConfig
-from isoforward.base.estimates import ratio
-from isoforward.base.hardware import environment, reference_kernel
 from isoforward.base.malloc import keep_freed_pages
-from isoforward.base.results import Results, Row, write
-from isoforward.base.stopwatch import clock_for
-from isoforward.measure.case import Case, batch_of, master_of, row, spent, timed
-from isoforward.measure.trust import Watch, judge_trust
+from isoforward.base.results import Results, Row, only, select
+from isoforward.measure.benchmark import Measured, Part, timed
+from isoforward.measure.case import Case, batch_of, master_of
+from isoforward.measure.passes import Bench
+from isoforward.measure.remote import remote
 from isoforward.model import steps
-from isoforward.show.compare import only, select
+from isoforward.model.optim import build
 from isoforward.train.lightning_module import LitGPT, quieten
 
 KINDS = {"matrix products": "::mm", "attention": "attention", "GELU": "gelu", "norms": "norm"}  # by operator's name
 
 
-def plain_loop(case: Case, line: Connection) -> None:
-    """The usual one: fp32 throughout, `loss.backward()`, `clip_grad_norm_`, torch's default AdamW.
-
-    A step for each word that comes, whose seconds go back.
-    """
+def plain_loop(line: Connection, case: Case) -> None:
+    """The usual one: fp32 throughout, `loss.backward()`, `clip_grad_norm_`, torch's default AdamW."""
     torch.set_num_threads(case.threads)
     model = master_of(dataclasses.replace(case, precision="fp32"))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.1)
@@ -58,96 +54,98 @@ def plain_loop(case: Case, line: Connection) -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
 
-    while line.recv():
-        line.send(spent(case, step))
+    work = timed(case.clock, through("plain fp32 loop", case), step)
+    while True:
+        line.send(work.run(line.recv()))
 
 
-class InTurn(Callback):
+class OnCommand(Callback):
+    """Holds training before a batch until it is told how many to take, and then sends the seconds of one."""
+
     def __init__(self, case: Case, line: Connection) -> None:
-        self.line, self.clock = line, clock_for(torch.device(case.device))
-        self.plain_s: list[float] = []
-        self.lightning_s: list[float] = []
+        self.line, self.clock = line, case.clock
+        self.left = 0
 
     def on_train_batch_start(self, *_: Any) -> None:
-        self.line.send(True)
-        self.plain_s.append(self.line.recv())
-        self.start = self.clock.mark()
+        if not self.left:
+            self.count = self.left = self.line.recv()
+            self.start = self.clock.mark()
 
     def on_train_batch_end(self, *_: Any) -> None:
-        end = self.clock.mark()
-        self.clock.settle()
-        self.lightning_s.append(self.clock.seconds(self.start, end))
+        self.left -= 1
+        if not self.left:
+            end = self.clock.mark()
+            self.clock.settle()
+            self.line.send([self.clock.seconds(self.start, end) / self.count])
 
 
-def measure(packed: dict) -> None:
-    case = Case.unpack(packed["case"])
-    where = environment(packed["command"], torch.device(case.device))
-    batch = batch_of(case)
-    rounds = case.measure.warmup + case.measure.repeats
-    module = LitGPT(master_of(case), case.optim, TrainerConfig(max_steps=rounds))
+class Endless(IterableDataset):
+    def __init__(self, batch: tuple[Tensor, Tensor]) -> None:
+        self.batch = batch
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return itertools.repeat(self.batch)
+
+
+def lightning_loop(line: Connection, case: Case) -> None:
+    torch.set_num_threads(case.threads)
+    module = LitGPT(master_of(case), case.optim, TrainerConfig(max_steps=10**9))
     if case.compile:
         module.model.compile_blocks()
     keep_freed_pages()
-    line, its_end = multiprocessing.Pipe()
-    other = multiprocessing.get_context("spawn").Process(target=plain_loop, args=(case, its_end), daemon=True)
-    turns = InTurn(case, line)
-    quiet = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
     quieten()
-    trainer = Trainer(
-        accelerator="cpu" if case.device == "cpu" else "gpu", max_steps=rounds, callbacks=[turns], **quiet
-    )
-    with Watch(reference_kernel(case.device)) as watch:
-        other.start()
-        its_end.close()  # its end is the end of the line
-        trainer.fit(module, DataLoader([batch] * rounds, batch_size=None))
-        line.send(False)
-        other.join()
-
-    def tell() -> Iterator[Row]:
-        for name, samples in (("plain fp32 loop", turns.plain_s), ("Lightning module", turns.lightning_s)):
-            at = {"life": "training", "phase": "step", "per": "step", "conditions": case.training(through=name)}
-            yield row(case, **at, **timed(samples[case.measure.warmup :]), environment=where.id)
-
-    rows = list(tell())
-    if case.device == "cpu":
-        with torch.profiler.profile() as profile:
-            steps.train_step(module.model, trainer.optimizers[0], *batch, clip=case.optim.clip)
-        rows += [dataclasses.replace(each, environment=where.id) for each in operators(case, profile)]
-    write(Path(packed["results"]), [where, *rows, judge_trust(case.experiment, rows, watch, environment=where.id)])
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    accelerator = "cpu" if case.device == "cpu" else "gpu"
+    trainer = Trainer(accelerator=accelerator, max_steps=10**9, callbacks=[OnCommand(case, line)], **quiet)
+    trainer.fit(module, DataLoader(Endless(batch_of(case)), batch_size=None))
 
 
-def operators(case: Case, profile: torch.profiler.profile) -> Iterator[Row]:
-    """What one more step is made of."""
+def through(name: str, case: Case) -> Part:
+    return case.step("step", through=name)
+
+
+def bench(case: Case) -> Bench:
+    plain = remote((through("plain fp32 loop", case),), plain_loop, case)
+    ours = remote((through("Lightning module", case),), lightning_loop, case)
+
+    def rows(measured: Measured) -> Iterator[Row]:
+        if case.device == "cpu":
+            yield from operators(case)
+
+    return Bench(works=[plain, ours], pairs=[(*plain.parts, *ours.parts)], rows=rows)
+
+
+def operators(case: Case) -> Iterator[Row]:
+    """What a step is made of."""
+    model = master_of(case)
+    optimizer, batch = build(model, case.optim), batch_of(case)
+    steps.train_step(model, optimizer, *batch, clip=case.optim.clip)
+    with torch.profiler.profile() as profile:
+        steps.train_step(model, optimizer, *batch, clip=case.optim.clip)
     spent_s: Counter[str] = Counter()
     for event in profile.key_averages():
         kind = next((kind for kind, part in KINDS.items() if part in event.key), "everything else")
         spent_s[kind] += event.self_cpu_time_total / 1e6
-    about = {"life": "training", "phase": "step", "quantity": "operators", "unit": "s", "per": "step"}
+    about = {"life": "training", "phase": "step", "quantity": "operators", "per": "step"}
     for kind, time_s in spent_s.most_common():
-        yield row(case, **about, value=time_s, conditions=case.training(operators=kind))
+        yield case.row(**about, value=time_s, conditions=case.training(operators=kind))
 
 
 def answer(results: Results) -> str:
-    plain, ours = (only(results, through=name) for name in ("plain fp32 loop", "Lightning module"))
-    found = ratio(plain.samples, ours.samples)
+    plain, ours = (only(results, through=name, quantity="time") for name in ("plain fp32 loop", "Lightning module"))
+    found = results.judge(plain, ours)
     parts = select(results, quantity="operators")
     whole_s = sum(part.value for part in parts)
     made_of = ", ".join(f"{part.conditions['operators']} {part.value / whole_s:.0%}" for part in parts)
     rates = [units.count(r.conditions["tokens"] / r.value) for r in (plain, ours)]
     return (
         f"The plain fp32 loop trains {rates[0]} tokens/s, the Lightning module {rates[1]}: "
-        f"{units.times(found.value)} ({found.low:.2f} to {found.high:.2f})."
-        + (f" Its time by operator: {made_of}." if parts else "")
+        f"in time {found.sentence()}." + (f" Its time by operator: {made_of}." if parts else "")
     )
 
 
 def main(config: ExperimentConfig) -> None:
-    ask(config, "throughput", "throughput:measure", answer)
+    ask(config, "throughput", bench, answer)
 
 
 if __name__ == "__main__":

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from isoforward.app.any_module import Phases as Phases
     from isoforward.app.any_module import compare_phases as compare_phases
     from isoforward.base.errors import Refusal as Refusal
-    from isoforward.base.estimates import Ratio as Ratio
-    from isoforward.base.estimates import ratio as ratio
     from isoforward.base.results import Results as Results
     from isoforward.base.results import Row as Row
     from isoforward.base.results import read as read
+    from isoforward.base.statistics import Ratio as Ratio
+    from isoforward.base.statistics import ratio as ratio
     from isoforward.formats.export import export as export
     from isoforward.serve.inference import load as load
 
@@ -30,8 +30,8 @@ _HOMES = {
     "read": "base.results",
     "Results": "base.results",
     "Row": "base.results",
-    "ratio": "base.estimates",
-    "Ratio": "base.estimates",
+    "ratio": "base.statistics",
+    "Ratio": "base.statistics",
     "Refusal": "base.errors",
 }
 __all__ = list(_HOMES)

@@ -116,11 +116,11 @@ def test_a_cache_holds_the_length_that_it_is_set_to_and_goes_on_from_there(tmp_p
     model = frozen_copy(load_wrapped(saved("mistral", tmp_path), dtype=torch.float32))
     cache = WrappedCache(model)
     for length in (30, 3, 30, 0):
-        cache.length = length
+        cache.rewind(length)
         assert cache.length == length
         steps.decode(model, TOKENS[:, :1], cache)
         assert cache.length == length + 1
-    cache.length = 3
+    cache.rewind(3)
     again = steps.decode(model, TOKENS[:, :1], cache)
     zeros = torch.cat((torch.zeros(1, 3, dtype=torch.long), TOKENS[:, :1]), 1)
     torch.testing.assert_close(again, model(zeros)[:, -1], atol=1e-5, rtol=1e-4)

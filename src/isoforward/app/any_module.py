@@ -17,10 +17,9 @@ True
 from __future__ import annotations
 
 import copy
-import gc
 import io
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +28,19 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from isoforward.base.errors import BadInput
-from isoforward.base.estimates import Ratio, interleaved, ratio
-from isoforward.base.hardware import environment, reference_kernel
-from isoforward.base.results import TRAINING, Results, Row, write
-from isoforward.base.stopwatch import Stopwatch, clock_for, spent
-from isoforward.measure.case import Laps, timed
-from isoforward.measure.trust import Watch, judge_trust
+from isoforward.base.config import MeasureConfig
+from isoforward.base.hardware import environment
+from isoforward.base.results import Comparison, Condition, Results, Row, only, write
+from isoforward.base.statistics import Ratio
+from isoforward.base.stopwatch import clock_for
+from isoforward.base.vocabulary import TRAINING
+from isoforward.measure.benchmark import Part, measure, phased, timed
+from isoforward.measure.passes import comparison, derived_fields, fields
+from isoforward.measure.trust import findings, verdict
 from isoforward.model import steps
 from isoforward.model.loss import next_token_loss
+
+NAME = "compare_phases"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,18 +60,16 @@ class Phases:
 
     def time(self, life: str, phase: str) -> Row:
         """Of `training`: forward, loss, backward, optimizer, step, residual; of `inference`: forward."""
-        for row in self.rows:
-            if (row.life, row.phase, row.quantity) == (life, phase, "time"):
-                return row
-        raise BadInput(f"no time of {life} {phase} was measured")
+        return only(self.results, life=life, phase=phase, quantity="time")
 
     def against_forward(self, phase: str) -> Ratio:
-        """Time of a phase of training, or of its whole `step`, against the forward of inference, round by round."""
-        return ratio(self.time("training", phase).samples, self.time("inference", "forward").samples)
+        """Time of a phase of training, or of its whole `step`, against the forward of inference, pair by pair."""
+        return self.results.judge(self.time("training", phase), self.time("inference", "forward")).ratio
 
     def write(self, path: Path | str) -> None:
         """Appends to a results.jsonl, which `isoforward.read` and `isoforward report` open."""
-        write(path, [*self.results.environments.values(), *self.results.rows, *self.results.verdicts])
+        found = self.results
+        write(path, [*found.environments.values(), *found.rows, *found.comparisons, *found.verdicts])
 
     def __str__(self) -> str:
         from isoforward.show.tables import show_rows
@@ -84,7 +85,9 @@ def compare_phases(
     *,
     optimizer: Optimizer | None = None,
     loss: Callable[[Any, Tensor], Tensor] = next_token_loss,
-    repeats: int = 20,
+    precision: float = 0.03,
+    budget: float = 20.0,
+    repeats: int | None = None,
     warmup: int = 3,
     seed: int = 0,
 ) -> Phases:
@@ -92,15 +95,20 @@ def compare_phases(
 
     `batch` is (inputs, targets), on the model's device; `loss` takes what the model gives (of a Transformers model its
     logits) and the targets, and is that of the next token unless told. `optimizer` None is AdamW. Everything runs on
-    copies: model, optimizer, gradients and random state stay as they were. `repeats` interleaved rounds, at least 5,
-    follow `warmup` uncounted ones.
+    copies: model, optimizer, gradients and random state stay as they were. Measuring ends when every time is known to
+    `precision`, its interval's relative half-width, or after `budget` seconds; or after `repeats` pairs, at least 5.
     """
+    plan = MeasureConfig(precision=precision, budget=budget, repeats=repeats, warmup=warmup)
     inputs, targets = batch
     master, updater = copy.deepcopy((model, optimizer))
     updater = updater or AdamW(master.parameters())
     frozen = copy.deepcopy(master).eval().requires_grad_(False)
     clock = clock_for(inputs.device)
-    stopwatch = Stopwatch(clock)
+    conditions: dict[str, Condition] = {
+        "model": type(model).__name__,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "batch": len(inputs),
+    }
 
     def criterion(output: Any, targets: Tensor) -> Tensor:
         return loss(getattr(output, "logits", output), targets)
@@ -108,42 +116,37 @@ def compare_phases(
     def step(phase: steps.Phase = steps.unmeasured) -> None:
         steps.train_step(master, updater, inputs, targets, criterion=criterion, phase=phase)
 
-    @torch.inference_mode()
-    def forward() -> object:
-        return frozen(inputs)
+    def part(life: str, phase: str) -> Part:
+        return Part(life=life, phase=phase, per="step", conditions=conditions)
 
-    candidates = {
-        "phased": lambda: stopwatch.lap(step),
-        "whole": lambda: {"step": spent(clock, step)},
-        "served": lambda: {"forward": spent(clock, forward)},
-    }
+    parts = phased(clock, {phase: part("training", phase) for phase in TRAINING}, step)
+    whole = timed(clock, part("training", "step"), step)
+    served = timed(clock, part("inference", "forward"), torch.inference_mode()(lambda: frozen(inputs)))
+    (forward,), (step_part,) = served.parts, whole.parts
+    pairs = [*((one, forward) for one in parts.parts), (step_part, forward), (parts.parts[0], step_part)]
     master.train()
-    where = environment("compare_phases", inputs.device)
+    where = environment(NAME, inputs.device)
     devices = [inputs.device] if inputs.is_cuda else []
-    with Watch(reference_kernel(inputs.device)) as watch, torch.random.fork_rng(devices):
-        interleaved(candidates, warmup, seed=seed)
-        gc.collect()
-        laps = interleaved(candidates, repeats, seed=seed + 1)
-    rows = [replace(row, environment=where.id) for row in told(laps, model, inputs)]
-    verdict = judge_trust("compare_phases", rows, watch, environment=where.id)
-    return Phases(results=Results(rows=tuple(rows), environments={where.id: where}, verdicts=(verdict,), warnings=()))
+    with torch.random.fork_rng(devices):
+        found = measure([parts, whole, served], pairs, plan, seed=seed)
+    rows = [row(one, fields(found.estimate(one)), where.id) for one in (*parts.parts, step_part, forward)]
+    residual = [whole_s - sum(parts_s) for whole_s, *parts_s in found.paired(step_part, *parts.parts)]
+    rows.insert(len(TRAINING) + 1, row(part("training", "residual"), derived_fields(residual), where.id))
+    compared: list[Comparison] = [comparison(NAME, pair, found, where.id) for pair in pairs]
+    results = Results(
+        rows=tuple(rows),
+        environments={where.id: where},
+        verdicts=(verdict(NAME, [findings(found)], plan, environment=where.id),),
+        comparisons=tuple(compared),
+    )
+    return Phases(results=results)
 
 
-def told(laps: Laps, model: nn.Module, inputs: Tensor) -> Iterator[Row]:
-    about: dict[str, Any] = {
-        "experiment": "compare_phases",
-        "per": "step",
-        "conditions": {
-            "model": type(model).__name__,
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "batch": len(inputs),
-        },
+def row(part: Part, found: dict[str, Any], environment_id: str) -> Row:
+    named: dict[str, Any] = {
+        "life": part.life,
+        "phase": part.phase,
+        "per": part.per,
+        "conditions": dict(part.conditions),
     }
-    for phase in TRAINING:
-        yield Row(**about, life="training", phase=phase, **timed([lap[phase] for lap in laps["phased"]]))
-    wholes = [lap["step"] for lap in laps["whole"]]
-    parts = [sum(lap[phase] for phase in TRAINING) for lap in laps["phased"]]
-    residual = [whole - part for whole, part in zip(wholes, parts, strict=True)]
-    yield Row(**about, life="training", phase="step", **timed(wholes))
-    yield Row(**about, life="training", phase="residual", **timed(residual))
-    yield Row(**about, life="inference", phase="forward", **timed([lap["forward"] for lap in laps["served"]]))
+    return Row(experiment=NAME, quantity="time", **named, **found, environment=environment_id)

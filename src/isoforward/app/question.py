@@ -14,14 +14,16 @@ from rich.console import Console
 
 import isoforward
 from isoforward.app.command_line import claim
-from isoforward.base.config import ExperimentConfig, ModelConfig, Run
+from isoforward.base import units
+from isoforward.base.config import ExperimentConfig, MeasureConfig, ModelConfig, Run
 from isoforward.base.errors import BadInput
 from isoforward.base.hardware import auto_precision
 from isoforward.base.results import Results, read
 from isoforward.base.storage import write_atomically
 from isoforward.base.terminal import say
 from isoforward.formats.export import find, read_manifest
-from isoforward.measure.case import Case, apart
+from isoforward.measure.case import Case, with_kernels
+from isoforward.measure.passes import Build, measure_apart
 from isoforward.serve.inference import find_export
 from isoforward.serve.transformers_model import described
 from isoforward.show.compare import compare
@@ -66,14 +68,15 @@ def case_of(config: ExperimentConfig, experiment: str) -> Case:
         export, model = str(model.path), find(Path(str(model.path)), verify=False).config
     elif model.vocab is None:
         model = dataclasses.replace(model, vocab=FRESH_VOCABULARY)
-    return Case(
+    precision, length = precision_of(config.precision, device)[0], fitting(config, model)
+    case = Case(
         experiment=experiment,
         model=model,
         export=export,
         batch=config.data.batch,
-        length=fitting(config, model),
+        length=length,
         compile=config.compile,
-        precision=precision_of(config.precision, device)[0],
+        precision=precision,
         device=str(device),
         hardware=config.hardware,
         threads=torch.get_num_threads(),
@@ -81,6 +84,7 @@ def case_of(config: ExperimentConfig, experiment: str) -> Case:
         optim=config.optim,
         measure=config.measure,
     )
+    return with_kernels(case) if model.source != "transformers" else case
 
 
 def wrapped_case(config: ExperimentConfig, experiment: str) -> Case:
@@ -98,14 +102,21 @@ def fitting(config: Run, model: ModelConfig) -> int:
     return config.data.length
 
 
-def ask(config: ExperimentConfig, question: str, target: str, answer: Answer, **more: Any) -> None:
-    """Measures `target` ("module:function") on the config's subject, in a fresh process; tells rows and answer."""
+def ask(config: ExperimentConfig, question: str, build: Build, answer: Answer, *more: Any) -> None:
+    """Measures what `build(case, *more)` gives, in fresh processes; shows the rows and the answer."""
     case = case_of(config, question)
     console = Console()
     with claim(config) as run_dir:
-        with console.status(f"measuring {question}"):
-            apart(case, target, run_dir / "results.jsonl", command_line(), **more)
+        say(console, f"measuring {question}{at_most(config.measure)}")
+        measure_apart(case, build, *more, results=run_dir / "results.jsonl", command=command_line())
         tell(config, run_dir, console, answer)
+
+
+def at_most(plan: MeasureConfig) -> str:
+    if plan.repeats is not None:
+        return f", {plan.repeats} samples of each"
+    whole_s = plan.budget * plan.processes
+    return f", {units.seconds(whole_s)} of timing at most (measure.budget)"
 
 
 def tell(config: Run, run_dir: Path, console: Console, answer: Answer) -> None:

@@ -16,7 +16,16 @@ from rich.console import Console
 from torch.utils.data import DataLoader
 
 from isoforward.app.command_line import claim
-from isoforward.app.question import call, command_line, conclude, fingerprint_of, fitting, precision_of, tracker_of
+from isoforward.app.question import (
+    at_most,
+    call,
+    command_line,
+    conclude,
+    fingerprint_of,
+    fitting,
+    precision_of,
+    tracker_of,
+)
 from isoforward.base.config import ModelConfig, TrainConfig
 from isoforward.base.device import best_device
 from isoforward.base.errors import BadInput, Integrity, Refusal, Stopped
@@ -31,8 +40,8 @@ from isoforward.formats.export import export, load_tokenizer, load_trainable, re
 from isoforward.formats.model_card import write_card
 from isoforward.formats.untrusted import harmless, shown
 from isoforward.lesson.page import write_lesson
-from isoforward.measure.case import Case, differing_logits
-from isoforward.measure.train_and_serve import measure_both_lives
+from isoforward.measure.both_lives import measure_both_lives
+from isoforward.measure.case import Case, differing_logits, with_kernels
 from isoforward.model import cost
 from isoforward.model.autotune import choose_backward
 from isoforward.model.gpt import GPT
@@ -164,8 +173,8 @@ def finish(config: TrainConfig, module: LitGPT, corpus: Corpus, run_dir: Path, c
             optim=config.optim,
             measure=config.measure,
         )
-        with console.status("measuring both lives"):
-            measure_both_lives(case, results, command_line())
+        say(console, f"measuring both lives{at_most(config.measure)}")
+        measure_both_lives(with_kernels(case), results, command_line())
     prompt = askable(config.sample_prompt, corpus)
     sample = harmless(prompt + str(served.generate(prompt, max_new_tokens=100, seed=config.seed)))
     loss = float(module.trainer.callback_metrics.get("validation_loss", math.nan))

@@ -211,10 +211,17 @@ class TrainerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureConfig:
-    """How much is measured. Everything runs until `repeats` samples are in, after `warmup` uncounted ones."""
+    """How precisely is measured, and for how long at most.
+
+    Measuring ends when every time is known to `precision` and every comparison is decided, or when `budget` is spent.
+    """
 
     enabled: bool = True
-    repeats: int = 20
+    precision: float = 0.03  # half-width of a time's interval, relative to what the time is a part of
+    budget: float = 40.0  # seconds, for all that one process times
+    margin: float = 0.03  # relative difference below which two times count as equal
+    repeats: int | None = None  # a fixed number of samples instead of precision and budget
+    processes: int = 1  # fresh ones; from 3 on, what varies between processes is in the interval
     warmup: int = 3
     prompt: int = 64  # tokens of the prefill; the decode starts there
     new_tokens: int = 64  # decode steps of one measured generation
@@ -222,7 +229,13 @@ class MeasureConfig:
     energy: str = "auto"  # auto: measured or unavailable; or a wattage to estimate with, such as 65W
 
     def __post_init__(self) -> None:
+        for name in ("precision", "margin"):
+            within(f"measure.{name}", getattr(self, name), 1e-4, 1.0)
+        within("measure.budget", self.budget, 0.01, 86400)
         at_least("measure.repeats", self.repeats, 5)
+        within("measure.processes", self.processes, 1, 64)
+        if self.processes == 2:
+            raise BadInput("measure.processes=2 does not show how much processes vary; write 1, or at least 3")
         at_least("measure.warmup", self.warmup, 1)
         at_least("measure.prompt", self.prompt, 1)
         at_least("measure.new_tokens", self.new_tokens, 2)

@@ -2,83 +2,156 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import math
 import os
 import reprlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import MISSING, dataclass, field, fields
+from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from isoforward.base.config import one_of
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
 from isoforward.base.errors import BadInput, Integrity, StorageFailed
+from isoforward.base.statistics import KINDS, MARGIN, Interval, Judgement, Ratio, judge, ratio, ratio_unpaired
+from isoforward.base.vocabulary import (
+    BESIDE,
+    CONDITIONS,
+    CONVENTIONS,
+    LIVES,
+    PER,
+    PHASES,
+    PROVENANCES,
+    QUANTITIES,
+    WHOLES,
+)
 
-SCHEMA = 1
-
-LIVES = ("training", "inference")
-TRAINING = ("forward", "loss", "backward", "optimizer")
-PHASES = (*TRAINING, "prefill", "decode")
-BESIDE = ("data", "framework", "communication", "residual")
-WHOLES = ("step", "token", "run")
-PER = ("step", "token", "sequence", "run")
-PROVENANCES = ("measured", "counted", "predicted", "estimated", "unavailable")
-CONVENTIONS = ("model", "causal", "hardware")
-
+SCHEMA = 2
 LONGEST_LINE = 4 * 2**20
 LARGEST_FILE = 256 * 2**20
 
 Condition = str | int | float | bool | None
+Number = int | float
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-@dataclass(frozen=True, kw_only=True)
+def declared(field: str, value: str, words: Iterable[str]) -> None:
+    """An undeclared word would name a column that no table and no comparison finds again."""
+    words = tuple(words)
+    if value not in words:
+        near = get_close_matches(value, words, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ValueError(f"{field} {reprlib.repr(value)} is not declared: {hint}base/vocabulary.py lists them")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Row:
-    """`value` is None exactly where `provenance` is unavailable, and `reason` then says why."""
+    """`value` is None exactly where `provenance` is unavailable, and `reason` then says why.
+
+    Raises pydantic's ValidationError, a ValueError, where a field is of the wrong type or a word is not declared.
+    """
 
     experiment: str
-    life: str  # training | inference
-    phase: str  # PHASES, BESIDE, or a whole: a training step, a served token, a run
-    quantity: str  # time, flops, bytes, memory, energy, money, ...
-    unit: str  # s, flop, byte, joule, usd, ... : never scaled here
-    per: str  # step | token | sequence | run
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-    samples: tuple[float, ...] = ()
+    life: str
+    phase: str
+    quantity: str
+    unit: str = ""  # of its quantity, unless it has several; never scaled here
+    per: str
+    value: Number | None
+    low: Number | None = None
+    high: Number | None = None
+    interval: str | None = None  # kind of [low, high]: one of statistics.KINDS
+    confidence: float | None = None  # of the interval; None where no level is stated, as of a range
+    samples: tuple[Number, ...] = ()  # in order of time
+    retaken: tuple[Number, ...] = ()  # samples that something else disturbed, so that they were taken again
     provenance: str = "measured"
     convention: str | None = None  # FLOPs only
     reason: str | None = None
     warnings: tuple[str, ...] = ()  # why not to trust it too far
-    conditions: Mapping[str, Condition] = field(default_factory=dict)
+    conditions: Mapping[str, Condition] = dataclasses.field(default_factory=dict)
     environment: str = ""  # Environment.id
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        one_of("row.life", self.life, LIVES)
-        one_of("row.phase", self.phase, PHASES + BESIDE + WHOLES)
-        one_of("row.per", self.per, PER)
-        one_of("row.provenance", self.provenance, PROVENANCES)
+        declared("life", self.life, LIVES)
+        declared("phase", self.phase, PHASES + BESIDE + WHOLES)
+        declared("per", self.per, PER)
+        declared("provenance", self.provenance, PROVENANCES)
+        declared("quantity", self.quantity, QUANTITIES)
+        for key in self.conditions:
+            declared("condition", key, CONDITIONS)
+        units = QUANTITIES[self.quantity].units
+        if not self.unit:
+            object.__setattr__(self, "unit", units[0])
+        declared(f"unit of {self.quantity}", self.unit, units)
         if self.convention is not None:
-            one_of("row.convention", self.convention, CONVENTIONS)
+            declared("convention", self.convention, CONVENTIONS)
         elif self.quantity == "flops":
-            raise BadInput(f"row.convention is not set: FLOPs are counted as one of {', '.join(CONVENTIONS)}")
+            raise ValueError(f"convention is not set: FLOPs are counted as one of {', '.join(CONVENTIONS)}")
         if (self.value is None) != (self.provenance == "unavailable"):
-            raise BadInput(
-                f"row.value={self.value} cannot be {self.provenance}: no value, and only that, is unavailable"
-            )
+            raise ValueError(f"value={self.value} cannot be {self.provenance}: no value, and only that, is unavailable")
         if self.value is None:
             if not self.reason:
-                raise BadInput(f"row.reason is not set: say why the {self.quantity} of {self.phase} is unavailable")
+                raise ValueError(f"reason is not set: say why the {self.quantity} of {self.phase} is unavailable")
             if self.low is not None or self.high is not None or self.samples:
-                raise BadInput("row.value is unavailable, yet row.low, row.high or row.samples is given")
-        elif (self.low is None) != (self.high is None):
-            raise BadInput("row.low and row.high are given both or neither")
-        elif self.low is not None and self.high is not None and not self.low <= self.value <= self.high:
-            raise BadInput(f"row.value={self.value} lies outside its interval [{self.low}, {self.high}]")
+                raise ValueError("value is unavailable, yet low, high or samples is given")
+            return
+        if not (self.low is None) == (self.high is None) == (self.interval is None):
+            raise ValueError("low, high and interval, their kind, are given together or not at all")
+        if self.low is not None and self.high is not None and self.interval is not None:
+            declared("interval", self.interval, KINDS)
+            if not self.low <= self.value <= self.high:
+                raise ValueError(f"value={self.value} lies outside its interval [{self.low}, {self.high}]")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Subject:
+    """What was timed, as its row names it."""
+
+    life: str
+    phase: str
+    conditions: Mapping[str, Condition] = dataclasses.field(default_factory=dict)
+
+    def names(self, row: Row) -> bool:
+        same = (self.life, self.phase) == (row.life, row.phase)
+        return same and row.quantity == "time" and dict(self.conditions) == dict(row.conditions)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Comparison:
+    """The time of one piece of work as a multiple of another's, from pairs that ran one directly after the other."""
+
+    experiment: str
+    first: Subject
+    second: Subject
+    value: float  # below 1 the first needs less
+    low: float
+    high: float
+    interval: str  # its kind
+    confidence: float
+    pairs: int
+    looks: int  # at the samples, planned before they were taken; the confidence holds over all
+    margin: float  # relative difference that counts as equal
+    outcome: str  # faster | slower | equal | undecided
+    needed_s: float | None = None  # of further measuring, where it is undecided
+    retaken: int = 0  # pairs
+    environment: str = ""  # Environment.id
+
+    def __post_init__(self) -> None:
+        declared("interval", self.interval, KINDS)
+
+    @property
+    def ratio(self) -> Ratio:
+        interval = Interval(
+            low=self.low, high=self.high, kind=self.interval, confidence=self.confidence, looks=self.looks
+        )
+        return Ratio(value=self.value, interval=interval, n=self.pairs)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Environment:
     """Where rows came from, written once a file. Rows of unlike `identity` are not compared."""
 
@@ -88,36 +161,85 @@ class Environment:
     identity: Mapping[str, Condition]  # cpu, gpu, threads, torch, dtype support, ...: what must match
     details: Mapping[str, Condition]  # what may differ: commit, load, governor, affinity
 
-    def __post_init__(self) -> None:
-        _check_types(self)
 
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Verdict:
     """Whether the numbers of one experiment can be believed; trusted exactly where there is no reason not to."""
 
     experiment: str
     trusted: bool
     reasons: tuple[str, ...] = ()
-    figures: Mapping[str, Condition] = field(default_factory=dict)  # what it was judged by: spread, load, drift, ...
+    figures: Mapping[str, Condition] = dataclasses.field(default_factory=dict)  # what it was judged by
     environment: str = ""  # Environment.id
 
     def __post_init__(self) -> None:
-        _check_types(self)
         if self.trusted == bool(self.reasons):
-            raise BadInput(f"verdict.trusted={self.trusted} contradicts its {len(self.reasons)} reasons")
+            raise ValueError(f"trusted={self.trusted} contradicts its {len(self.reasons)} reasons")
 
 
-Record = Row | Environment | Verdict
-KINDS: dict[str, type[Record]] = {"row": Row, "environment": Environment, "verdict": Verdict}
+Record = Row | Comparison | Environment | Verdict
+RECORDS: dict[str, type[Record]] = {
+    "row": Row,
+    "comparison": Comparison,
+    "environment": Environment,
+    "verdict": Verdict,
+}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Results:
     rows: tuple[Row, ...]
     environments: Mapping[str, Environment]  # by id
     verdicts: tuple[Verdict, ...]
-    warnings: tuple[str, ...]  # about the file, not about its numbers
+    comparisons: tuple[Comparison, ...] = ()
+    warnings: tuple[str, ...] = ()  # about the file, not about its numbers
+
+    def judge(self, first: Row, second: Row, *, margin: float = MARGIN) -> Judgement:
+        """Of the first's time, seen from the second's: by the pairs that were timed for it, where there are some.
+
+        Samples of files written before there were comparisons shared rounds, and are paired in their order.
+        """
+        for one in self.comparisons:
+            if one.first.names(first) and one.second.names(second):
+                return judge(one.ratio, margin=one.margin)
+            if one.first.names(second) and one.second.names(first):
+                return judge(one.ratio.inverse(), margin=one.margin)
+        if first.environment != second.environment:
+            refuse_unlike(self.environments[first.environment], self.environments[second.environment])
+        paired = len(first.samples) == len(second.samples)
+        return judge((ratio if paired else ratio_unpaired)(first.samples, second.samples), margin=margin)
+
+
+def select(rows: Results | Iterable[Row], **wanted: object) -> list[Row]:
+    """Rows whose fields, or else conditions, are as `wanted`; a condition wanted as None must be absent."""
+    fields = Row.__dataclass_fields__
+
+    def has(row: Row, key: str, value: object) -> bool:
+        return bool((getattr(row, key) if key in fields else row.conditions.get(key)) == value)
+
+    every = rows.rows if isinstance(rows, Results) else rows
+    return [row for row in every if all(has(row, *one) for one in wanted.items())]
+
+
+def at_most_one(rows: Results | Iterable[Row], **wanted: object) -> Row | None:
+    """The row that is as `wanted`, or None. BadInput where several are."""
+    found = select(rows, **wanted)
+    if len(found) > 1:
+        apart = [key for key in found[0].conditions if len({row.conditions.get(key) for row in found}) > 1]
+        raise BadInput(f"{len(found)} rows have {spelt(wanted)}; say which, by {', '.join(apart) or 'environment'}")
+    return found[0] if found else None
+
+
+def only(rows: Results | Iterable[Row], **wanted: object) -> Row:
+    """The one row that is as `wanted`; BadInput where there is none, or where several are."""
+    found = at_most_one(rows, **wanted)
+    if found is None:
+        raise BadInput(f"no row has {spelt(wanted)}")
+    return found
+
+
+def spelt(wanted: Mapping[str, object]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in wanted.items())
 
 
 def write(path: Path | str, records: Iterable[Record]) -> None:
@@ -169,12 +291,13 @@ def read(path: Path | str) -> Results:
                 break
             try:
                 records.append(_record(content))
-            except (BadInput, Integrity) as error:
+            except Integrity as error:
                 raise Integrity(f"{path}, line {number}: {str(error)[:300]}") from error
     return Results(
         rows=tuple(r for r in records if isinstance(r, Row)),
         environments={r.id: r for r in records if isinstance(r, Environment)},
         verdicts=tuple(r for r in records if isinstance(r, Verdict)),
+        comparisons=tuple(r for r in records if isinstance(r, Comparison)),
         warnings=tuple(warnings),
     )
 
@@ -189,14 +312,11 @@ def refuse_unlike(one: Environment, other: Environment) -> None:
 
 
 def _line(record: Record) -> str:
-    kind = next(name for name, of in KINDS.items() if isinstance(record, of))
-    content: dict[str, Any] = {"record": kind, "schema": SCHEMA}
-    for each in fields(record):
-        value = getattr(record, each.name)
-        content[each.name] = dict(value) if isinstance(value, Mapping) else value
+    name = next(name for name, kind in RECORDS.items() if isinstance(record, kind))
+    content = {"record": name, "schema": SCHEMA} | dataclasses.asdict(record)
     line = json.dumps(content, allow_nan=False) + "\n"
     if len(line) > LONGEST_LINE:
-        raise BadInput(f"a {kind} of {len(line) >> 20} MiB is too long for one line; keep fewer samples in it")
+        raise BadInput(f"a {name} of {len(line) >> 20} MiB is too long for one line; keep fewer samples in it")
     return line
 
 
@@ -223,53 +343,32 @@ def _record(content: object) -> Record:
         raise Integrity(
             f"written under schema {schema}, while this isoforward reads up to {SCHEMA}: upgrade isoforward"
         )
-    if not isinstance(name, str) or name not in KINDS:
-        raise Integrity(f"record {reprlib.repr(name)} is not one of {', '.join(KINDS)}")
-    kind = KINDS[name]
-    known = {each.name for each in fields(kind)}
-    needed = {each.name for each in fields(kind) if each.default is MISSING and each.default_factory is MISSING}
-    if odd := content.keys() - known:
-        raise Integrity(f"a {name} has no field {reprlib.repr(min(odd))}")
-    if absent := needed - content.keys():
-        raise Integrity(f"the {name} lacks {', '.join(sorted(absent))}")
-    arguments: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in content.items()
-    }
-    return kind(**arguments)
-
-
-def _is_number(value: object) -> bool:
-    """Finite, and not a bool."""
+    if not isinstance(name, str) or name not in RECORDS:
+        raise Integrity(f"record {reprlib.repr(name)} is not one of {', '.join(RECORDS)}")
+    if schema == 1 and name == "row":
+        _from_schema_1(content)
     try:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:  # an integer beyond every float
-        return False
+        return _adapter(name).validate_json(json.dumps(content))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        told = first["msg"].removeprefix("Value error, ")
+        raise Integrity(f"the {name}: {where + ': ' if where else ''}{told}") from error
 
 
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
+@cache
+def _adapter(name: str) -> TypeAdapter[Record]:
+    return TypeAdapter(RECORDS[name])
 
 
-def _is_condition(value: object) -> bool:
-    return value is None or isinstance(value, str | bool) or _is_number(value)
+UNITS_OF_SCHEMA_1 = {"nats": "nat", "of context": "power"}
 
 
-FITS: dict[str, Callable[[Any], bool]] = {  # by the annotation of a field
-    "str": _is_text,
-    "bool": lambda value: isinstance(value, bool),
-    "str | None": lambda value: value is None or _is_text(value),
-    "float | None": lambda value: value is None or _is_number(value),
-    "tuple[str, ...]": lambda value: isinstance(value, tuple) and all(map(_is_text, value)),
-    "tuple[float, ...]": lambda value: isinstance(value, tuple) and all(map(_is_number, value)),
-    "Mapping[str, Condition]": lambda value: (
-        isinstance(value, Mapping) and all(map(_is_text, value)) and all(map(_is_condition, value.values()))
-    ),
-}
-
-
-def _check_types(record: Record) -> None:
-    for each in fields(record):
-        value = getattr(record, each.name)
-        if not FITS[str(each.type)](value):
-            name = f"{type(record).__name__.lower()}.{each.name}"
-            raise BadInput(f"{name} cannot be {reprlib.repr(value)}: it takes a finite {each.type}")
+def _from_schema_1(row: dict[str, Any]) -> None:
+    """Intervals did not say their kind, and two units had two names."""
+    unit = row.get("unit")
+    if isinstance(unit, str):
+        row["unit"] = UNITS_OF_SCHEMA_1.get(unit, unit)
+    if row.get("low") is not None:
+        over_seeds = row.get("quantity") in ("loss", "loss_by_flops", "time_to_loss")
+        row["interval"] = "range" if over_seeds else "order statistics"

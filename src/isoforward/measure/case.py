@@ -1,43 +1,29 @@
-"""A case is measured in a process of its own, on its own copy of the weights, so that measuring changes nothing.
-
-What is compared is interleaved: every round runs every candidate once, in an order drawn anew, so that the samples of
-one round share the machine's mood. Time, memory and FLOPs are never taken in one pass.
-"""
+"""What is measured: one typed, frozen description, carried as it is into every process, and what is built from it."""
 
 from __future__ import annotations
 
-import dataclasses
-import gc
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from isoforward.base import stopwatch
 from isoforward.base.config import MeasureConfig, ModelConfig, OptimConfig
-from isoforward.base.errors import BadInput
-from isoforward.base.estimates import interleaved, summarise
-from isoforward.base.hardware import environment, reference_kernel
-from isoforward.base.results import Condition, Row, write
-from isoforward.base.stopwatch import clock_for
-from isoforward.base.subprocesses import Failed, run_isolated
+from isoforward.base.results import Condition, Row
+from isoforward.base.stopwatch import Clock, clock_for
 from isoforward.formats.export import load_trainable
-from isoforward.measure.trust import Watch, judge_trust
+from isoforward.measure.benchmark import Part
 from isoforward.model import cost
-from isoforward.model.autotune import backward_of, choose_backward
+from isoforward.model.autotune import backward_of, use_backward
 from isoforward.model.gpt import GPT
 from isoforward.serve.inference import DTYPES
-
-Laps = Mapping[str, list[dict[str, float]]]  # by candidate, a round each: seconds by name
-Candidates = Mapping[str, Callable[[], dict[str, float]]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """What is measured. `export` gives the weights; without it they are drawn from `seed`."""
+    """`export` gives the weights; without it they are drawn from `seed`. Its labels are pure functions of it."""
 
     experiment: str
     model: ModelConfig
@@ -50,6 +36,7 @@ class Case:
     precision: str = "fp32"
     device: str = "cpu"
     hardware: str = "here"  # whose peaks a rate is held against
+    attention_backward: str = "fused"  # or plain: chosen where the case is made, for the device it runs on
     threads: int | None = None
     seed: int = 1234
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -74,6 +61,18 @@ class Case:
         """The optimizer by the name that cost.py knows it by."""
         return "momentum" if self.optim.name == "sgd" and self.optim.momentum else self.optim.name
 
+    @property
+    def clock(self) -> Clock:
+        return clock_for(torch.device(self.device))
+
+    @property
+    def contexts(self) -> list[int]:
+        """Where the cache curve is read: up to the model's context, or what is measured of it, by doublings."""
+        found = [min(self.model.context, self.measure.context)]
+        while found[-1] >= 32 and len(found) < 6:
+            found.append(found[-1] // 2)
+        return found[::-1]
+
     def conditions(self, **more: Condition) -> dict[str, Condition]:
         own: dict[str, Condition] = {
             "family": self.model.family,
@@ -92,30 +91,34 @@ class Case:
 
     def training(self, **more: Condition) -> dict[str, Condition]:
         own: dict[str, Condition] = {"batch": self.batch, "length": self.length, "tokens": self.batch * self.length}
-        shape = {"batch": self.micro_batch, "length": self.length}
-        if backward_of(self.model, DTYPES[self.precision], torch.device(self.device), **shape) == "plain":
-            own["attention_backward"] = "plain"
+        if self.attention_backward != "fused":
+            own["attention_backward"] = self.attention_backward
         return self.conditions(**own, optimizer=self.optim.name, **more)
 
-    def pack(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+    def prefilling(self, **more: Condition) -> dict[str, Condition]:
+        """Serving applies the head to the last position alone; the forward of training's batch, to all."""
+        return self.conditions(batch=1, prompt=self.prompt, tokens=self.prompt, head="last position", **more)
 
-    @classmethod
-    def unpack(cls, packed: dict[str, Any]) -> Case:
-        parts = {"model": ModelConfig, "optim": OptimConfig, "measure": MeasureConfig}
-        return cls(**{key: parts[key](**value) if key in parts else value for key, value in packed.items()})
+    def decoding(self, **more: Condition) -> dict[str, Condition]:
+        own: dict[str, Condition] = {"prompt": self.prompt, "new_tokens": self.new_tokens, "tokens": 1, "cache": True}
+        return self.conditions(batch=1, **own, **more)
+
+    def at_context(self, context: int, *, cache: bool, **more: Condition) -> dict[str, Condition]:
+        return self.conditions(batch=1, tokens=1, context=context, cache=cache, **more)
+
+    def row(self, **fields: Any) -> Row:
+        return Row(experiment=self.experiment, **fields)
+
+    def step(self, phase: str, **more: Condition) -> Part:
+        """A phase of training, or its whole `step`."""
+        return Part(life="training", phase=phase, per="step", conditions=self.training(**more))
 
 
-def apart(case: Case, target: str, results: Path, command: str, **more: Any) -> Any:
-    """Runs `target` ("module:function") on this case in a fresh process. Its failure is a BadInput with the reason."""
-    packed = {"case": case.pack(), "results": str(results), "command": command, **more}
-    return done(run_isolated(target, packed, threads=case.threads), target.partition(":")[2].replace("_", " "))
-
-
-def done(outcome: Any, what: str) -> Any:
-    if isinstance(outcome, Failed):
-        raise BadInput(f"{what} could not be measured: {outcome.reason}")
-    return outcome
+def with_kernels(case: Case) -> Case:
+    """The kernels that are the faster ones for it on this machine, measured where that is not known yet."""
+    shape = {"batch": case.micro_batch, "length": case.length}
+    chosen = backward_of(case.model, DTYPES[case.precision], torch.device(case.device), **shape)
+    return replace(case, attention_backward=chosen)
 
 
 def master_of(case: Case) -> GPT:
@@ -126,7 +129,7 @@ def master_of(case: Case) -> GPT:
     else:
         torch.manual_seed(case.seed)
         model = GPT(case.model, dtype=dtype, checkpointing=case.checkpointing)
-    choose_backward(model, torch.device(case.device), batch=case.micro_batch, length=case.length)
+    use_backward(model, case.attention_backward)
     return model.to(case.device).train()
 
 
@@ -136,24 +139,6 @@ def batch_of(case: Case) -> tuple[Tensor, Tensor]:
     shape = (case.batch, case.length + 1)
     tokens = torch.randint(case.model.vocabulary, shape, generator=generator).to(case.device)
     return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
-
-
-def row(case: Case, **fields: Any) -> Row:
-    return Row(experiment=case.experiment, **fields)
-
-
-def timed(samples: list[float], **fields: Any) -> dict[str, Any]:
-    """The median of `samples` with its interval, as fields of a row."""
-    estimate = summarise(samples)
-    return {
-        "quantity": "time",
-        "unit": "s",
-        "value": estimate.median,
-        "low": estimate.low,
-        "high": estimate.high,
-        "samples": tuple(samples),
-        **fields,
-    }
 
 
 def differing_logits(master: nn.Module, frozen: nn.Module, tokens: Tensor) -> int:
@@ -166,30 +151,8 @@ def differing_logits(master: nn.Module, frozen: nn.Module, tokens: Tensor) -> in
 
 
 def identity_row(case: Case, master: nn.Module, frozen: nn.Module, tokens: Tensor) -> Row:
-    """Every comparison begins with it, on its own weights."""
+    """Every comparison of both lives begins with it, on its own weights."""
     conditions = case.conditions(logits=tokens.numel() * case.model.vocabulary)
-    differing = float(differing_logits(master, frozen, tokens))
-    about = {"life": "inference", "phase": "forward", "quantity": "identity", "unit": "differing logits", "per": "run"}
-    return row(case, **about, value=differing, conditions=conditions)
-
-
-def spent(case: Case, work: Callable[[], object]) -> float:
-    return stopwatch.spent(clock_for(torch.device(case.device)), work)
-
-
-def record(packed: Mapping[str, Any], candidates: Candidates, tell: Callable[[Laps, Laps], Iterable[Row]]) -> str:
-    """Warms up, runs all rounds, and appends what `tell` makes of the laps and of the very first, cold ones.
-
-    Gives the id of the environment that the rows are tied to.
-    """
-    case = Case.unpack(packed["case"])
-    where = environment(packed["command"], torch.device(case.device))
-    with Watch(reference_kernel(case.device)) as watch:
-        cold = {name: [run()] for name, run in candidates.items()}
-        interleaved(candidates, case.measure.warmup - 1, seed=case.seed)
-        gc.collect()
-        laps = interleaved(candidates, case.measure.repeats, seed=case.seed + 1)
-    rows = [dataclasses.replace(row, environment=where.id) for row in tell(laps, cold)]
-    judged = judge_trust(case.experiment, rows, watch, environment=where.id)
-    write(Path(packed["results"]), [where, *rows, judged])
-    return where.id
+    value = float(differing_logits(master, frozen, tokens))
+    about = {"life": "inference", "phase": "forward", "quantity": "identity", "per": "run"}
+    return case.row(**about, value=value, conditions=conditions)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from isoforward.base.config import ModelConfig, OptimConfig, one_of
-from isoforward.base.results import CONVENTIONS
+from isoforward.base.vocabulary import CONVENTIONS
 from isoforward.model import steps
 from isoforward.model.gpt import GPT, KVCache
 from isoforward.model.optim import build
@@ -141,6 +141,12 @@ class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return product(args[0], args[1])
         if operator in (aten.addmm.default, aten.baddbmm.default):
             return product(args[1], args[2])
+        if operator in (aten.mv.default, aten.addmv.default):  # of one row: see model/linear_kernels.py
+            matrix, vector = args[-2:]
+            return product(matrix, vector[:, None])
+        if str(operator).startswith("mkldnn._linear_pointwise"):
+            x, weight, *_ = args
+            return product(x, weight.T)
         causal = self.convention == "causal"
         if operator is aten._scaled_dot_product_flash_attention_for_cpu.default:
             q, k, *_ = args
@@ -216,7 +222,7 @@ def inference_flops(
             steps.decode_uncached(model, tokens, phase=scope)
         else:
             cache = KVCache(config, batch=batch, capacity=cached + length, dtype=model.dtype, device="meta")
-            cache.length = cached
+            cache.rewind(cached)
             (steps.decode if cached else steps.prefill)(model, tokens, cache, phase=scope)
     return counter.flops
 

@@ -15,7 +15,7 @@ from isoforward.base.config import TrainConfig
 from isoforward.base.results import Condition, Row
 from isoforward.data.batches import TrainingBatches, ValidationBatches
 from isoforward.data.corpus import Corpus
-from isoforward.measure.case import Case, row
+from isoforward.measure.case import Case
 from isoforward.model.gpt import GPT
 from isoforward.train.lightning_module import LitGPT, quieten
 
@@ -89,12 +89,18 @@ def reached_s(points: Sequence[Point], loss: float) -> float | None:
 
 def loss_rows(case: Case, runs: Sequence[Sequence[Point]], **conditions: Condition) -> Iterator[Row]:
     """Each mark of the same training under several seeds: the median loss, the lowest and the highest."""
-    about = {"life": "training", "phase": "run", "quantity": "loss", "unit": "nats", "per": "token"}
+    about = {"life": "training", "phase": "run", "quantity": "loss", "per": "token"}
     for points in zip(*runs, strict=True):
         at = {"training_time_s": round(median(point.time_s for point in points), 2), "step": points[0].step}
-        yield row(case, **about, **middle([point.loss for point in points]), conditions={**conditions, **at})
+        yield case.row(**about, **middle([point.loss for point in points]), conditions={**conditions, **at})
 
 
 def middle(samples: Sequence[float]) -> dict[str, Any]:
     """Too few for an interval of known confidence: their median and their range."""
-    return {"value": median(samples), "low": min(samples), "high": max(samples), "samples": tuple(samples)}
+    return {
+        "value": median(samples),
+        "low": min(samples),
+        "high": max(samples),
+        "interval": "range",
+        "samples": tuple(samples),
+    }

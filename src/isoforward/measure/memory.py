@@ -12,19 +12,22 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 
-from isoforward.base.config import ModelConfig, OptimConfig
+from isoforward.base.errors import BadInput
 from isoforward.base.memory_readers import CudaMemory, Memory, ProcessMemory
-from isoforward.base.subprocesses import Failed, run_isolated
+from isoforward.base.results import Condition, Row
+from isoforward.base.subprocesses import Failed
 from isoforward.formats.export import freeze
+from isoforward.measure.case import Case
 from isoforward.measure.memory_ledger import Ledger, generate, inference_ledger, training_ledger
+from isoforward.measure.passes import try_apart
 from isoforward.model import steps
-from isoforward.model.autotune import choose_backward
+from isoforward.model.autotune import use_backward
 from isoforward.model.gpt import GPT, KVCache
 from isoforward.model.optim import build
 from isoforward.serve.inference import DTYPES
@@ -76,101 +79,82 @@ class Account:
         return {**self.ledger.categories, "kernel buffers": self.kernels_bytes, "unexplained": self.unexplained_bytes}
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainingCase:
-    model: ModelConfig
-    batch: int
-    length: int
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    accumulate: int = 1
-    checkpointing: str = "none"
-    dtype: str = "fp32"
-    device: str = "cpu"
-
-
-@dataclass(frozen=True, kw_only=True)
-class InferenceCase:
-    model: ModelConfig
-    batch: int
-    prompt: int
-    new_tokens: int
-    cache: bool = True
-    dtype: str = "fp32"
-    device: str = "cpu"
+LIVES = ("training", "generation", "forward")  # a step; one prompt and what follows it; training's batch, frozen
 
 
 def account(
-    case: TrainingCase | InferenceCase, *, threads: int | None = None, timeout_s: float | None = None
+    case: Case, life: str, *, cache: bool = True, threads: int | None = None, timeout_s: float | None = None
 ) -> Account | Failed:
-    """In a process of its own, where malloc gives back what is freed: else the peak would be that of the past."""
-    audit = "audit_training" if isinstance(case, TrainingCase) else "audit_inference"
-    target = f"isoforward.measure.memory:{audit}"
-    found = run_isolated(target, asdict(case), threads=threads, env=HONEST_MALLOC, timeout_s=timeout_s)
-    return found if isinstance(found, Failed) else Account(**{**found, "ledger": Ledger(**found["ledger"])})
+    """In a process of its own, where malloc gives back what is freed: else the peak would be that of the past.
+
+    `life` is one of LIVES. Of a compiled case the ledger is empty: no dispatch mode sees into compiled code.
+    """
+    threads = threads or case.threads
+    how: dict[str, Any] = {"threads": threads, "env": HONEST_MALLOC, "timeout_s": timeout_s}
+    found: Account | Failed = try_apart(audit, case, life, cache, **how)
+    return found
 
 
-def audit_training(case: dict[str, Any]) -> dict[str, Any]:
-    def live(model: ModelConfig, batch: int, length: int) -> Life:
-        gpt = GPT(model, dtype=DTYPES[case["dtype"]], checkpointing=case["checkpointing"]).to(case["device"])
-        choose_backward(gpt, torch.device(case["device"]), batch=batch // case["accumulate"], length=length)
-        settings = OptimConfig(**case["optim"])
-        optimizer = build(gpt, settings)
-        tokens = torch.randint(model.vocabulary, (batch, length), device=case["device"])
-        step = partial(steps.train_step, accumulate=case["accumulate"], clip=settings.clip)
-        return (
-            lambda phase: step(gpt, optimizer, tokens, tokens, phase=phase),
-            lambda memory: training_ledger(gpt, optimizer, tokens, tokens, step=step, memory=memory),
-        )
-
-    model = ModelConfig(**case["model"])
-    tiny = partial(live, tiny_like(model), case["accumulate"], TINY)
-    return audit(tiny, partial(live, model, case["batch"], case["length"]), case["device"])
-
-
-def audit_inference(case: dict[str, Any]) -> dict[str, Any]:
-    def live(model: ModelConfig, batch: int, prompt: int, new_tokens: int) -> Life:
-        gpt = freeze(GPT(model, dtype=DTYPES[case["dtype"]]).to(case["device"]))
-        tokens = torch.randint(model.vocabulary, (batch, prompt), device=case["device"])
-
-        def cache() -> KVCache | None:
-            if not case["cache"] or not new_tokens:
-                return None
-            capacity = prompt + new_tokens - 1
-            cache = KVCache(model, batch=batch, capacity=capacity, dtype=gpt.dtype, device=case["device"])
-            cache.fill(0)  # what is allocated but not touched is not in the process' memory
-            return cache
-
-        return (
-            lambda phase: generate(gpt, tokens, cache(), new_tokens=new_tokens, phase=phase),
-            lambda memory: inference_ledger(gpt, tokens, cache(), new_tokens=new_tokens, memory=memory),
-        )
-
-    model = ModelConfig(**case["model"])
-    tiny = partial(live, tiny_like(model), 1, TINY // 2, TINY // 2)
-    return audit(tiny, partial(live, model, case["batch"], case["prompt"], case["new_tokens"]), case["device"])
-
-
-def tiny_like(model: ModelConfig) -> ModelConfig:
-    return replace(model, layers=1, heads=2, kv_heads=1, width=TINY, ffn=None, context=TINY, vocab=TINY)
-
-
-def audit(tiny: Callable[[], Life], whole: Callable[[], Life], device: str) -> dict[str, Any]:
+def audit(case: Case, life: str, cache: bool) -> Account:
     """Tiny first, which loads libraries; then whole and dropped, for what kernels keep; then whole, for the peaks."""
-    memory = CudaMemory() if device == "cuda" else ProcessMemory()
-    rehearse(tiny)
+    live = partial(training_life if life == "training" else serving_life, life=life, cache=cache)
+    memory = CudaMemory() if case.device == "cuda" else ProcessMemory()
+    rehearse(partial(live, tiny_like(case)))
     before = memory.now()
-    rehearse(whole)
+    rehearse(partial(live, case))
     kernels = memory.now() - before
-    run, ledger = whole()
+    run, ledger = live(case)
     run(steps.unmeasured)  # Adam's state appears
     peaks = PeakOf(memory, before)
     run(peaks)
-    return {
-        "ledger": asdict(ledger(memory)),
-        "kernels_bytes": kernels,
-        "measured": peaks.phases,
-        "threads": torch.get_num_threads(),
-    }
+    return Account(
+        ledger=Ledger(phases={}, retained={}) if case.compile else ledger(memory),
+        kernels_bytes=kernels,
+        measured=peaks.phases,
+        threads=torch.get_num_threads(),
+    )
+
+
+def training_life(case: Case, *, life: str, cache: bool) -> Life:
+    gpt = GPT(case.model, dtype=DTYPES[case.precision], checkpointing=case.checkpointing).to(case.device)
+    use_backward(gpt, case.attention_backward)
+    if case.compile:
+        gpt.compile_blocks()
+    optimizer = build(gpt, case.optim)
+    tokens = torch.randint(case.model.vocabulary, (case.batch, case.length), device=case.device)
+    step = partial(steps.train_step, accumulate=case.accumulate, clip=case.optim.clip)
+    return (
+        lambda phase: step(gpt, optimizer, tokens, tokens, phase=phase),
+        lambda memory: training_ledger(gpt, optimizer, tokens, tokens, step=step, memory=memory),
+    )
+
+
+def serving_life(case: Case, *, life: str, cache: bool) -> Life:
+    gpt = freeze(GPT(case.model, dtype=DTYPES[case.precision]).to(case.device))
+    alone = life == "generation"
+    batch, length = (1, case.prompt) if alone else (case.batch, case.length)
+    new_tokens = case.new_tokens if alone else 0
+    tokens = torch.randint(case.model.vocabulary, (batch, length), device=case.device)
+    if case.compile and not alone:
+        gpt.compile()
+
+    def room() -> KVCache | None:
+        if not cache or not new_tokens:
+            return None
+        room = KVCache(case.model, batch=batch, capacity=length + new_tokens - 1, dtype=gpt.dtype, device=case.device)
+        room.fill(0)  # what is allocated but not touched is not in the process' memory
+        return room
+
+    return (
+        lambda phase: generate(gpt, tokens, room(), new_tokens=new_tokens, phase=phase),
+        lambda memory: inference_ledger(gpt, tokens, room(), new_tokens=new_tokens, memory=memory),
+    )
+
+
+def tiny_like(case: Case) -> Case:
+    model = replace(case.model, layers=1, heads=2, kv_heads=1, width=TINY, ffn=None, context=TINY, vocab=TINY)
+    measure = replace(case.measure, prompt=TINY // 2, new_tokens=TINY // 2)
+    return replace(case, model=model, batch=case.accumulate, length=TINY, measure=measure)
 
 
 def rehearse(live: Callable[[], Life]) -> None:
@@ -178,3 +162,28 @@ def rehearse(live: Callable[[], Life]) -> None:
     run(steps.unmeasured)
     del run, _
     gc.collect()
+
+
+def memory_rows(case: Case, life: str, found: Account, conditions: dict[str, Condition]) -> Iterator[Row]:
+    """The measured peak of each phase, and of the whole by category, what is unexplained among them."""
+    about: dict[str, Any] = {"life": "training" if life == "training" else "inference", "quantity": "memory"}
+    about["per"] = "step" if life == "training" else "sequence"
+    for phase, peak in found.measured.items():
+        yield case.row(**about, phase=phase, value=float(peak), conditions=conditions)
+    if life == "forward" or not found.ledger.phases:
+        return  # a single phase needs no account of the whole
+    about["phase"] = "step" if life == "training" else "run"
+    for category, size in {**found.rows, "measured peak": found.measured_bytes}.items():
+        seen = category in ("unexplained", "kernel buffers", "kernel workspace", "measured peak")
+        more = {"category": category, "peak_phase": found.ledger.peak_phase}
+        how = "measured" if seen else "counted"
+        yield case.row(**about, value=float(size), provenance=how, conditions={**conditions, **more})
+
+
+def account_rows(case: Case, life: str) -> list[Row]:
+    """Measured now. BadInput with the reason where the process failed."""
+    found = account(case, life)
+    if isinstance(found, Failed):
+        raise BadInput(f"the memory of {life} could not be measured: {found.reason}")
+    conditions = {"training": case.training, "forward": case.training, "generation": case.decoding}[life]()
+    return list(memory_rows(case, life, found, conditions))

@@ -235,7 +235,7 @@ def record_serving(model: ModelConfig, *, batch: int, length: int, cached: int, 
         cache = KVCache(model, batch=batch, capacity=max(length, cached + 1), dtype=gpt.dtype)
         with recorder:
             steps.prefill(gpt, tokens, cache, phase=recorder)
-            cache.length = cached
+            cache.rewind(cached)
             with recorder("decode"):
                 steps.decode(gpt, tokens[:, :1], cache).argmax(-1, keepdim=True)
     return recorder

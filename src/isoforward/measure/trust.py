@@ -1,173 +1,158 @@
-"""Whether the machine left a measurement alone."""
+"""Whether the numbers of a run can be believed: the precision that was asked for was reached, and nothing disturbed.
+
+A wide spread of single samples is no reason by itself: an interval that is narrow all the same says what it says.
+"""
 
 from __future__ import annotations
 
-import os
-import resource
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from types import TracebackType
 
-from isoforward.base.estimates import summarise
-from isoforward.base.hardware import cgroup, processors
-from isoforward.base.results import Condition, Row, Verdict
+from isoforward.base.config import MeasureConfig
+from isoforward.base.hardware import processors
+from isoforward.base.results import Condition, Verdict
+from isoforward.base.statistics import trend
+from isoforward.measure.benchmark import Measured
+from isoforward.measure.disturbance import BUSY_OTHERS, Disturbance
 
-# What makes numbers hard to believe: the first three are pyperf's.
-WIDE_SPREAD = 0.10
-WIDE_RANGE = 0.50
-SHORT_S = 1e-3
-OTHERS_SHARE = 0.10  # of our processors, kept busy by others; half a processor is too much on any machine
-OTHERS_CORES = 0.5
-STOLEN_SHARE = 0.02  # of the processor time that was wanted, taken by the hypervisor
-PREEMPTED_PER_S = 100.0  # a machine to ourselves shows 20
-DRIFT = 0.05  # of the reference kernel, from before to after
+DISTURBED_SHARE = 0.10  # of the samples kept although disturbed
+DRIFT = 0.10  # of a reference kernel, from the first to the last round
+ENOUGH_FOR_A_TREND = 50
+MOST_REASONS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
-    """The machine at one moment. Counters run from its start; None where the system does not tell."""
-
-    time_s: float
-    own_cpu_s: float  # of children too, once they have ended
-    all_cpu_s: float | None  # of the processors we may use, by anyone
-    stolen_cpu_s: float | None
-    runnable: int | None  # threads of others, running or waiting for a processor
-    throttled: int | None  # periods in which our control group ran out of its quota
-    preempted: int  # times that a thread of ours had to make room
-    load: float  # of the last minute, ours included
+class Imprecise:
+    name: str
+    half_width: float  # relative to the whole that it is a part of
+    spent_s: float
 
 
-def look() -> Reading:
-    usage, ended = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    busy = stolen = runnable = None
-    stat = Path("/proc/stat")
-    if stat.exists():
-        lines = {line.split()[0]: line.split()[1:] for line in stat.read_text().splitlines()}
-        ticks = [[int(n) for n in lines[f"cpu{cpu}"]] for cpu in processors() if f"cpu{cpu}" in lines]
-        per_s = os.sysconf("SC_CLK_TCK")
-        busy = sum(sum(t[:3]) + sum(t[5:7]) for t in ticks) / per_s  # user, nice, system; irq, softirq
-        stolen = sum(t[7] for t in ticks) / per_s
-        runnable = int(lines["procs_running"][0]) - _own_running()
-    throttled = dict(line.split() for line in (cgroup("cpu.stat", "cpu") or "").splitlines()).get("nr_throttled")
-    return Reading(
-        time_s=time.perf_counter(),
-        own_cpu_s=usage.ru_utime + usage.ru_stime + ended.ru_utime + ended.ru_stime,
-        all_cpu_s=busy,
-        stolen_cpu_s=stolen,
-        runnable=runnable,
-        throttled=None if throttled is None else int(throttled),
-        preempted=usage.ru_nivcsw,
-        load=os.getloadavg()[0],
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """Of one process' measuring."""
+
+    times: int
+    imprecise: tuple[Imprecise, ...]
+    samples: int
+    retaken: int
+    disturbed: int  # kept all the same
+    disturbance: Disturbance
+    busiest: tuple[str, float]
+    drift: float | None  # certain change of a reference kernel; None where none is certain
+    stopped: bool
+
+
+def findings(measured: Measured) -> Findings:
+    imprecise = []
+    times = 0
+    for block in measured.blocks:
+        for work in block.works:
+            estimates = [measured.estimate(part) for part in work.parts]
+            whole = sum(abs(estimate.median) for estimate in estimates)
+            for part, estimate in zip(work.parts, estimates, strict=True):
+                times += 1
+                half = (estimate.interval.high - estimate.interval.low) / 2 / whole if whole else 0.0
+                if half > measured.precision or not estimate.interval.reached:
+                    name = f"{part.life} {part.phase}"
+                    imprecise.append(Imprecise(name=name, half_width=half, spent_s=block.spent_s))
+    trends = [trend(samples) for samples in measured.references.values() if len(samples) >= ENOUGH_FOR_A_TREND]
+    certain = [found.change for found in trends if found.drifts]
+    return Findings(
+        times=times,
+        imprecise=tuple(imprecise),
+        samples=sum(block.n for block in measured.blocks),
+        retaken=sum(block.again for block in measured.blocks),
+        disturbed=sum(block.disturbed for block in measured.blocks),
+        disturbance=measured.disturbance,
+        busiest=measured.busiest,
+        drift=max(certain, key=abs, default=None),
+        stopped=measured.stopped,
     )
 
 
-class Watch:
-    """Wrap a measurement in it, then ask `judge_trust`.
-
-    `reference` runs the same work whenever it is called and gives its seconds: hardware.reference_kernel.
-    """
-
-    def __init__(self, reference: Callable[[], float], look: Callable[[], Reading] = look) -> None:
-        self.reference, self.look = reference, look
-
-    def __enter__(self) -> Watch:
-        self.reference_before_s = self.reference()
-        self.before = self.look()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.after = self.look()
-        self.reference_after_s = self.reference()
-
-    def findings(self) -> tuple[dict[str, Condition], list[str]]:
-        """Figures, and the reasons for mistrust among them."""
-        before, after = self.before, self.after
-        cores = len(processors())
-        elapsed_s = after.time_s - before.time_s
-        own_s = after.own_cpu_s - before.own_cpu_s
-        drift = self.reference_after_s / self.reference_before_s - 1
-        preempted_per_s = (after.preempted - before.preempted) / max(elapsed_s, own_s)
-        figures: dict[str, Condition] = {
-            "elapsed_s": elapsed_s,
-            "load": before.load,
-            "drift": drift,
-            "preempted_per_s": preempted_per_s,
-        }
-        reasons = []
-        if before.all_cpu_s is not None and after.all_cpu_s is not None:
-            others_s = max(0.0, after.all_cpu_s - before.all_cpu_s - own_s)
-            figures["others_cores"] = others = others_s / elapsed_s
-            # Ticks are 10 ms: less than 50 ms cannot be told from their rounding.
-            if others >= min(OTHERS_CORES, OTHERS_SHARE * cores) and others_s > 0.05:
-                reasons.append(f"contention: other processes kept {others:.1f} of {cores} processors busy")
-        elif before.load > cores:
-            reasons.append(f"contention: a load average of {before.load:.1f} on {cores} processors")
-        if before.stolen_cpu_s is not None and after.stolen_cpu_s is not None:
-            stolen_s = after.stolen_cpu_s - before.stolen_cpu_s
-            figures["stolen_share"] = stolen = stolen_s / max(stolen_s + own_s, elapsed_s)
-            if stolen >= STOLEN_SHARE:
-                reasons.append(f"contention: the hypervisor took {stolen:.0%} of the processor time")
-        if before.runnable is not None and after.runnable is not None:
-            figures["runnable_others"] = runnable = min(before.runnable, after.runnable)
-            if runnable >= max(1, OTHERS_SHARE * (os.cpu_count() or 1)):
-                reasons.append(f"contention: {runnable} threads of others were runnable, before and after")
-        if before.throttled is not None and after.throttled is not None:
-            figures["throttled"] = throttled = after.throttled - before.throttled
-            if throttled:
-                reasons.append(f"throttling: the processor quota ran out in {throttled} periods")
-        if preempted_per_s >= PREEMPTED_PER_S:
-            reasons.append(f"contention: preempted {preempted_per_s:.0f} times a second")
-        if abs(drift) >= DRIFT:
-            reasons.append(f"drift: the reference kernel took {drift:+.0%} after the measurement")
-        return figures, reasons
-
-
-def judge_trust(
-    experiment: str, rows: Iterable[Row], watch: Watch, *, also: Iterable[str] = (), environment: str = ""
-) -> Verdict:
-    """Of the times among `rows`, residuals apart; `also` takes reasons from elsewhere, such as a failed identity.
-
-    A row whose samples average several executions says how many in its condition `executions`.
-    """
-    figures, reasons = watch.findings()
-    times = [row for row in rows if row.quantity == "time" and row.samples and row.phase != "residual"]
-    estimates = [(summarise(row.samples), row, f"{row.life} {row.phase}") for row in times]
-    wide = {
-        "spread": (WIDE_SPREAD, [(estimate.spread or 0.0, name) for estimate, _, name in estimates]),
-        "range": (WIDE_RANGE, [(estimate.range_relative or 0.0, name) for estimate, _, name in estimates]),
+def verdict(experiment: str, found: Sequence[Findings], plan: MeasureConfig, *, environment: str = "") -> Verdict:
+    """At most two reasons, the weightiest first, each with what a user can do about it."""
+    over = found[0].disturbance
+    for one in found[1:]:
+        over = over + one.disturbance
+    samples, retaken = sum(one.samples for one in found), sum(one.retaken for one in found)
+    disturbed = sum(one.disturbed for one in found)
+    drift = max((one.drift for one in found if one.drift is not None), key=abs, default=None)
+    elapsed_s = max(over.elapsed_s, 1e-9)
+    others = over.others_s / elapsed_s
+    figures: dict[str, Condition] = {
+        "elapsed_s": over.elapsed_s,
+        "samples": samples,
+        "retaken": retaken,
+        "disturbed": disturbed,
+        "run_delay_share": over.run_delay_s / elapsed_s,
+        "stolen_share": over.stolen_s / elapsed_s,
+        "others_cores": others,
+        "throttled": over.throttled,
+        "drift": drift,
     }
-    for kind, (limit, found) in wide.items():
-        figures[kind], name = max(found, default=(None, ""))
-        if beyond := sum(share >= limit for share, _ in found):
-            reasons.append(
-                f"{kind}: {beyond} of {len(found)} times vary by {limit:.0%} of their median or more, "
-                f"most {name} ({figures[kind]:.0%})"
-            )
-    lasting = [(one.median * int(row.conditions.get("executions") or 1), name) for one, row, name in estimates]
-    shortest_s, name = min(lasting, default=(None, ""))
-    figures["shortest_s"] = shortest_s
-    if shortest_s is not None and shortest_s < SHORT_S:
-        beyond = sum(time_s < SHORT_S for time_s, _ in lasting)
-        reasons.append(
-            f"short: {beyond} of {len(lasting)} times come from samples below {SHORT_S * 1e3:g} ms, "
-            f"least {name} ({shortest_s * 1e3:.2g} ms)"
-        )
-    reasons += also
+    reasons = []
+    if any(one.stopped for one in found):
+        reasons.append("stopped early by Ctrl-C: what was measured until then is kept")
+    if disturbed > DISTURBED_SHARE * samples or others > BUSY_OTHERS * len(processors()):
+        reasons.append(disturber(over, others, max((one.busiest for one in found), key=lambda b: b[1])))
+    imprecise = max((one.imprecise for one in found), key=len)
+    if imprecise and len(found) < 3:
+        reasons.append(precision_missed(imprecise, found[0].times, plan))
+    if drift is not None and abs(drift) > DRIFT:
+        reasons.append(f"the machine's speed changed by {drift:+.0%} meanwhile: ratios hold, single times may not")
     return Verdict(
-        experiment=experiment, trusted=not reasons, reasons=tuple(reasons), figures=figures, environment=environment
+        experiment=experiment,
+        trusted=not reasons,
+        reasons=tuple(reasons[:MOST_REASONS]),
+        figures=figures,
+        environment=environment,
     )
 
 
-def _own_running() -> int:
-    """Threads of this process that run or want to, this one among them."""
-    running = 0
-    for stat in Path("/proc/self/task").glob("*/stat"):
-        try:
-            running += stat.read_text().rpartition(")")[2].split()[0] == "R"
-        except OSError:  # the thread has ended meanwhile
-            continue
-    return running
+def alone(
+    experiment: str, over: Disturbance, *, environment: str = "", busiest: tuple[str, float] = ("", 0.0)
+) -> Verdict:
+    """Of work that cannot be repeated, such as a whole training: whether the machine left it alone."""
+    others = over.others_s / max(over.elapsed_s, 1e-9)
+    lost = over.disturbed or others > BUSY_OTHERS * len(processors())
+    reasons = (disturber(over, others, busiest),) if lost else ()
+    figures: dict[str, Condition] = {
+        "elapsed_s": over.elapsed_s,
+        "run_delay_share": over.run_delay_s / max(over.elapsed_s, 1e-9),
+        "stolen_share": over.stolen_s / max(over.elapsed_s, 1e-9),
+        "others_cores": others,
+    }
+    return Verdict(
+        experiment=experiment, trusted=not reasons, reasons=reasons, figures=figures, environment=environment
+    )
+
+
+def disturber(over: Disturbance, others: float, busiest: tuple[str, float]) -> str:
+    """By whom, and the way out."""
+    cores = len(processors())
+    if over.throttled:
+        return f"the processor quota of this control group ran out in {over.throttled} periods: grant it more"
+    if over.stolen_s > over.run_delay_s:
+        return (
+            f"the hypervisor took {over.stolen_s / over.elapsed_s:.0%} of the time: "
+            "run again at a quieter time, or with a larger measure.budget"
+        )
+    name, time_s = busiest
+    named = f" (mostly {name})" if name and time_s > 0.3 * over.others_s else ""
+    return (
+        f"other processes{named} used {others:.1f} of {cores} processors: "
+        "run again when they are done, or with a larger measure.budget"
+    )
+
+
+def precision_missed(imprecise: Sequence[Imprecise], times: int, plan: MeasureConfig) -> str:
+    worst = max(imprecise, key=lambda one: one.half_width)
+    told = f"{len(imprecise)} of {times} times are known less precisely than {plan.precision:.0%}, "
+    told += f"{worst.name} to {worst.half_width:.1%}"
+    if plan.repeats is not None:
+        more = min(100.0, max(2.0, (worst.half_width / plan.precision) ** 2))
+        return f"{told}: write measure.repeats={round(plan.repeats * more)}"
+    needed_s = plan.budget * min(100.0, max(1.5, (worst.half_width / plan.precision) ** 2))
+    return f"{told}: write measure.budget={float(f'{needed_s:.1g}'):.0f}, or a larger measure.precision"

@@ -1,52 +1,44 @@
-"""Training steps under several settings: timed in one process, a step of each in every round; memory of each apart."""
+"""Training steps under several settings: timed in pairs against the first in one process; memory of each apart."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from isoforward.base.results import TRAINING, Row, write
-from isoforward.measure.case import Case, Laps, apart, batch_of, done, master_of, record, row, timed
-from isoforward.measure.memory import account
-from isoforward.measure.train_and_serve import account_rows, step_of, training_candidates, training_flops
+from isoforward.base.results import Row, write
+from isoforward.measure.benchmark import Measured
+from isoforward.measure.case import Case, batch_of, master_of
+from isoforward.measure.memory import account_rows
+from isoforward.measure.passes import Bench, measure_apart
+from isoforward.measure.train_and_serve import Training, training_flop_rows
 
 
 def time_variants(cases: Sequence[Case], results: Path, command: str) -> str:
     """Appends the time and the FLOPs of each phase under each case, which its labels tell apart; the environment's id.
 
-    What is measured and how often is the first case's.
+    What is measured and how precisely is the first case's.
     """
-    packed = [case.pack() for case in cases]
-    return str(apart(cases[0], "isoforward.measure.variants:time", results, command, cases=packed))
+    return measure_apart(cases[0], bench, cases, results=results, command=command)
 
 
-def time(packed: dict[str, Any]) -> str:
-    cases = {str(n): Case.unpack(each) for n, each in enumerate(packed["cases"])}
-    phased = {n: training_candidates(case, master_of(case), *batch_of(case))["phased"] for n, case in cases.items()}
+def bench(first: Case, cases: Sequence[Case]) -> Bench:
+    """Every phase of every case against the same phase of the first."""
+    lives = [Training(case, master_of(case), *batch_of(case)) for case in cases]
+    base, *others = lives
+    pairs = [pair for each in others for pair in zip(each.phased.parts, base.phased.parts, strict=True)]
+    pairs += [(each.part("step"), base.part("step")) for each in others]
 
-    def tell(laps: Laps, cold: Laps) -> Iterator[Row]:
-        for n, case in cases.items():
-            for phase in (*TRAINING, "step"):
-                about = {"life": "training", "phase": phase, "per": "step", "conditions": case.training()}
-                yield row(case, **about, **timed([lap[phase] for lap in laps[n]]))
-            yield from flop_rows(case)
+    def rows(measured: Measured) -> Iterator[Row]:
+        for case in cases:
+            yield from training_flop_rows(case, "hardware")  # what the device computes, recomputation too
 
-    return record(packed, phased, tell)
-
-
-def flop_rows(case: Case) -> Iterator[Row]:
-    """What the device computes, recomputation too."""
-    about: dict[str, Any] = {"life": "training", "quantity": "flops", "unit": "flop", "per": "step"}
-    how = {"provenance": "counted", "convention": "hardware", "conditions": case.training()}
-    for phase, count in training_flops(case, "hardware").items():
-        yield row(case, **about, **how, phase=phase, value=float(count))
+    works = [work for each in lives for work in (each.phased, each.whole)]
+    return Bench(works=works, pairs=pairs, rows=rows)
 
 
 def weigh_variants(cases: Sequence[Case], results: Path, environment_id: str) -> None:
     """Appends the memory of a training step under each case: every phase's peak, and what the whole's is made of."""
     for case in cases:
-        found = done(account(step_of(case), threads=case.threads), "memory")
-        rows = account_rows(case, "training", found, case.training())
+        rows = account_rows(case, "training")
         write(results, [dataclasses.replace(each, environment=environment_id) for each in rows])

@@ -32,7 +32,12 @@ ENOUGH = 0.9  # of the fused time: what is nearly as quick is no reason to hold 
 
 def choose_backward(model: GPT, device: torch.device, *, batch: int, length: int) -> None:
     """For forwards of `batch` sequences on `device`. The forward itself stays the same to the bit."""
-    if backward_of(model.config, model.dtype, device, batch=batch, length=length) == "plain":
+    use_backward(model, backward_of(model.config, model.dtype, device, batch=batch, length=length))
+
+
+def use_backward(model: GPT, name: str) -> None:
+    """`fused`, torch's own, or `plain`."""
+    if name == "plain":
         blocks: Any = model.blocks
         for block in blocks:
             block.attention.attend = attend_plainly

@@ -131,6 +131,10 @@ class KVCache:
         """The last `count` tokens have gone through every layer."""
         self.length += count
 
+    def rewind(self, length: int) -> None:
+        """As if only the first `length` positions were held, or, of slots that were filled, so many."""
+        self.length = length
+
     def keep(self, rows: Tensor) -> None:
         """Drops every sequence but `rows`, so that finished ones stop costing."""
         self.keys = [keys[rows] for keys in self.keys]

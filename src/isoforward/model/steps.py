@@ -38,6 +38,7 @@ def train_step(
     clip: float | None = None,
     criterion: Callable[[Tensor, Tensor], Tensor] = next_token_loss,
     backward: Callable[[Tensor], object] = Tensor.backward,
+    synchronise: Callable[[nn.Module], object] | None = None,
     phase: Phase = unmeasured,
 ) -> tuple[Tensor, Tensor]:
     """One optimizer step on tokens, targets (B, T), cut into `accumulate` micro-batches.
@@ -55,6 +56,9 @@ def train_step(
         with phase("backward"):
             backward(loss)
         total += loss.detach()
+    if synchronise is not None:  # gradients with other processes, where backward has not done that
+        with phase("communication"):
+            synchronise(model)
     with phase("optimizer"):
         norm = nn.utils.clip_grad_norm_(
             model.parameters(), float("inf") if clip is None else clip, error_if_nonfinite=True

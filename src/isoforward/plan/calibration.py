@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,15 +26,16 @@ import torch
 
 from isoforward.base.config import MeasureConfig, ModelConfig
 from isoforward.base.datasheets import Hardware
-from isoforward.base.estimates import interleaved
 from isoforward.base.hardware import environment
 from isoforward.base.malloc import keep_freed_pages
 from isoforward.base.subprocesses import Failed
 from isoforward.formats.export import freeze
+from isoforward.measure.benchmark import Work
 from isoforward.measure.case import Case, batch_of, master_of
 from isoforward.measure.memory import account
-from isoforward.measure.operators import Operator, Recorder, Work
-from isoforward.measure.train_and_serve import by_name, generation_of, serving_candidates, step_of, training_candidates
+from isoforward.measure.operators import Operator, Recorder
+from isoforward.measure.operators import Work as Recorded
+from isoforward.measure.train_and_serve import Serving, Training
 from isoforward.model import steps
 from isoforward.model.gpt import KVCache
 from isoforward.model.optim import build
@@ -94,45 +96,45 @@ def sample(shape: Shape) -> Case:
     return Case(experiment="calibrate", threads=torch.get_num_threads(), **about)
 
 
-def phased(case: Case) -> dict[str, Callable[[], dict[str, float]]]:
-    """A phased training step and a generation."""
-    return runs_of(case)[0]
-
-
-def runs_of(case: Case) -> tuple[dict[str, Callable[[], dict[str, float]]], Callable[[], Recorder]]:
-    """`phased`, and the same with every operator timed where it runs."""
+def runs_of(case: Case) -> tuple[Training, Serving, Callable[[], Recorder]]:
+    """A training step, a generation, and the same with every operator timed where it runs."""
     keep_freed_pages()  # as training does; a process that has freed a large block keeps them too
     master = master_of(case)
     tokens, targets = batch_of(case)
     optimizer, frozen = build(master, case.optim), freeze(master)
     cache = KVCache(case.model, batch=1, capacity=case.model.context, dtype=frozen.dtype)
     text = tokens.flatten().repeat(-(-case.model.context // tokens.numel()))[None]
-    training = training_candidates(case, master, tokens, targets, optimizer=optimizer)
-    serving = serving_candidates(case, frozen, tokens, cache=cache)
+    training = Training(case, master, tokens, targets, optimizer=optimizer)
+    serving = Serving(case, frozen, tokens, cache=cache)
 
     def in_place() -> Recorder:
         recorder = Recorder(timing=True)
         with recorder:
             steps.train_step(master, optimizer, tokens, targets, clip=case.optim.clip, phase=recorder)
-            cache.length = 0
+            cache.rewind(0)
             steps.prefill(frozen, text[:, : case.prompt], cache, phase=recorder)
             for _ in range(case.new_tokens - 1):
                 with recorder("decode"):
                     steps.decode(frozen, text[:, :1], cache).argmax(-1, keepdim=True)
         return recorder
 
-    return {"phased": training["phased"], "generation": serving["generation"]}, in_place
+    return training, serving, in_place
 
 
 def reference() -> Callable[[], dict[str, float]]:
     """A model that never changes: what its phases take is the machine's pace."""
-    runs = phased(sample(REFERENCE))
+    training, serving, _ = runs_of(sample(REFERENCE))
 
     def run() -> dict[str, float]:
-        took_s = {**runs["phased"](), **runs["generation"]()}
+        took_s = {**lap(training.phased), **lap(serving.generation)}
         return {phase: took_s[phase] for phase in REFERRED}
 
     return run
+
+
+def lap(work: Work) -> dict[str, float]:
+    """Seconds by phase of one execution."""
+    return {part.phase: time_s for part, time_s in zip(work.parts, work.run(1), strict=True)}
 
 
 def pace(now_s: Mapping[str, float], then_s: Mapping[str, float]) -> float:
@@ -147,22 +149,36 @@ class Seen:
     case: Case
     took_s: Mapping[str, float]
     operators_s: Mapping[str, Mapping[Operator, float]]
-    works: Mapping[str, Work]
+    works: Mapping[str, Recorded]
     reference_s: Mapping[str, float]
 
 
 def observed(shape: Shape, look: Callable[[], dict[str, float]]) -> Seen:
     case = sample(shape)
-    runs, in_place = runs_of(case)
-    candidates: dict[str, Callable[[], Any]] = {**runs, "reference": look, "in place": in_place}
-    interleaved(candidates, 1)
-    laps = interleaved(candidates, ROUNDS)
-    recorders = laps.pop("in place")
+    training, serving, in_place = runs_of(case)
+    runs: dict[str, Callable[[], Any]] = {
+        "step": partial(lap, training.phased),
+        "generation": partial(lap, serving.generation),
+        "reference": look,
+        "in place": in_place,
+    }
+    laps: dict[str, list[Any]] = {name: [] for name in runs}
+    draw = random.Random(case.seed)
+    for warmed_up in (False, *[True] * ROUNDS):
+        for name in draw.sample(list(runs), len(runs)):
+            taken = runs[name]()
+            if warmed_up:
+                laps[name].append(taken)
+    recorders: list[Recorder] = laps["in place"]
     reference_s = {phase: median(lap[phase] for lap in laps["reference"]) for phase in REFERRED}
-    took_s = {name: median(samples) for name, samples in by_name({name: laps[name] for name in runs}).items()}
+    took_s: dict[str, float] = {
+        phase: float(median(each[phase] for each in laps[name]))
+        for name in ("step", "generation")
+        for phase in laps[name][0]
+    }
     times = {"decode": case.new_tokens - 1}
     works = {
-        phase: Work(
+        phase: Recorded(
             counts={operator: n / times.get(phase, 1) for operator, n in work.counts.items()},
             dispatched=work.dispatched // times.get(phase, 1),
         )
@@ -287,9 +303,9 @@ def calibrate(say: Callable[[str], None] = lambda line: None) -> Hardware:
 
 def kernel_buffers(case: Case) -> dict[str, int]:
     """Bytes that libraries keep when every tensor is gone, by life."""
-    lives = {"training": step_of(case), "inference": generation_of(case)}
+    lives = {"training": "training", "inference": "generation"}
     with ThreadPoolExecutor(len(lives)) as pool:  # how long it takes does not matter
-        found = pool.map(partial(account, threads=case.threads), lives.values())
+        found = pool.map(partial(account, case, threads=case.threads), lives.values())
     return {
         life: 0 if isinstance(each, Failed) else max(0, each.kernels_bytes)
         for life, each in zip(lives, found, strict=True)

@@ -17,9 +17,8 @@ from isoforward.base import units
 from isoforward.base.datasheets import Hardware, calibrated_here
 from isoforward.base.errors import Integrity
 from isoforward.base.results import Condition, Row
-from isoforward.measure.case import Case, row
+from isoforward.measure.case import Case
 from isoforward.measure.operators import Operator, Work, deepened, record_serving, record_training
-from isoforward.measure.train_and_serve import decoding, prefilling
 from isoforward.model import cost, footprint
 from isoforward.plan import economics
 from isoforward.serve.inference import DTYPES
@@ -221,15 +220,14 @@ def predicted(hardware: Hardware, case: Case, *, pace: float = 1.0, **more: Cond
     by = forecaster(hardware)
     times, warnings = by.times(case)
     held = peaks_of(case)
-    at = {"forward": case.training(), "prefill": prefilling(case), "decode": decoding(case)}
+    at = {"forward": case.training(), "prefill": case.prefilling(), "decode": case.decoding()}
     for life, phases in PHASES.items():
         for phase, per in phases.items():
             conditions = {**at.get(phase, case.training()), **by.conditions, "pace": pace, **more}
             about: dict[str, Any] = {"life": life, "phase": phase, "conditions": conditions}
-            time = {"quantity": "time", "unit": "s", "per": per}
+            time = {"quantity": "time", "per": per}
             if phase in times:
-                yield row(
-                    case,
+                yield case.row(
                     **about,
                     **time,
                     value=times[phase] * pace,
@@ -238,18 +236,16 @@ def predicted(hardware: Hardware, case: Case, *, pace: float = 1.0, **more: Cond
                 )
             else:
                 reason = f"the rate of {hardware.name} in {case.precision} is not known"
-                yield row(case, **about, **time, value=None, provenance="unavailable", reason=reason)
+                yield case.row(**about, **time, value=None, provenance="unavailable", reason=reason)
             need = held[phase] + by.buffers_bytes.get(case.precision, {}).get(life, 0)
             large = (
                 (f"{units.size(need)} do not fit the {units.size(hardware.memory_bytes)} of {hardware.name}",)
                 if need > hardware.memory_bytes
                 else ()
             )
-            yield row(
-                case,
+            yield case.row(
                 **about,
                 quantity="memory",
-                unit="byte",
                 per=per if life == "training" else "sequence",
                 value=float(need),
                 provenance="predicted",
@@ -278,4 +274,4 @@ def averaging_rows(case: Case, size: int, *, ways: int) -> Iterator[Row]:
     if here is not None and time_s is not None:
         conditions = case.training(processes=ways, hardware=here.name, calibration=here.calibration["id"])
         about: dict[str, Any] = {"life": "training", "phase": "communication", "per": "step", "provenance": "predicted"}
-        yield row(case, **about, quantity="time", unit="s", value=time_s, conditions=conditions)
+        yield case.row(**about, quantity="time", value=time_s, conditions=conditions)

@@ -58,21 +58,20 @@ class Wrapped(nn.Module):
 
 
 class WrappedCache:
-    """Of a batch of one. Set to a length, it holds as many positions at once: those of a length are computed when it is
-    first asked for, and kept; since decoding joins new tensors and writes into none, they stay as they are.
+    """Of a batch of one. Rewound to a length, it holds as many positions: they are computed when that length is first
+    asked for, which takes a prefill, and kept; since decoding joins new tensors and writes into none, they stay.
     """
 
     def __init__(self, model: Wrapped) -> None:
         self.model = model
         self.pasts: dict[int, Any] = {}
-        self.length = 0
+        self.rewind(0)
 
     @property
     def length(self) -> int:
         return self.held.get_seq_length()  # type: ignore[no-any-return]
 
-    @length.setter
-    def length(self, length: int) -> None:
+    def rewind(self, length: int) -> None:
         if length not in self.pasts:
             self.pasts[length] = self.past(length)
         past = self.pasts[length]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from isoforward.base import units
-from isoforward.base.results import BESIDE, WHOLES
+from isoforward.base.vocabulary import BESIDE, WHOLES
 
 # Okabe and Ito's colours, told apart by every kind of eye. A forward is blue in both lives.
 BLUE, SKY, GREEN, ORANGE, RED, PINK, YELLOW = (

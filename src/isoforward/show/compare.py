@@ -7,29 +7,12 @@ from dataclasses import dataclass
 
 from isoforward.base import units
 from isoforward.base.errors import BadInput
-from isoforward.base.estimates import Ratio, ratio
-from isoforward.base.results import TRAINING, Condition, Results, Row
+from isoforward.base.results import Condition, Results, Row, at_most_one, select
+from isoforward.base.statistics import Ratio
+from isoforward.base.vocabulary import TRAINING
 
 SERVED = ("forward", "prefill", "decode")
 CLOSED = 0.01  # of a step: a residual above it is said
-
-
-def select(rows: Results | tuple[Row, ...], **wanted: object) -> list[Row]:
-    """Rows whose fields, or else conditions, are as `wanted`; a condition wanted as None must be absent."""
-    found = []
-    for row in rows.rows if isinstance(rows, Results) else rows:
-        for key, value in wanted.items():
-            have = getattr(row, key) if key in Row.__dataclass_fields__ else row.conditions.get(key)
-            if have != value:
-                break
-        else:
-            found.append(row)
-    return found
-
-
-def only(rows: Results | tuple[Row, ...], **wanted: object) -> Row | None:
-    found = select(rows, **wanted)
-    return found[-1] if found else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +52,7 @@ class Line:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class BothLives:
     results: Results
     conditions: Mapping[str, Condition]
     training: list[Line]
@@ -99,17 +82,17 @@ class Comparison:
         )
 
 
-def compare(results: Results) -> Comparison:
+def compare(results: Results) -> BothLives:
     """Raises BadInput where the two lives cannot be compared: unlike forwards, a life that is missing."""
-    identity = only(results, quantity="identity")
+    identity = at_most_one(results, quantity="identity")
     if identity is None:
         raise BadInput("not compared: no row shows that both lives run the same forward")
     if identity.value:
         raise BadInput(
             f"not compared: {identity.value:,.0f} logits of the frozen forward are not those of training's forward"
         )
-    step_time = only(results, life="training", phase="step", quantity="time", cold=None)
-    frozen = only(results, life="inference", phase="forward", quantity="time", cold=None)
+    step_time = at_most_one(results, life="training", phase="step", quantity="time", cold=None)
+    frozen = at_most_one(results, life="inference", phase="forward", quantity="time", cold=None)
     if step_time is None or frozen is None or step_time.value is None or frozen.value is None:
         raise BadInput("not compared: the time of a training step and of the frozen forward are not both there")
     tokens = float(step_time.conditions["tokens"] or 1)
@@ -124,7 +107,7 @@ def compare(results: Results) -> Comparison:
         time=step_time,
         flops=None,
         memory=max(peaks, key=lambda row: row.value or 0.0, default=None),
-        against_forward=ratio(step_time.samples, frozen.samples),
+        against_forward=results.judge(step_time, frozen).ratio,
         share=1.0,
     )
     serving = [
@@ -135,19 +118,19 @@ def compare(results: Results) -> Comparison:
     forward_memory, decode = serving[0].memory, serving[2]
     if step.time_per_token_s is None or decode.time_per_token_s is None:
         raise BadInput("not compared: the time of a decoded token is not there")
-    residual = only(results, life="training", phase="residual", quantity="time")
+    residual = at_most_one(results, life="training", phase="residual", quantity="time")
     share = (residual.value or 0.0) / step_time.value if residual else 0.0
     warnings = [reason for verdict in results.verdicts for reason in verdict.reasons]
     if abs(share) > CLOSED:
         warnings.append(f"phases and whole step differ by {share:+.1%} of the step")
     forward_flops = training[0].flops
-    return Comparison(
+    return BothLives(
         results=results,
         conditions=step_time.conditions,
         training=training,
         step=step,
         inference=serving,
-        time_ratio=ratio(step_time.samples, frozen.samples),
+        time_ratio=results.judge(step_time, frozen).ratio,
         flops_ratio=sum(flops) / forward_flops.value if forward_flops and forward_flops.value else None,
         memory_ratio=(
             step.memory.value / forward_memory.value
@@ -164,21 +147,22 @@ def line(
     results: Results, life: str, phase: str, label: str, tokens: float, forward: Row | None, whole_s: float | None
 ) -> Line:
     at: dict[str, object] = {"life": life, "phase": phase, "context": None, "category": None, "cold": None}
-    time = only(results, **at, quantity="time")
+    time = at_most_one(results, **at, quantity="time")
     share = None
     if time is not None and time.value is not None and whole_s is not None:
         share = time.value / whole_s
-    paired = forward is not None and time is not None and len(time.samples) == len(forward.samples)
     return Line(
         life=life,
         phase=phase,
         label=label,
         tokens=tokens or float((time.conditions.get("tokens") if time else 1) or 1),
         time=time,
-        flops=only(results, **at, quantity="flops", convention="model"),
-        memory=only(results, **at, quantity="memory"),
-        bytes=only(results, **at, quantity="bytes"),
-        against_forward=ratio(time.samples, forward.samples) if paired and time and forward else None,
+        flops=at_most_one(results, **at, quantity="flops", convention="model"),
+        memory=at_most_one(results, **at, quantity="memory"),
+        bytes=at_most_one(results, **at, quantity="bytes"),
+        against_forward=results.judge(time, forward).ratio
+        if time and forward and time.samples and forward.samples
+        else None,
         share=share,
     )
 

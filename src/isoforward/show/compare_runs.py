@@ -7,11 +7,11 @@ from functools import partial
 
 from isoforward.base import units
 from isoforward.base.errors import BadInput
-from isoforward.base.estimates import ratio
 from isoforward.base.results import Results, Row, refuse_unlike
+from isoforward.base.statistics import ratio_unpaired
 from isoforward.show import phase_charts, row_charts
 from isoforward.show.charts import printable
-from isoforward.show.compare import Comparison
+from isoforward.show.compare import BothLives
 from isoforward.show.report_sections import (
     Cell,
     Runs,
@@ -86,7 +86,7 @@ def differences(runs: Runs) -> Table:
 Entries = dict[tuple[object, ...], tuple[str, Row | None, float]]
 
 
-def of_lines(run: Comparison) -> Entries:
+def of_lines(run: BothLives) -> Entries:
     entries: Entries = {}
     for line in [*run.training, run.step, *run.inference]:
         label = f"{line.life}, {line.label}"
@@ -135,7 +135,7 @@ def against(one: tuple[Row | None, float], other: tuple[Row | None, float], doub
         return Cell(text="")
     tell = partial(told, row.provenance, doubted if row.samples else "")
     try:
-        found = ratio([s / divisor for s in row.samples], [s / base_divisor for s in base.samples], paired=False)
+        found = ratio_unpaired([s / divisor for s in row.samples], [s / base_divisor for s in base.samples])
     except BadInput:  # too few samples for an interval, or none, as of what is counted
         return tell(text=units.times(row.value / divisor / (base.value / base_divisor)))
     return tell(text=units.times(found.value), below=f"{units.times(found.low)} to {units.times(found.high)}")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from isoforward.base.errors import BadInput
-from isoforward.base.results import TRAINING
+from isoforward.base.vocabulary import TRAINING
 from isoforward.show.panels import CHARTS, JOB_TYPES, Chart
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from isoforward.base import units
-from isoforward.show.compare import Comparison, Line
+from isoforward.show.compare import BothLives, Line
 
 
 def about_training(facts: Mapping[str, Any]) -> str:
@@ -14,7 +14,7 @@ def about_training(facts: Mapping[str, Any]) -> str:
     return "\n".join(["## How it was trained", "", *lines, ""])
 
 
-def about_costs(comparison: Comparison, where: Mapping[str, Any]) -> str:
+def about_costs(comparison: BothLives, where: Mapping[str, Any]) -> str:
     """Numbers of the run that wrote the export, with what they hold for and whether they can be believed."""
     lines = [*comparison.training, comparison.step, *comparison.inference]
     of, doubts = comparison.conditions, "; ".join(comparison.warnings)

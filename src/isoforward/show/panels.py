@@ -7,8 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from isoforward.base.errors import BadInput
-from isoforward.base.results import LIVES, Results
-from isoforward.show.compare import cache_curve, compare, memory_ledger, select
+from isoforward.base.results import Results, select
+from isoforward.base.vocabulary import LIVES
+from isoforward.show.compare import cache_curve, compare, memory_ledger
 
 Points = list[list[str | float]]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from isoforward.base import units
-from isoforward.base.results import Results
+from isoforward.base.results import Results, at_most_one, select
 from isoforward.plan.economics import break_even_tokens
 from isoforward.show.charts import (
     DASHES,
@@ -25,13 +25,13 @@ from isoforward.show.charts import (
     on_axis,
     themed,
 )
-from isoforward.show.compare import Comparison, Line, cache_curve, only, select
+from isoforward.show.compare import BothLives, Line, cache_curve
 from isoforward.show.row_charts import accounted, by_purpose, figures, interval, ledgers, mark, whole
 
 
-def two_lives(runs: Sequence[tuple[str, Comparison]]) -> Chart:
+def two_lives(runs: Sequence[tuple[str, BothLives]]) -> Chart:
     """Time per token: a training step by its phases, and below it each way to serve."""
-    lanes: list[tuple[str, Line, list[Line], Comparison]] = []
+    lanes: list[tuple[str, Line, list[Line], BothLives]] = []
     for which, label in enumerate(("Training step", "Frozen forward, same batch", "Prefill", "Decode with KV cache")):
         for name, run in runs:
             whole = [run.step, *run.inference][which]
@@ -53,7 +53,7 @@ def two_lives(runs: Sequence[tuple[str, Comparison]]) -> Chart:
             said=f"{units.seconds(line.time_per_token_s)} a token ({interval(line.time, line.tokens)})",
         )
 
-    def total(line: Line, run: Comparison) -> str:
+    def total(line: Line, run: BothLives) -> str:
         assert line.time_per_token_s and run.step.time_per_token_s
         against = "1x" if line is run.step else units.times(line.time_per_token_s / run.step.time_per_token_s)
         return f"{units.seconds(line.time_per_token_s)} · {against}"
@@ -160,7 +160,7 @@ def cache(results: Results) -> Chart | str:
     )
 
 
-def break_even(run: Comparison) -> Chart | str:
+def break_even(run: BothLives) -> Chart | str:
     """What serving has cost, as a share of what training had, by served tokens for each trained one."""
     import altair as alt
 
@@ -234,11 +234,14 @@ def break_even(run: Comparison) -> Chart | str:
     )
 
 
-def roofline(run: Comparison) -> Chart | str:
+def roofline(run: BothLives) -> Chart | str:
     """What each phase reaches below what the machine could; or why that cannot be drawn."""
     import altair as alt
 
-    flops, bandwidth = only(run.results, quantity="peak_flops"), only(run.results, quantity="peak_bandwidth")
+    flops, bandwidth = (
+        at_most_one(run.results, quantity="peak_flops"),
+        at_most_one(run.results, quantity="peak_bandwidth"),
+    )
     if not (flops and bandwidth and flops.value and bandwidth.value):
         return "these rows hold no peak FLOP/s and no peak bandwidth of this machine"
     table: list[Record] = []

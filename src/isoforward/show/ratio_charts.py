@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from isoforward.base import units
-from isoforward.base.estimates import Judgement, judge, ratio
-from isoforward.base.results import Condition, Row
+from isoforward.base.results import Condition, Results, Row
+from isoforward.base.statistics import Judgement
 from isoforward.show.charts import PHASE_COLOURS, Chart, Record, dots, printable
 from isoforward.show.row_charts import is_number, labelled, telling
 
@@ -29,10 +29,10 @@ class Change:
         return self.row.conditions.get(self.kind)
 
 
-def changes(name: str, rows: Sequence[Row]) -> Chart | None:
-    """Of rows timed in the same rounds in settings of one kind, in two phases or more; else None."""
-    timed = [row for row in rows if row.quantity == "time" and len(row.samples) > 1]
-    found = list(changed(timed))
+def changes(name: str, results: Results) -> Chart | None:
+    """Of rows timed in settings of one kind, in two phases or more; else None."""
+    timed = [row for row in results.rows if row.quantity == "time" and len(row.samples) > 1]
+    found = list(changed(results, timed))
     kinds = {change.kind for change in found}
     phases = {(change.row.life, change.row.phase) for change in found}
     if len(kinds) != 1 or kinds & set(PARTS) or len(phases) < 2 or len(found) > MOST_LANES:
@@ -48,7 +48,7 @@ def changes(name: str, rows: Sequence[Row]) -> Chart | None:
     return Chart(name=f"{name}_against", title=title, spec=spec, table=[record(change) for change in found])
 
 
-def changed(rows: Sequence[Row]) -> Iterator[Change]:
+def changed(results: Results, rows: Sequence[Row]) -> Iterator[Change]:
     """Each row against that of the same phase and place in the first setting, where every place has every setting."""
     phases: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
@@ -67,9 +67,7 @@ def changed(rows: Sequence[Row]) -> Iterator[Change]:
             continue
         for _, (base, *others) in sorted(shared.items(), key=lambda place: place[0]):
             for row in others:
-                if len(row.samples) == len(base.samples):
-                    found = judge(ratio(row.samples, base.samples))
-                    yield Change(row=row, kind=kinds[0], places=places, found=found)
+                yield Change(row=row, kind=kinds[0], places=places, found=results.judge(row, base))
 
 
 def mark(change: Change, *, named: bool) -> Record:
@@ -82,7 +80,7 @@ def mark(change: Change, *, named: bool) -> Record:
         "phase": change.row.phase,
         "colour": PHASE_COLOURS[change.row.phase],
         "said": units.times(change.found.ratio.value),
-        "told": f"{change.found.outcome}: {change.found.reason}",
+        "told": f"{change.found.outcome}: {change.found.sentence()}",
     }
 
 

@@ -20,12 +20,12 @@ from typing import BinaryIO
 
 from isoforward.base import units
 from isoforward.base.errors import BadInput, Refusal
-from isoforward.base.results import Condition, Environment, Results, read
+from isoforward.base.results import Condition, Environment, Results, at_most_one, read
 from isoforward.base.storage import write_atomically
 from isoforward.base.terminal import print_what_can_be_encoded
 from isoforward.show import charts
 from isoforward.show.charts import printable
-from isoforward.show.compare import Comparison, only
+from isoforward.show.compare import BothLives
 from isoforward.show.compare_runs import side_by_side
 from isoforward.show.report_sections import (
     Cell,
@@ -127,12 +127,12 @@ def view(name: str, results: Results, *, most: int = MOST_ROWS, drawn: bool = Tr
     sections: list[Section] = []
     for experiment, part, compared in experiments(results):
         says.append(verdict(experiment, part))
-        if isinstance(compared, Comparison):
+        if isinstance(compared, BothLives):
             says.append(identity(compared))
             sections += both_lives(compared) if drawn else []
         else:
             if compared:
-                kind = "doubt" if only(part, quantity="identity") else ""
+                kind = "doubt" if at_most_one(part, quantity="identity") else ""
                 says.append((kind, "Both lives are not compared:", f"{compared.removeprefix('not compared: ')}."))
             sections += any_rows(experiment, part, most) if drawn else []
     run = comparison_of(results)
@@ -160,14 +160,14 @@ def verdict(experiment: str, results: Results) -> tuple[str, str, str]:
     return "good", "These numbers can be trusted:", "no spread, contention, throttling or drift beyond the limits."
 
 
-def identity(run: Comparison) -> tuple[str, str, str]:
-    row = only(run.results, quantity="identity")
+def identity(run: BothLives) -> tuple[str, str, str]:
+    row = at_most_one(run.results, quantity="identity")
     logits = row.conditions.get("logits") if row else None
     count = f"0 of {logits:,} logits differ" if isinstance(logits, int) else "no logit differs"
     return "good", "One forward:", f"{count} between training's and the frozen one, bit for bit, on these weights."
 
 
-def about(run: Comparison) -> list[str]:
+def about(run: BothLives) -> list[str]:
     where = run.conditions
     told = {
         "parameters": "{:,} parameters",
@@ -181,7 +181,7 @@ def about(run: Comparison) -> list[str]:
     return [printable(text.format(where[key])) for key, text in told.items() if where.get(key) is not None]
 
 
-def ratios(run: Comparison) -> list[Cell]:
+def ratios(run: BothLives) -> list[Cell]:
     """The four answers, each with its origin."""
     doubted = printable("; ".join(["measured", *run.warnings]))
     measured = partial(Cell, origin="measured", hint=doubted, doubt=bool(run.warnings))

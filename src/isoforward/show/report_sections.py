@@ -13,10 +13,10 @@ from urllib.parse import quote
 
 from isoforward.base import units
 from isoforward.base.errors import BadInput
-from isoforward.base.results import Results, Row
+from isoforward.base.results import Results, Row, select
 from isoforward.show import phase_charts, ratio_charts, row_charts
 from isoforward.show.charts import Chart, Record, printable
-from isoforward.show.compare import Comparison, Line, compare, select
+from isoforward.show.compare import BothLives, Line, compare
 
 PEAKS = ("peak_flops", "peak_bandwidth")  # of the machine, not of an experiment
 EXECUTIONS = {"step": "a step", "sequence": "a prompt", "token": "a token", "run": ""}
@@ -66,7 +66,7 @@ class Section:
     open: bool = False  # its table is what one came for
 
 
-def experiments(results: Results) -> Iterable[tuple[str, Results, Comparison | str]]:
+def experiments(results: Results) -> Iterable[tuple[str, Results, BothLives | str]]:
     """Each with its own rows, and the comparison of both lives; or why, having both, they are not compared."""
     for name in dict.fromkeys(row.experiment for row in results.rows if row.quantity not in PEAKS):
         part = replace(
@@ -80,8 +80,8 @@ def experiments(results: Results) -> Iterable[tuple[str, Results, Comparison | s
             yield name, part, str(error) if len({row.life for row in part.rows}) > 1 else ""
 
 
-def comparison_of(results: Results) -> Comparison | None:
-    return next((found for *_, found in experiments(results) if isinstance(found, Comparison)), None)
+def comparison_of(results: Results) -> BothLives | None:
+    return next((found for *_, found in experiments(results) if isinstance(found, BothLives)), None)
 
 
 def doubts(results: Results) -> dict[str, str]:
@@ -116,7 +116,7 @@ def figure(row: Row | None, doubted: Mapping[str, str], divisor: float = 1.0) ->
 # Both lives
 
 
-def both_lives(run: Comparison) -> list[Section]:
+def both_lives(run: BothLives) -> list[Section]:
     doubted = "; ".join(run.warnings)
     ledger = phase_charts.memory([("", run.results)])
     sections = [
@@ -156,7 +156,7 @@ def told(origin: str, doubted: str = "", **more: Any) -> Cell:
     return Cell(**{"text": "", "origin": origin, "hint": hint, "doubt": bool(doubted), **more})
 
 
-def phase_table(run: Comparison) -> Table:
+def phase_table(run: BothLives) -> Table:
     doubted = doubts(run.results)
     warned = "; ".join(run.warnings)
 
@@ -210,7 +210,7 @@ def phase_table(run: Comparison) -> Table:
     )
 
 
-def phase_records(run: Comparison) -> list[Record]:
+def phase_records(run: BothLives) -> list[Record]:
     return [
         {"life": line.life, "phase": line.phase, "label": line.label, "tokens": line.tokens}
         | {f"time_{key}": value for key, value in (row_charts.figures(line.time) if line.time else {}).items()}
@@ -234,7 +234,7 @@ def any_rows(experiment: str, results: Results, most: int) -> list[Section]:
     if len(results.rows) > most:
         most = max(most // len(groups), 10)
     sections = []
-    if change := ratio_charts.changes(experiment, own):
+    if change := ratio_charts.changes(experiment, replace(results, rows=tuple(own))):
         sections.append(pictured(spoken(f"{experiment}: what changes"), change, doubted.get(experiment, "")))
     for (quantity, _, per, convention), rows in groups.items():
         varying = row_charts.telling(rows)

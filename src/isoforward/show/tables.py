@@ -8,7 +8,7 @@ from rich.table import Table
 
 from isoforward.base import units
 from isoforward.base.results import Condition, Results, Row
-from isoforward.show.compare import Comparison, Line, cache_curve
+from isoforward.show.compare import BothLives, Line, cache_curve
 
 MOST_ROWS = 24  # of one quantity; the report has them all
 ASIDE = ("tokens", "executions", "parameters", "peak_phase", "head")  # conditions that follow from others
@@ -69,7 +69,7 @@ def trust(console: Console, warnings: list[str]) -> None:
     console.print(verdict, highlight=False)
 
 
-def show(console: Console, comparison: Comparison) -> None:
+def show(console: Console, comparison: BothLives) -> None:
     where = comparison.conditions
     console.print(
         f"[bold]What does training add to the forward pass, and what does serving cost?[/]\n"

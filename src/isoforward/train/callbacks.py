@@ -18,7 +18,7 @@ from rich.text import Text
 
 from isoforward.base.config import TrainConfig
 from isoforward.base.device import device_of
-from isoforward.base.results import PHASES
+from isoforward.base.vocabulary import PHASES
 from isoforward.model import cost
 from isoforward.train.lightning_module import LitGPT
 

@@ -1,0 +1,328 @@
+"""Times pieces of work until they are known as precisely as asked, or the budget is spent.
+
+What is compared runs one directly after the other, the order of each pair drawn by a fair coin: the ratio is then
+valid whatever the machine does meanwhile (base/statistics.py says why). A sample that something else disturbed is taken
+again, with its pair, and kept apart; what is slow without a cause stays.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from isoforward.base.config import MeasureConfig
+from isoforward.base.errors import BadInput
+from isoforward.base.results import Condition
+from isoforward.base.statistics import FEWEST, LOOKS, ONE_LOOK, Estimate, Judgement, Look, judge, ratio, summarise
+from isoforward.base.stopwatch import Clock, Stopwatch
+from isoforward.measure import disturbance
+from isoforward.measure.disturbance import Disturbance, Reading
+
+SHORTEST_S = 2e-3  # that the shortest part of a sample lasts, as far as LONGEST_S allows
+LONGEST_S = 0.1  # of a sample of several executions
+RETAKEN = 0.5  # of the samples of a pair, at most
+TRIES = 3  # at one sample
+REFERENCE_SHARE = 0.1  # of the time, at most
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Part:
+    """One of the times that a piece of work gives, as its row will name it."""
+
+    life: str
+    phase: str
+    per: str
+    conditions: Mapping[str, Condition]
+    quantity: str = "time"
+
+    def labelled(self, **more: Condition) -> Part:
+        return replace(self, conditions={**self.conditions, **more})
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Work:
+    """`run(n)` executes n times and gives the seconds of one execution, part by part."""
+
+    parts: tuple[Part, ...]
+    run: Callable[[int], Sequence[float]]
+
+    def labelled(self, **more: Condition) -> Work:
+        """The same work, with more conditions in the rows of all its parts."""
+        return replace(self, parts=tuple(part.labelled(**more) for part in self.parts))
+
+
+Pair = tuple[Part, Part]
+
+
+def timed(
+    clock: Clock,
+    part: Part,
+    execute: Callable[[], object],
+    *,
+    count: int = 1,
+    prepare: Callable[[int], object] | None = None,
+) -> Work:
+    """One call of `execute` is `count` executions; `prepare(n)` runs before the n calls of a sample, untimed."""
+
+    def run(n: int) -> Sequence[float]:
+        if prepare is not None:
+            prepare(n)
+        start = clock.mark()
+        for _ in range(n):
+            execute()
+        end = clock.mark()
+        clock.settle()
+        return (clock.seconds(start, end) / (n * count),)
+
+    return Work(parts=(part,), run=run)
+
+
+def phased(clock: Clock, parts: Mapping[str, Part], step: Callable[[Stopwatch], object]) -> Work:
+    """A step that names its phases to the stopwatch it is given; `parts` by phase."""
+    stopwatch = Stopwatch(clock)
+
+    def run(n: int) -> Sequence[float]:
+        for _ in range(n):
+            with stopwatch.step():
+                step(stopwatch)
+        laps = stopwatch.laps()
+        return [sum(lap.get(name, 0.0) for lap in laps) / n for name in parts]
+
+    return Work(parts=tuple(parts.values()), run=run)
+
+
+@dataclass(kw_only=True, eq=False)
+class Block:
+    """A pair of works that run one directly after the other, or one work alone."""
+
+    works: tuple[Work, ...]
+    pairs: tuple[Pair, ...]  # of their parts, to be compared
+    samples: dict[Part, list[float]] = field(default_factory=dict)
+    retaken: dict[Part, list[float]] = field(default_factory=dict)
+    first_s: list[float] = field(default_factory=list)  # 1 where the first work ran first, else -1
+    disturbed: int = 0  # samples kept although disturbed, when too many had been taken again
+    again: int = 0  # pairs taken again
+    look: Look = ONE_LOOK
+    spent_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        for part in self.parts:
+            self.samples[part], self.retaken[part] = [], []
+
+    @property
+    def parts(self) -> list[Part]:
+        return [part for work in self.works for part in work.parts]
+
+    @property
+    def n(self) -> int:
+        return len(self.first_s)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """What a live line shows."""
+
+    rounds: int
+    known: int  # of the times and comparisons asked for
+    asked: int
+    worst: float | None  # relative half-width of the least precise time
+    left_s: float
+    lost_share: float  # of the time so far, to others
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Measured:
+    blocks: Sequence[Block]
+    references: Mapping[Part, Sequence[float]]
+    disturbance: Disturbance  # over all
+    busiest: tuple[str, float]  # the other process that used most processor time, and how much of it
+    precision: float
+    margin: float
+    stopped: bool  # by the user, before it was done
+
+    def estimate(self, part: Part) -> Estimate:
+        """From all samples of the part, in order of time within each pair."""
+        blocks = [block for block in self.blocks if part in block.samples]
+        samples = [sample for block in blocks for sample in block.samples[part]]
+        return summarise(samples, look=max((block.look for block in blocks), key=lambda look: look.count))
+
+    def block(self, pair: Pair) -> Block:
+        return next(block for block in self.blocks if pair in block.pairs)
+
+    def judgement(self, pair: Pair) -> Judgement:
+        return _judged(self.block(pair), pair, self.margin)
+
+    def paired(self, *parts: Part) -> list[tuple[float, ...]]:
+        """Samples of parts of one pair of works, pair by pair."""
+        block = next(block for block in self.blocks if all(part in block.samples for part in parts))
+        return list(zip(*(block.samples[part] for part in parts), strict=True))
+
+
+def measure(
+    works: Sequence[Work],
+    pairs: Sequence[Pair],
+    plan: MeasureConfig,
+    *,
+    seed: int,
+    references: Sequence[Work] = (),
+    show: Callable[[Progress], object] = lambda progress: None,
+    look: Callable[[], Reading] = disturbance.look,
+) -> Measured:
+    """Times every part of `works`, and the `pairs` of parts against each other, by `plan`.
+
+    With `plan.repeats` each pair is timed that often; else until every time is known to `plan.precision` and every
+    comparison is settled, or `plan.budget` seconds are spent: at four planned looks, over all of which the stated
+    confidence holds. Ctrl-C ends it early, with what is there. Raises BadInput where the budget is too short for one
+    sample of each work.
+    """
+    draw = random.Random(seed)
+    blocks = blocks_of(works, pairs)
+    counts = {work: _count(work, plan.warmup) for work in dict.fromkeys((*works, *references))}
+    samples_s = sum(sum(took for _, took in (counts[work] for work in block.works)) for block in blocks)
+    if plan.repeats is None and samples_s > plan.budget:
+        raise BadInput(
+            f"measure.budget={plan.budget:g} is shorter than one sample of each, which takes {samples_s:.2g} s; "
+            f"write measure.budget={math.ceil(10 * samples_s)}"
+        )
+    kept: dict[Part, list[float]] = {part: [] for work in references for part in work.parts}
+    run = _Run(counts={work: count for work, (count, _) in counts.items()}, draw=draw, look=look)
+    looks = [ONE_LOOK] if plan.repeats is not None else list(LOOKS)
+    active, stopped, rounds = list(blocks), False, 0
+    before, usage = look(), disturbance.process_times_s()
+    started, shown, references_s = time.perf_counter(), 0.0, 0.0
+    try:
+        while active:
+            for block in draw.sample(active, len(active)):
+                run.pair(block)
+            rounds += 1
+            elapsed_s = time.perf_counter() - started
+            if references_s <= REFERENCE_SHARE * elapsed_s:
+                begun = time.perf_counter()
+                for work in references:
+                    for part, took_s in zip(work.parts, work.run(run.counts[work]), strict=True):
+                        kept[part].append(took_s)
+                references_s += time.perf_counter() - begun
+            spent = rounds / plan.repeats if plan.repeats is not None else elapsed_s / plan.budget
+            due = [planned for planned in looks if spent >= planned.share]
+            if rounds >= FEWEST and due:
+                looks = looks[len(due) :]
+                for block in active:
+                    block.look, block.spent_s = due[-1], elapsed_s
+                active = [block for block in active if looks and not _settled(block, plan)]
+            if elapsed_s - shown > 0.25:
+                shown = elapsed_s
+                show(_progress(blocks, active, plan, rounds, elapsed_s, between_s=disturbance.between(before, look())))
+    except KeyboardInterrupt:
+        stopped = True
+    return Measured(
+        blocks=[block for block in blocks if block.n >= FEWEST],
+        references=kept,
+        disturbance=disturbance.between(before, look()),
+        busiest=disturbance.busiest(usage, disturbance.process_times_s()),
+        precision=plan.precision,
+        margin=plan.margin,
+        stopped=stopped,
+    )
+
+
+def blocks_of(works: Sequence[Work], pairs: Sequence[Pair]) -> list[Block]:
+    """One for each two works that are compared, and for each work that is compared with none, or with itself alone."""
+    of = {part: work for work in works for part in work.parts}
+    together: dict[tuple[Work, ...], list[Pair]] = {}
+    for first, second in pairs:
+        key = (of[first],) if of[first] is of[second] else (of[first], of[second])
+        key = key[::-1] if key[::-1] in together else key
+        together.setdefault(key, []).append((first, second))
+    blocks = [Block(works=key, pairs=tuple(compared)) for key, compared in together.items()]
+    placed = {work for key in together for work in key}
+    return blocks + [Block(works=(work,), pairs=()) for work in works if work not in placed]
+
+
+@dataclass(kw_only=True)
+class _Run:
+    counts: Mapping[Work, int]
+    draw: random.Random
+    look: Callable[[], Reading]
+
+    def pair(self, block: Block) -> None:
+        """One sample of each work of the block, taken again where something else disturbed them."""
+        for attempt in range(TRIES):
+            order = list(block.works)
+            turned = self.draw.random() < 0.5
+            if turned:
+                order.reverse()
+            before = self.look()
+            took = {work: work.run(self.counts[work]) for work in order}
+            disturbed = disturbance.between(before, self.look()).disturbed
+            may_retake = attempt + 1 < TRIES and block.again < 3 + RETAKEN * block.n
+            into = block.retaken if disturbed and may_retake else block.samples
+            for work, times in took.items():
+                for part, time_s in zip(work.parts, times, strict=True):
+                    into[part].append(time_s)
+            if into is block.samples:
+                block.first_s.append(-1.0 if turned else 1.0)
+                block.disturbed += disturbed
+                return
+            block.again += 1
+
+
+def _count(work: Work, warmup: int) -> tuple[int, float]:
+    """Executions of one sample, and its seconds: no part below SHORTEST_S, unless the whole went beyond LONGEST_S."""
+    for _ in range(warmup):
+        times = work.run(1)
+    begun = time.perf_counter()
+    times = work.run(1)
+    whole_s = time.perf_counter() - begun  # with what is prepared and not timed
+    shortest_s = max(min(times), 1e-9)
+    count = max(1, min(math.ceil(SHORTEST_S / shortest_s), math.floor(LONGEST_S / max(whole_s, 1e-9))))
+    return count, count * whole_s
+
+
+def _known(estimates: Sequence[Estimate], precision: float) -> bool:
+    whole_s = sum(abs(estimate.median) for estimate in estimates)
+    return all(
+        estimate.interval.reached and (estimate.interval.high - estimate.interval.low) / 2 <= precision * whole_s
+        for estimate in estimates
+    )
+
+
+def _judged(block: Block, pair: Pair, margin: float) -> Judgement:
+    first, second = (block.samples[part] for part in pair)
+    turned = pair[0] in block.works[-1].parts
+    covariate = [-one for one in block.first_s] if turned else block.first_s
+    drawn = len(block.works) == 2 and block.n >= 30  # the parts of one work run in one order; few pairs gain nothing
+    found = ratio(first, second, covariate=covariate if drawn else None, look=block.look)
+    return judge(found, margin=margin, spent_s=block.spent_s)
+
+
+def _settled(block: Block, plan: MeasureConfig) -> bool:
+    known = all(
+        _known([summarise(block.samples[part], look=block.look) for part in work.parts], plan.precision)
+        for work in block.works
+    )
+    return known and all(_judged(block, pair, plan.margin).settled for pair in block.pairs)
+
+
+def _progress(
+    blocks: Sequence[Block],
+    active: Sequence[Block],
+    plan: MeasureConfig,
+    rounds: int,
+    elapsed_s: float,
+    *,
+    between_s: Disturbance,
+) -> Progress:
+    widths = [
+        summarise(samples).precision for block in active if block.n >= FEWEST for samples in block.samples.values()
+    ]
+    return Progress(
+        rounds=rounds,
+        known=len(blocks) - len(active),
+        asked=len(blocks),
+        worst=max(widths, default=None),
+        left_s=max(0.0, plan.budget - elapsed_s) if plan.repeats is None else 0.0,
+        lost_share=between_s.lost_share,
+    )

@@ -1,0 +1,254 @@
+"""A question's measuring, in fresh processes of its own: what each gives, and how that becomes rows of results.jsonl.
+
+Time, memory and FLOPs are never taken in one pass. A process that times builds its work itself, from the case alone, so
+that nothing that ran before inflates a peak or warms a cache, and measuring changes nobody's weights.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import torch
+
+from isoforward.base.errors import BadInput
+from isoforward.base.hardware import environment
+from isoforward.base.results import Comparison, Environment, Row, Subject, Verdict, write
+from isoforward.base.statistics import (
+    Estimate,
+    Ratio,
+    estimate_across,
+    judge,
+    ratio_across,
+    summarise,
+)
+from isoforward.base.subprocesses import Failed, run_isolated
+from isoforward.measure.benchmark import Measured, Pair, Part, Progress, Work, measure
+from isoforward.measure.case import Case
+from isoforward.measure.roofline import peak_rows, reference_works
+from isoforward.measure.trust import Findings, findings, verdict
+
+DIGITS = 7  # significant ones of a sample that is kept
+
+
+def _no_rows(measured: Measured) -> Iterable[Row]:
+    return ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """What a question times, what of it is compared, and the rows that it has beside."""
+
+    works: Sequence[Work]
+    pairs: Sequence[Pair] = ()
+    rows: Callable[[Measured], Iterable[Row]] = _no_rows
+
+
+Build = Callable[..., Bench]  # from a case, and whatever else the question hands it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    first: Part
+    second: Part
+    ratio: Ratio
+    spent_s: float
+    retaken: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """What one process measured, as it travels back."""
+
+    where: Environment
+    times: Sequence[tuple[Part, Estimate, Sequence[float]]]  # and the samples that were taken again
+    compared: Sequence[Compared]
+    rows: Sequence[Row]
+    findings: Findings
+
+
+def measure_apart(case: Case, build: Build, *more: Any, results: Path, command: str) -> str:
+    """Appends to `results` what `build(case, *more)` is measured to; gives the id of the environment it holds in.
+
+    In `measure.processes` fresh processes, one after the other. A failure there is a BadInput with its reason.
+    """
+    told = [
+        call_apart(time_here, case, build, more, command, threads=case.threads, what=case.experiment)
+        for _ in range(case.measure.processes)
+    ]
+    where, records = merged(case, told)
+    write(results, [where, *records])
+    return where.id
+
+
+def call_apart(
+    function: Callable[..., Any],
+    *arguments: Any,
+    threads: int | None = None,
+    env: Mapping[str, str] | None = None,
+    what: str = "it",
+) -> Any:
+    """What `function(*arguments)` gives in a fresh process; its failure is a BadInput with the reason."""
+    outcome = try_apart(function, *arguments, threads=threads, env=env)
+    if isinstance(outcome, Failed):
+        raise BadInput(f"{what} could not be measured: {outcome.reason}")
+    return outcome
+
+
+def try_apart(
+    function: Callable[..., Any],
+    *arguments: Any,
+    threads: int | None = None,
+    env: Mapping[str, str] | None = None,
+    timeout_s: float | None = None,
+) -> Any:
+    """The same, but a failure is given back as Failed."""
+    packed = base64.b64encode(cloudpickle.dumps((function, arguments))).decode()
+    answer = run_isolated("isoforward.measure.passes:unpacked", packed, threads=threads, env=env, timeout_s=timeout_s)
+    return answer if isinstance(answer, Failed) else cloudpickle.loads(base64.b64decode(answer))
+
+
+def unpacked(packed: str) -> str:
+    function, arguments = cloudpickle.loads(base64.b64decode(packed))
+    return base64.b64encode(cloudpickle.dumps(function(*arguments))).decode()
+
+
+def time_here(case: Case, build: Build, more: Sequence[Any], command: str) -> Told:
+    """The timing pass, in this process."""
+    where = environment(command, torch.device(case.device))
+    bench = build(case, *more)
+    references = reference_works(case)
+    measured = measure(
+        bench.works, bench.pairs, case.measure, seed=case.seed, references=references, show=live_line(case.experiment)
+    )
+    timed = [part for work in bench.works for part in work.parts if any(part in b.samples for b in measured.blocks)]
+    retaken = {part: [s for b in measured.blocks for s in b.retaken.get(part, ())] for part in timed}
+    compared = [
+        Compared(
+            first=pair[0],
+            second=pair[1],
+            ratio=measured.judgement(pair).ratio,
+            spent_s=block.spent_s,
+            retaken=block.again,
+        )
+        for block in measured.blocks
+        for pair in block.pairs
+    ]
+    return Told(
+        where=where,
+        times=[(part, measured.estimate(part), retaken[part]) for part in timed],
+        compared=compared,
+        rows=[*bench.rows(measured), *peak_rows(case, measured.references)],
+        findings=findings(measured),
+    )
+
+
+def merged(case: Case, told: Sequence[Told]) -> tuple[Environment, list[Row | Comparison | Verdict]]:
+    """What one process measured, or several together."""
+    where = told[0].where
+    several = len(told) > 1
+    records: list[Row | Comparison | Verdict] = []
+    for each in zip(*(one.times for one in told), strict=True):
+        part, estimate, _ = each[0]
+        if several:
+            estimate = estimate_across([one for _, one, _ in each])
+        retaken = rounded([sample for *_, samples in each for sample in samples])
+        about: dict[str, Any] = {"life": part.life, "phase": part.phase, "per": part.per, "conditions": part.conditions}
+        records.append(
+            case.row(**about, quantity=part.quantity, **fields(estimate), retaken=retaken, environment=where.id)
+        )
+    records += [dataclasses.replace(row, environment=where.id) for row in told[0].rows]
+    for compared in zip(*(one.compared for one in told), strict=True):
+        ratio = ratio_across([one.ratio for one in compared]) if several else compared[0].ratio
+        spent_s, retaken = sum(one.spent_s for one in compared), sum(one.retaken for one in compared)
+        first, second = compared[0].first, compared[0].second
+        records.append(
+            comparison_of(
+                case.experiment, (first, second), ratio, case.measure.margin, spent_s, retaken, environment=where.id
+            )
+        )
+    records.append(verdict(case.experiment, [one.findings for one in told], case.measure, environment=where.id))
+    return where, records
+
+
+def comparison(experiment: str, pair: Pair, measured: Measured, environment: str) -> Comparison:
+    """Of one process."""
+    block = measured.block(pair)
+    ratio = measured.judgement(pair).ratio
+    return comparison_of(experiment, pair, ratio, measured.margin, block.spent_s, block.again, environment=environment)
+
+
+def comparison_of(
+    experiment: str, pair: Pair, ratio: Ratio, margin: float, spent_s: float, retaken: int, *, environment: str
+) -> Comparison:
+    found = judge(ratio, margin=margin, spent_s=spent_s)
+    return Comparison(
+        experiment=experiment,
+        first=subject(pair[0]),
+        second=subject(pair[1]),
+        value=ratio.value,
+        low=ratio.interval.low,
+        high=ratio.interval.high,
+        interval=ratio.interval.kind,
+        confidence=ratio.interval.confidence,
+        pairs=ratio.n,
+        looks=ratio.interval.looks,
+        margin=margin,
+        outcome=found.outcome,
+        needed_s=found.needed_s,
+        retaken=retaken,
+        environment=environment,
+    )
+
+
+def subject(part: Part) -> Subject:
+    return Subject(life=part.life, phase=part.phase, conditions=dict(part.conditions))
+
+
+def rounded(samples: Iterable[float]) -> tuple[float, ...]:
+    return tuple(float(f"{sample:.{DIGITS}g}") for sample in samples)
+
+
+def fields(estimate: Estimate) -> dict[str, Any]:
+    """Of a row: the median with its interval."""
+    return {
+        "value": estimate.median,
+        "low": estimate.interval.low,
+        "high": estimate.interval.high,
+        "interval": estimate.interval.kind,
+        "confidence": estimate.interval.confidence,
+        "samples": rounded(estimate.samples),
+    }
+
+
+def derived(case: Case, part: Part, samples: Sequence[float], *, quantity: str | None = None) -> Row:
+    """A row of what follows from samples, such as their differences or slopes."""
+    about: dict[str, Any] = {"life": part.life, "phase": part.phase, "per": part.per, "conditions": part.conditions}
+    return case.row(**about, quantity=quantity or part.quantity, **derived_fields(samples))
+
+
+def derived_fields(samples: Sequence[float]) -> dict[str, Any]:
+    return fields(summarise(samples))
+
+
+def live_line(what: str) -> Callable[[Progress], None]:
+    """On a terminal, one line that is written over; elsewhere nothing."""
+    if not sys.stderr.isatty():
+        return lambda progress: None
+
+    def show(progress: Progress) -> None:
+        known = f"{progress.known} of {progress.asked} known"
+        worst = "" if progress.worst is None else f", the others to {progress.worst:.1%}"
+        left = f", at most {progress.left_s:.0f} s more" if progress.left_s else ""
+        lost = f", {progress.lost_share:.0%} of it lost to others" if progress.lost_share > 0.01 else ""
+        line = f"measuring {what}: {known}{worst}{left}{lost}"
+        print(f"\r\x1b[K{line[:79]}", end="" if progress.known < progress.asked else "\r\x1b[K", file=sys.stderr)
+        sys.stderr.flush()
+
+    return show

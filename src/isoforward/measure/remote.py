@@ -1,0 +1,53 @@
+"""Work that runs in a process of its own, on command, so that what one holds or frees is no other's affair."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+import cloudpickle
+
+from isoforward.base.errors import BadInput
+from isoforward.measure.benchmark import Part, Work
+
+
+def remote(parts: tuple[Part, ...], serve: Callable[..., None], *arguments: Any) -> Work:
+    """`serve(line, *arguments)` receives how many executions, and sends the seconds of one, part by part.
+
+    The process ends with this one.
+    """
+    line = start(serve, *arguments)
+
+    def run(n: int) -> Sequence[float]:
+        times: Sequence[float] = ask(line, n)
+        return times
+
+    return Work(parts=parts, run=run)
+
+
+def start(serve: Callable[..., None], *arguments: Any) -> Connection:
+    ours, its = multiprocessing.Pipe()
+    packed = cloudpickle.dumps((serve, arguments))
+    process = multiprocessing.get_context("spawn").Process(target=run_packed, args=(its, packed), daemon=True)
+    process.start()
+    its.close()  # its end is then the end of the line
+    return ours
+
+
+def ask(line: Connection, request: Any) -> Any:
+    """Raises BadInput where the process has died."""
+    try:
+        line.send(request)
+        return line.recv()
+    except (EOFError, BrokenPipeError, ConnectionResetError) as error:
+        raise BadInput("a process that runs work on command ended early; its own message is above") from error
+
+
+def run_packed(line: Connection, packed: bytes) -> None:
+    serve, arguments = cloudpickle.loads(packed)
+    try:
+        serve(line, *arguments)
+    except EOFError:  # nobody asks any more
+        return

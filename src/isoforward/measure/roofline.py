@@ -1,0 +1,72 @@
+"""Two reference kernels that run beside everything that is timed: a matrix product and a plain read of memory.
+
+Their change over a run is the machine's drift; their best is the roofline that the run is held against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from isoforward.base.datasheets import known_here, lookup
+from isoforward.base.results import Row
+from isoforward.measure.benchmark import Part, Work, timed
+from isoforward.measure.case import Case
+from isoforward.serve.inference import DTYPES
+
+SIDE = {"cpu": 1024}  # of the square matrices: about 10 ms on two cores
+LARGE_SIDE = 8192
+READ_BYTES = {"cpu": 2**27}  # beyond any cache
+LARGE_READ_BYTES = 2**30
+
+PRODUCT, READ = "matrix product", "memory read"
+
+
+def reference_works(case: Case) -> list[Work]:
+    """Draws no random number."""
+    dtype = DTYPES[case.precision]
+    side, size = SIDE.get(case.device, LARGE_SIDE), READ_BYTES.get(case.device, LARGE_READ_BYTES)
+    matrix = torch.full((side, side), 1 / 64, dtype=dtype, device=case.device)
+    numbers = torch.ones(size // 4, dtype=torch.float32, device=case.device)
+    product = torch.empty_like(matrix)
+
+    def part(kernel: str, **more: Any) -> Part:
+        conditions = {"kernel": kernel, "dtype": case.precision, **more}
+        return Part(life="training", phase="run", per="run", conditions=conditions)
+
+    return [
+        timed(case.clock, part(PRODUCT, shape=f"{side} x {side}"), lambda: torch.mm(matrix, matrix, out=product)),
+        timed(case.clock, part(READ, bytes=size), numbers.sum),
+    ]
+
+
+def peak_rows(case: Case, references: Mapping[Part, Sequence[float]]) -> Iterator[Row]:
+    """What the device can do at most: as calibrated or by its data sheet where that is known, else as seen here.
+
+    Interference only slows, so that the fastest sample is nearest to the peak.
+    """
+    about: dict[str, Any] = {"life": "training", "phase": "run", "per": "run"}
+    if case.hardware == "here":
+        hardware = known_here(torch.cuda.get_device_name() if case.device == "cuda" else None)
+    else:
+        hardware = lookup(case.hardware)
+    if hardware is not None and case.precision in hardware.peak_flops_per_s:
+        conditions = {"hardware": hardware.name, "source": hardware.source, "dtype": case.precision}
+        at: dict[str, Any] = {**about, "provenance": "estimated", "conditions": conditions}
+        yield case.row(**at, quantity="peak_flops", value=hardware.peak_flops_per_s[case.precision])
+        yield case.row(**at, quantity="peak_bandwidth", value=hardware.bandwidth_bytes_per_s)
+        return
+    if case.hardware != "here":
+        return
+    for part, samples in references.items():
+        if not samples:
+            continue
+        conditions = {"source": f"{part.conditions['kernel']} in this run", "dtype": case.precision}
+        if part.conditions["kernel"] == PRODUCT:
+            side = SIDE.get(case.device, LARGE_SIDE)
+            quantity, work = "peak_flops", 2 * side**3
+        else:
+            quantity, work = "peak_bandwidth", int(str(part.conditions["bytes"]))
+        yield case.row(**about, quantity=quantity, value=work / min(samples), conditions=conditions)
