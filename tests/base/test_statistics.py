@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from isoforward.base import distributions
 from isoforward.base.distributions import binomial_cut, kendall_cut, signed_rank_cut, student, walsh
+from isoforward.base.errors import BadInput
 from isoforward.base.statistics import (
     KINDS,
     LOOKS,
@@ -25,7 +26,6 @@ from isoforward.base.statistics import (
     summarise,
     trend,
 )
-from isoforward.base.errors import BadInput
 from tests.base.noise import NOISES, compared, pairs
 
 POSITIVE = st.floats(1e-9, 1e9)

@@ -18,10 +18,9 @@ from isoforward.app.command_line import run
 from isoforward.base.config import ModelConfig
 from isoforward.base.datasheets import lookup
 from isoforward.base.errors import BadInput
-from isoforward.base.results import Row, read
+from isoforward.base.results import Row, only, read, select
 from isoforward.plan.economics import break_even_tokens
 from isoforward.plan.lifetime import Plan, lengths, plan, simulated_days
-from isoforward.show.compare import only, select
 
 LLAMA2_7B = ModelConfig(
     family="llama", layers=32, heads=32, width=4096, ffn=11008, context=4096, vocab=32000, tied=False

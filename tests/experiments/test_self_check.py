@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from experiments.self_check import LITTLE, SIDE, BothLives, planting
-from isoforward.base.results import PHASES
+from isoforward.base.vocabulary import PHASES
 from isoforward.measure.case import Case
 from isoforward.model import steps
 
@@ -60,7 +60,7 @@ def test_work_planted_in_a_phase_runs_within_it(lives, planted_in):
         now += 7
 
     lives.stopwatch.clock = PlantedClock()
-    found = lives.with_planted(work, planted_in)
+    found = lives.stopwatch.lap(partial(lives.run_with, work, planted_in))
     assert found == {"residual": 0.0, "step": 7.0} | {phase: 7.0 * (phase == planted_in) for phase in PHASES}
 
 

@@ -1,6 +1,5 @@
 """Answers of the experiments about serving, on rows whose truth was planted."""
 
-import random
 import re
 
 import pytest
@@ -8,25 +7,21 @@ import pytest
 from experiments import decode_batch, kv_cache, peers, precision, speculate
 from isoforward.base.config import ModelConfig
 from isoforward.base.errors import BadInput
-from isoforward.base.results import TRAINING, Results, Row
-from isoforward.measure.case import Case, timed
+from isoforward.base.results import Row
+from isoforward.base.statistics import summarise
+from isoforward.base.vocabulary import TRAINING
+from isoforward.measure.case import Case
+from isoforward.measure.passes import fields
+from isoforward.measure.train_and_serve import context_flop_rows
+from tests import planted
+from tests.planted import noisy, results_of
 
 MODEL = ModelConfig(layers=2, heads=4, width=32, context=64, vocab=61)
 CASE = Case(experiment="planted", model=MODEL)
 
 
-def noisy(time_s: float, *, n: int = 12) -> list[float]:
-    draw = random.Random(repr(time_s))
-    return [time_s * draw.uniform(0.99, 1.01) for _ in range(n)]
-
-
-def results_of(rows: list[Row]) -> Results:
-    return Results(rows=tuple(rows), environments={}, verdicts=(), warnings=())
-
-
 def row(life: str, phase: str, per: str, time_s: float, **conditions: object) -> Row:
-    about = {"experiment": "planted", "life": life, "phase": phase, "per": per, "conditions": conditions}
-    return Row(**about, **timed(noisy(time_s)))
+    return planted.timed(life, phase, per, noisy(time_s), **conditions)
 
 
 def test_contexts_double_up_to_the_models_own():
@@ -35,8 +30,8 @@ def test_contexts_double_up_to_the_models_own():
 
 @pytest.mark.parametrize("power", [0.2, 1.0, 1.7])
 def test_the_exponent_of_planted_times_is_found(power):
-    found = kv_cache.exponent({n: noisy(1e-6 * n**power) for n in (16, 32, 64, 128, 256)})
-    assert found["low"] - 0.01 <= power <= found["high"] + 0.01
+    found = summarise(kv_cache.slopes({n: noisy(1e-6 * n**power) for n in (16, 32, 64, 128, 256)}))
+    assert found.interval.low - 0.01 <= power <= found.interval.high + 0.01
 
 
 def test_a_cache_pays_from_the_context_at_which_planted_times_cross():
@@ -46,11 +41,10 @@ def test_a_cache_pays_from_the_context_at_which_planted_times_cross():
         times = {n: 20e-6 if cache else 4e-6 * n for n in kv_cache.contexts(CASE)}
         rows += [row("inference", "decode", "token", s, context=n, cache=cache) for n, s in times.items()]
         decode = {"experiment": "planted", "life": "inference", "phase": "decode", "per": "token"}
-        at = {"context": 64, "cache": cache}
-        rows.append(Row(**decode, **kv_cache.flops(CASE, 64, cache), conditions=at))
-        slopes = kv_cache.exponent({n: noisy(s) for n, s in times.items()})
-        rows.append(Row(**decode, **slopes, conditions={"cache": cache}))
-    memory = {"life": "inference", "phase": "decode", "quantity": "memory", "unit": "byte", "per": "sequence"}
+        slopes = kv_cache.slopes({n: noisy(s) for n, s in times.items()})
+        rows.append(Row(**decode, quantity="exponent", **fields(summarise(slopes)), conditions={"cache": cache}))
+    rows += context_flop_rows(CASE, 64, "model")
+    memory = {"life": "inference", "phase": "decode", "quantity": "memory", "per": "sequence"}
     rows.append(Row(experiment="planted", **memory, value=65536.0, conditions={"context": 64}))
     told = kv_cache.answer(results_of(rows))
     assert told.startswith("A KV cache pays from a context of 8 on. At 64 it holds 64.0 KiB")
@@ -66,7 +60,7 @@ def test_the_batch_that_levels_a_decoded_token_with_a_trained_one_is_found():
     ]
     for batch in (1, 16, 32):
         rows.append(row("inference", "decode", "step", 1e-3 + 50e-6 * batch, batch=batch))
-        bytes_ = {"quantity": "bytes", "unit": "byte", "provenance": "predicted", "value": 8e6}
+        bytes_ = {"quantity": "bytes", "provenance": "predicted", "value": 8e6}
         about = {"life": "inference", "phase": "decode", "per": "step", "conditions": {"batch": batch}}
         rows.append(Row(experiment="planted", **about, **bytes_))
     told = decode_batch.answer(results_of(rows))
@@ -79,9 +73,9 @@ def test_speed_ups_and_accepted_proposals_are_told_with_their_intervals():
     rows.append(row("inference", "decode", "token", 5e-3, draft_tokens=4))
     for quantity, value in (("tokens a forward", 3.0), ("accepted", 0.5)):
         about = {"life": "inference", "phase": "decode", "per": "token", "conditions": {"draft_tokens": 4}}
-        rows.append(Row(experiment="planted", **about, quantity=quantity, unit="token", value=value))
+        rows.append(Row(experiment="planted", **about, quantity=quantity, value=value))
     told = speculate.answer(results_of(rows))
-    assert "4 proposed: 50% accepted, 3.00 tokens a forward, 2.0" in told or "forward, 1.9" in told
+    assert re.search(r"4 proposed: 50% accepted, 3\.00 tokens a forward, time 0\.(50|49)\d*x \(", told)
 
 
 def test_peers_are_asked_for_prompts_that_their_context_holds():
@@ -96,23 +90,19 @@ def test_each_peer_is_told_apart_by_what_was_planted():
     for peer, slower in ((peers.OURS, 1.0), (peers.THEIRS, 2.0)):
         rows += [row("training", phase, "step", slower * 8e-3, peer=peer) for phase in (*TRAINING, "step")]
         for life in ("training", "inference"):
-            about = {"life": life, "phase": "run", "quantity": "memory", "unit": "byte", "per": "step"}
+            about = {"life": life, "phase": "run", "quantity": "memory", "per": "step"}
             rows.append(Row(experiment="planted", **about, value=slower * 1e6, conditions={"peer": peer}))
     for peer, slower, reading in ((peers.OURS, 1.0, 1.0), (peers.THEIRS, 2.0, 2.0), (peers.LLAMA_CPP, 1 / 3, 0.5)):
         rows.append(row("inference", "prefill", "sequence", reading * 6e-3, peer=peer, prompt=16))
         rows.append(row("inference", "decode", "token", slower * 3e-3, peer=peer, prompt=64))
     rows.append(row("inference", "decode", "token", 0.5 * 3e-3, peer=peers.COMPILED, prompt=64))
-    told = re.sub(r"(\d\.\d)\d*x", r"\1x", peers.answer(results_of(rows)))
+    told = re.sub(r"(\d\.\d)\d*x \([^)]*\)", r"\1x", peers.answer(results_of(rows)))
     first, second, third = re.split(r" Against llama\.cpp: | Compiled, a token is decoded in ", told)
     parts = [*TRAINING, "step", "prefill of 16", "decode"]
-    assert re.fullmatch(r".*: faster: " + ", ".join(f"{part} 0.[45]x" for part in parts) + r"\. Peak .*", first)
+    assert re.fullmatch(r".*: " + "; ".join(f"{part} 0.[45]x" for part in parts) + r"\. Peak .*", first)
     assert first.endswith("Peak memory: training 0.5x, inference 0.5x.")
-    assert re.fullmatch(r"slower: prefill of 16 (1\.9|2\.0)x, decode (2\.9|3\.0)x\.", second)
-    outcomes = [
-        r"0\.[45]x the time of isoforward \(faster\)",
-        r"0\.2x the time of transformers \(faster\)",
-        r"1\.[45]x the time of llama\.cpp \(slower\)",
-    ]
+    assert re.fullmatch(r"prefill of 16 (1\.9|2\.0)x; decode (2\.9|3\.0)x\.", second)
+    outcomes = [r"against isoforward 0\.[45]x", r"against transformers 0\.2x", r"against llama\.cpp 1\.[45]x"]
     assert re.fullmatch(", ".join(outcomes) + r"\.", third)
 
 

@@ -3,10 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from isoforward.base.config import ModelConfig
+from isoforward.base.config import MeasureConfig, ModelConfig
 from isoforward.base.memory_readers import ProcessMemory
 from isoforward.base.subprocesses import run_isolated
-from isoforward.measure.memory import HONEST_MALLOC, Account, InferenceCase, PeakOf, TrainingCase, account
+from isoforward.measure.case import Case
+from isoforward.measure.memory import HONEST_MALLOC, Account, PeakOf, account
 
 
 def hold_for_a_phase(size: int) -> dict[str, int]:
@@ -28,8 +29,9 @@ def test_the_process_sees_planted_memory_in_its_phase_alone() -> None:
     assert max(abs(peaks["before"]), abs(peaks["after"])) < 0.02 * size
 
 
-def explained(case: TrainingCase | InferenceCase) -> Account:
-    found = account(case, threads=1)
+def explained(life: str, model: ModelConfig, *, cache: bool = True, **about: object) -> Account:
+    measure = MeasureConfig(prompt=192, new_tokens=4)
+    found = account(Case(experiment="memory", model=model, measure=measure, threads=1, **about), life, cache=cache)
     assert isinstance(found, Account), found
     assert sum(found.rows.values()) == found.measured_bytes
     assert abs(found.unexplained_bytes) <= 0.05 * found.measured_bytes, found.rows
@@ -42,7 +44,7 @@ GPT2 = ModelConfig(layers=12, heads=12, width=768, context=1024, vocab=50257)
 
 
 def test_at_most_a_twentieth_of_a_training_peak_is_unexplained() -> None:
-    found = explained(TrainingCase(model=MEDIUM, batch=8, length=256))
+    found = explained("training", MEDIUM, batch=8, length=256)
     assert found.threads == 1
     assert set(found.measured) == {"forward", "loss", "backward", "optimizer"}
 
@@ -50,24 +52,24 @@ def test_at_most_a_twentieth_of_a_training_peak_is_unexplained() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
 def test_at_most_a_twentieth_of_the_small_models_training_is_unexplained(checkpointing: str) -> None:
-    explained(TrainingCase(model=SMALL, batch=16, length=256, checkpointing=checkpointing))
+    explained("training", SMALL, batch=16, length=256, checkpointing=checkpointing)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", [SMALL, GPT2], ids=["small", "gpt2"])
 @pytest.mark.parametrize(("cache", "dtype"), [(True, "fp32"), (False, "fp32"), (True, "bf16")])
 def test_at_most_a_twentieth_of_serving_is_unexplained(model: ModelConfig, cache: bool, dtype: str) -> None:
-    explained(InferenceCase(model=model, batch=4, prompt=192, new_tokens=4, cache=cache, dtype=dtype))
+    explained("generation", model, cache=cache, precision=dtype)
 
 
 @pytest.mark.slow
 def test_at_most_a_twentieth_of_gpt2s_training_is_unexplained() -> None:
-    explained(TrainingCase(model=GPT2, batch=2, length=256))
+    explained("training", GPT2, batch=2, length=256)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("model", [SMALL, GPT2], ids=["small", "gpt2"])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_at_most_a_twentieth_of_a_peak_is_unexplained_on_a_gpu(model: ModelConfig, dtype: str) -> None:
-    explained(TrainingCase(model=model, batch=16, length=256, dtype=dtype, device="cuda"))
-    explained(InferenceCase(model=model, batch=16, prompt=192, new_tokens=4, dtype=dtype, device="cuda"))
+    explained("training", model, batch=16, length=256, precision=dtype, device="cuda")
+    explained("generation", model, precision=dtype, device="cuda")

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from experiments.predict import Predict, main
-from experiments.scaling import AXES, scaled, slope
+from experiments.scaling import AXES, scaled, slopes
 from isoforward.app.command_line import run
 from isoforward.base.config import MeasureConfig, ModelConfig, OptimConfig
 from isoforward.base.datasheets import TABLE
 from isoforward.base.errors import Integrity
 from isoforward.base.results import read
+from isoforward.base.statistics import summarise
 from isoforward.measure.case import Case
 from isoforward.measure.operators import Operator, Work, deepened, record_serving, record_training
 from isoforward.model import cost, linear_kernels
@@ -146,9 +147,9 @@ def test_a_calibration_that_is_none_is_refused() -> None:
 def test_the_exponent_of_a_planted_power_is_found_within_its_interval(power: int) -> None:
     draw = np.random.default_rng(0)
     points = [(size, list(size**power * draw.lognormal(sigma=0.05, size=20))) for size in (1, 2, 4)]
-    value, low, high = slope(points)
-    assert low <= value <= high
-    assert value == pytest.approx(power, abs=0.08)
+    found = summarise(slopes(points))
+    assert found.interval.low <= power <= found.interval.high
+    assert found.median == pytest.approx(power, abs=0.08)
 
 
 @pytest.mark.parametrize("axis", AXES)

@@ -4,18 +4,20 @@ from typing import Any
 
 import pytest
 
-from isoforward.base.estimates import summarise
 from isoforward.base.results import Row
-from isoforward.show.ratio_charts import changes
+from isoforward.show import ratio_charts
+from isoforward.show.charts import Chart
+from tests import planted
 
 NOISE = (1.0, 1.02, 0.98, 1.01, 0.99, 1.03, 0.97, 1.0)
 
 
 def timed(life: str, phase: str, seconds: float, *, pairs: int = len(NOISE), **conditions: Any) -> Row:
-    told = summarise([seconds * each for each in NOISE[:pairs]])
-    at = {"value": told.median, "low": told.low, "high": told.high, "samples": told.samples}
-    about = {"experiment": "planted", "life": life, "phase": phase, "quantity": "time", "unit": "s", "per": "step"}
-    return Row(**about, **at, conditions=conditions)
+    return planted.timed(life, phase, "step", [seconds * each for each in NOISE[:pairs]], **conditions)
+
+
+def changes(name: str, rows: list[Row]) -> Chart | None:
+    return ratio_charts.changes(name, planted.results_of(rows))
 
 
 def knob(**slower: float) -> list[Row]:
@@ -32,9 +34,9 @@ def test_the_phase_that_a_setting_changes_is_told_from_those_that_it_leaves():
     assert chart is not None and chart.title == "Time with checkpointing=full, against checkpointing=none"
     told = {(each["life"], each["phase"]): (round(each["ratio"], 2), each["outcome"]) for each in chart.table}
     assert told == {
-        ("training", "forward"): (1.0, "no difference"),
+        ("training", "forward"): (1.0, "equal"),
         ("training", "backward"): (1.4, "slower"),
-        ("inference", "forward"): (1.0, "no difference"),
+        ("inference", "forward"): (1.0, "equal"),
     }
 
 

@@ -24,8 +24,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from isoforward.base import estimates
 from isoforward.base.results import Condition, Environment, Record, Results, Row, Verdict, read, write
+from isoforward.base.statistics import summarise
+from isoforward.measure.passes import fields
 from isoforward.show import report
 from isoforward.show.report import main, write_report
 from tests.browser import Browser, chromium
@@ -66,9 +67,8 @@ def two_lives(*, slower: float = 1.0, seed: int = 1, **labels: Condition) -> lis
 
     def timed(life: str, phase: str, per: str, value: float, **at: Condition) -> None:
         samples = [slower * value * draw.lognormvariate(0, 0.02) for _ in range(15)]
-        told = estimates.summarise(samples)
-        more = {"low": told.low, "high": told.high, "samples": told.samples}
-        add(life, phase, "time", "s", per, told.median, **more, conditions={**conditions, **at})
+        more = fields(summarise(samples))
+        add(life, phase, "time", "s", per, more.pop("value"), **more, conditions={**conditions, **at})
 
     add("inference", "forward", "identity", "differing logits", "run", 0.0, conditions={**conditions, "logits": 262144})
     for phase, value in TRAINING_S.items():

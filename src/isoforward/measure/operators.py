@@ -53,11 +53,11 @@ class Operator(NamedTuple):
 class Work:
     """One phase, of any number of layers: `counts` may be fractions of what no whole number of layers has."""
 
-    counts: Mapping[Operator, int]
+    counts: Mapping[Operator, float]
     dispatched: int  # operators in all, those among them that only look at memory in another way
 
     @property
-    def operators(self) -> int:
+    def operators(self) -> float:
         return sum(self.counts.values())
 
 
@@ -257,5 +257,5 @@ def deepened(one: Mapping[str, Work], two: Mapping[str, Work], layers: int) -> d
     }
 
 
-def line(one: int, two: int, more: int) -> int:
+def line(one: float, two: float, more: int) -> float:
     return one + more * (two - one)
