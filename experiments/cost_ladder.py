@@ -76,7 +76,7 @@ def bench(case: Case) -> Bench:
         for rung in RUNGS:
             count = counted["forward"] + sum(counted.get(phase, 0) for phase in REACHES.get(rung, ()))
             how = {"quantity": "flops", "provenance": "counted", "convention": "model"}
-            yield case.row(**vars(part(case, rung)), **how, value=float(count))
+            yield case.row(**part(case, rung).about, **how, value=float(count))
 
     return Bench(works=works, pairs=pairs, rows=rows)
 
@@ -89,7 +89,7 @@ def part(case: Case, rung: str) -> Part:
 
 def memory_row(case: Case, rung: str) -> Row:
     found = try_apart(peak, case, rung, threads=case.threads, env=HONEST_MALLOC)
-    about = {**vars(part(case, rung)), "quantity": "memory"}
+    about = {**part(case, rung).about, "quantity": "memory"}
     if isinstance(found, Failed):
         return case.row(**about, value=None, provenance="unavailable", reason=found.reason)
     return case.row(**about, value=float(found))

@@ -1,7 +1,7 @@
 """How does decoding turn from bandwidth-bound to compute-bound as the batch grows?
 
     python experiments/decode_batch.py
-    python experiments/decode_batch.py model=gpt2 batches=[1,4,16,64] measure.repeats=5
+    python experiments/decode_batch.py model=gpt2 batches=[1,4,16,64] measure.budget=20
 
 A decode step at every batch size runs in turns with a plain read of the same weights and with training's forward.
 

@@ -2,7 +2,7 @@
 
     python experiments/kv_cache.py
     python experiments/kv_cache.py checkpoint=runs/latest
-    python experiments/kv_cache.py model=gpt2 measure.repeats=5
+    python experiments/kv_cache.py model=gpt2 measure.budget=20
 
 At each context one more token is decoded twice, in turns: with the cache, and with the whole text sent through the
 forward again.

@@ -2,7 +2,7 @@
 
     python experiments/peers.py
     python experiments/peers.py checkpoint=runs/latest
-    python experiments/peers.py model=gpt2 data.batch=1 data.length=128 measure.repeats=5 compile=true
+    python experiments/peers.py model=gpt2 data.batch=1 data.length=128 measure.budget=20 compile=true
 
 All three hold the same numbers and give the same logits. Every phase runs in each of them in turn, in one process.
 llama.cpp is measured where it is installed: pip install llama-cpp-python, which builds for some minutes.

@@ -1,7 +1,7 @@
 """What does a checkpoint that notices its own damage cost, against writing the same bytes to the same disk?
 
     python experiments/saving.py
-    python experiments/saving.py model=gpt2 measure.repeats=5
+    python experiments/saving.py model=gpt2 measure.budget=20
 
 Weights and optimizer state. Every write ends on the disk (fsync); reads find the file in the system's cache.
 

@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from isoforward.base.config import MeasureConfig
 from isoforward.base.errors import BadInput
@@ -37,6 +38,11 @@ class Part:
     per: str
     conditions: Mapping[str, Condition]
     quantity: str = "time"
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Fields of its row."""
+        return {"life": self.life, "phase": self.phase, "per": self.per, "conditions": self.conditions}
 
     def labelled(self, **more: Condition) -> Part:
         return replace(self, conditions={**self.conditions, **more})

@@ -54,7 +54,7 @@ class Work:
     """One phase, of any number of layers: `counts` may be fractions of what no whole number of layers has."""
 
     counts: Mapping[Operator, float]
-    dispatched: int  # operators in all, those among them that only look at memory in another way
+    dispatched: float  # operators in all, those among them that only look at memory in another way
 
     @property
     def operators(self) -> float:

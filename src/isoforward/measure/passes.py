@@ -159,9 +159,8 @@ def merged(case: Case, told: Sequence[Told]) -> tuple[Environment, list[Row | Co
         if several:
             estimate = estimate_across([one for _, one, _ in each])
         retaken = rounded([sample for *_, samples in each for sample in samples])
-        about: dict[str, Any] = {"life": part.life, "phase": part.phase, "per": part.per, "conditions": part.conditions}
         records.append(
-            case.row(**about, quantity=part.quantity, **fields(estimate), retaken=retaken, environment=where.id)
+            case.row(**part.about, quantity=part.quantity, **fields(estimate), retaken=retaken, environment=where.id)
         )
     records += [dataclasses.replace(row, environment=where.id) for row in told[0].rows]
     for compared in zip(*(one.compared for one in told), strict=True):
@@ -229,8 +228,7 @@ def fields(estimate: Estimate) -> dict[str, Any]:
 
 def derived(case: Case, part: Part, samples: Sequence[float], *, quantity: str | None = None) -> Row:
     """A row of what follows from samples, such as their differences or slopes."""
-    about: dict[str, Any] = {"life": part.life, "phase": part.phase, "per": part.per, "conditions": part.conditions}
-    return case.row(**about, quantity=quantity or part.quantity, **derived_fields(samples))
+    return case.row(**part.about, quantity=quantity or part.quantity, **derived_fields(samples))
 
 
 def derived_fields(samples: Sequence[float]) -> dict[str, Any]:
