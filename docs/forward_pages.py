@@ -8,8 +8,8 @@ from pathlib import Path
 from string import Template
 
 from isoforward.base import units
-from isoforward.base.results import Results, read
-from isoforward.show.compare import Line, cache_curve, compare, only
+from isoforward.base.results import Results, only, read
+from isoforward.show.compare import Line, cache_curve, compare
 
 DOCS = Path(__file__).resolve().parent
 RECORDED = DOCS / "recorded" / "phase_costs" / "results.jsonl"

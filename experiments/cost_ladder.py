@@ -23,13 +23,13 @@ from isoforward.base import units
 from isoforward.base.config import ExperimentConfig
 from isoforward.base.memory_readers import ProcessMemory
 from isoforward.base.results import Results, Row, only, write
-from isoforward.base.subprocesses import Failed
+from isoforward.base.subprocesses import Failed, run_isolated
 from isoforward.base.terminal import say
 from isoforward.measure import flops
 from isoforward.measure.benchmark import Measured, Part, timed
 from isoforward.measure.case import Case, batch_of, master_of
 from isoforward.measure.memory import HONEST_MALLOC, PeakOf, tiny_like
-from isoforward.measure.passes import Bench, measure_apart, try_apart
+from isoforward.measure.passes import Bench, measure_apart
 from isoforward.model import steps
 from isoforward.model.gpt import GPT
 from isoforward.model.loss import next_token_loss
@@ -88,7 +88,7 @@ def part(case: Case, rung: str) -> Part:
 
 
 def memory_row(case: Case, rung: str) -> Row:
-    found = try_apart(peak, case, rung, threads=case.threads, env=HONEST_MALLOC)
+    found = run_isolated(peak, case, rung, threads=case.threads, env=HONEST_MALLOC)
     about = {**part(case, rung).about, "quantity": "memory"}
     if isinstance(found, Failed):
         return case.row(**about, value=None, provenance="unavailable", reason=found.reason)

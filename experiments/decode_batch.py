@@ -19,7 +19,8 @@ from isoforward.app.question import ask
 from isoforward.base import units
 from isoforward.base.config import ExperimentConfig, at_least
 from isoforward.base.errors import BadInput
-from isoforward.base.results import Condition, Results, Row, only, select
+from isoforward.base.results import Results, Row, only, select
+from isoforward.base.vocabulary import Condition
 from isoforward.formats.export import freeze
 from isoforward.measure import flops
 from isoforward.measure.benchmark import Measured, Part, Work, timed

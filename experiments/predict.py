@@ -29,9 +29,10 @@ from isoforward.app.question import case_of, command_line, tell
 from isoforward.base import units
 from isoforward.base.config import ExperimentConfig, ModelConfig
 from isoforward.base.datasheets import Hardware, calibrated_here, lookup
-from isoforward.base.hardware import environment
-from isoforward.base.results import Condition, Results, Row, Verdict, at_most_one, read, select, write
+from isoforward.base.environment import environment
+from isoforward.base.results import Results, Row, Verdict, at_most_one, read, select, write
 from isoforward.base.subprocesses import Failed
+from isoforward.base.vocabulary import Condition
 from isoforward.measure.benchmark import Work
 from isoforward.measure.case import Case
 from isoforward.measure.memory import Account, account

@@ -24,7 +24,7 @@ from isoforward.app.command_line import claim, run
 from isoforward.app.question import at_most, case_of, command_line, tell
 from isoforward.base.config import ExperimentConfig, one_of
 from isoforward.base.datasheets import lookup
-from isoforward.base.hardware import environment
+from isoforward.base.environment import environment
 from isoforward.base.results import Results, Row, read, select, write
 from isoforward.base.terminal import say
 from isoforward.measure.benchmark import Measured, Part

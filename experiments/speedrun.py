@@ -24,8 +24,8 @@ from isoforward.app.command_line import claim, conf_directory, run, typed, writa
 from isoforward.app.question import case_of, command_line, tell
 from isoforward.base import units
 from isoforward.base.config import ExperimentConfig, TrainConfig, at_least
+from isoforward.base.environment import environment
 from isoforward.base.errors import BadInput
-from isoforward.base.hardware import environment
 from isoforward.base.results import Record, Results, Row, select, write
 from isoforward.base.terminal import say
 from isoforward.data.corpus import Corpus, prepare

@@ -17,8 +17,9 @@ import torch
 
 import isoforward
 from isoforward.base import hardware
+from isoforward.base.environment import environment
 from isoforward.base.errors import BadInput
-from isoforward.base.hardware import auto_precision, environment
+from isoforward.base.hardware import auto_precision
 from isoforward.base.results import refuse_unlike
 
 CPU = torch.device("cpu")
@@ -120,10 +121,10 @@ def test_limits_of_the_control_group_are_recorded(
 def control_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Of version 2, in which this process is /job/step/task."""
     (tmp_path / "job" / "step" / "task").mkdir(parents=True)
-    real = hardware._text
+    real = hardware.read_text
     monkeypatch.setattr(hardware, "CONTROL_GROUPS", tmp_path)
     monkeypatch.setattr(
-        hardware, "_text", lambda path: "0::/job/step/task\n" if path == "/proc/self/cgroup" else real(path)
+        hardware, "read_text", lambda path: "0::/job/step/task\n" if path == "/proc/self/cgroup" else real(path)
     )
     return tmp_path
 
@@ -165,7 +166,7 @@ def test_a_machine_without_proc_and_a_user_without_a_home_have_a_record_too(monk
     def unobtainable(*_: object) -> Any:
         raise OSError("Load averages are unobtainable")
 
-    monkeypatch.setattr(hardware, "_text", lambda path: None)
+    monkeypatch.setattr(hardware, "read_text", lambda path: None)
     monkeypatch.setattr(os, "getloadavg", unobtainable)
     monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
     assert environment("python train.py", CPU).details["load"] is None
@@ -222,7 +223,7 @@ def test_bf16_is_chosen_only_where_the_machine_has_it_and_it_proves_faster(
 def test_bf16_instructions_are_read_from_the_processors_flags(
     monkeypatch: pytest.MonkeyPatch, cpuinfo: str, capable: bool
 ) -> None:
-    monkeypatch.setattr(hardware, "_text", lambda path: cpuinfo)
+    monkeypatch.setattr(hardware, "read_text", lambda path: cpuinfo)
     assert hardware._multiplies_bf16(CPU) is capable
 
 

@@ -261,6 +261,7 @@ def test_an_unavailable_row_carries_its_reason_through_the_file(tmp_path: Path) 
     row = replace(
         ROW,
         quantity="energy",
+        unit="",
         value=None,
         **NO_INTERVAL,
         samples=(),

@@ -24,8 +24,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from isoforward.base.results import Condition, Environment, Record, Results, Row, Verdict, read, write
+from isoforward.base.results import Environment, Record, Results, Row, Verdict, read, write
 from isoforward.base.statistics import summarise
+from isoforward.base.vocabulary import Condition
 from isoforward.measure.passes import fields
 from isoforward.show import report
 from isoforward.show.report import main, write_report

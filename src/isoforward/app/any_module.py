@@ -29,11 +29,11 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from isoforward.base.config import MeasureConfig
-from isoforward.base.hardware import environment
-from isoforward.base.results import Comparison, Condition, Results, Row, only, write
+from isoforward.base.environment import environment
+from isoforward.base.results import Comparison, Results, Row, only, write
 from isoforward.base.statistics import Ratio
 from isoforward.base.stopwatch import clock_for
-from isoforward.base.vocabulary import TRAINING
+from isoforward.base.vocabulary import TRAINING, Condition
 from isoforward.measure.benchmark import Part, measure, phased, timed
 from isoforward.measure.passes import comparison, derived_fields, fields
 from isoforward.measure.trust import findings, verdict

@@ -1,26 +1,18 @@
-"""Which machine this is: the record that goes with its numbers, and what it is quick at."""
+"""Which machine this is: its processors, memory and limits, and what it is quick at."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import platform
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-import isoforward
-from isoforward import __version__
 from isoforward.base.errors import BadInput
-from isoforward.base.results import Condition, Environment
 
 if TYPE_CHECKING:
     import torch
@@ -37,58 +29,16 @@ def processors() -> list[int]:
 
 def cgroup(name: str, controller: str) -> str | None:
     """A control file of our control group, or of the nearest above it that has one, of version 2 or of version 1."""
-    texts = (_text(level / name) for level in _control_groups(controller))
+    texts = (read_text(level / name) for level in _control_groups(controller))
     return next((text for text in texts if text is not None), None)
 
 
 def _control_groups(controller: str) -> Iterator[Path]:
     """Our own and all above it: a job's limit often stands there. In a container only some of them can be seen."""
-    lines = (_text("/proc/self/cgroup") or "").splitlines()
+    lines = (read_text("/proc/self/cgroup") or "").splitlines()
     ours = [PurePosixPath(line.rsplit(":", 1)[1].lstrip("/")) for line in lines] or [PurePosixPath()]
     for top in (CONTROL_GROUPS, CONTROL_GROUPS / controller):
         yield from dict.fromkeys(top / level for path in ours for level in (path, *path.parents))
-
-
-def environment(command: str, device: torch.device) -> Environment:
-    """`device` is where the numbers come from. Nothing of the user: no host name, and their home as ~."""
-    import numpy
-    import torch
-
-    with suppress(RuntimeError):  # a user without a home
-        home = str(Path.home())
-        command = command if home == "/" else command.replace(home, "~")
-    created = datetime.now(UTC).isoformat(timespec="seconds")
-    on_gpu = device.type == "cuda"
-    identity: dict[str, Condition] = {
-        "device": device.type,
-        "cpu": cpu_model(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "processors": len(processors()),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name(device) if on_gpu else None,
-        "cuda": (torch.version.cuda or torch.version.hip) if on_gpu else None,
-        "torch": torch.__version__,
-        "float32_matmul_precision": torch.get_float32_matmul_precision(),
-        "python": ".".join(platform.python_version_tuple()[:2]),
-        "os": platform.system(),
-    }
-    commit, changed = _commit()
-    details: dict[str, Condition] = {
-        "isoforward": __version__,
-        "numpy": numpy.__version__,
-        "commit": commit,
-        "changed": changed,  # files that differ from the commit
-        "kernel": platform.release(),
-        "affinity": ",".join(map(str, processors())),
-        "governor": (_text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or "").strip() or None,
-        "load": _load(),
-        "cpu_limit": _cpu_limit(),
-        "memory_limit_bytes": memory_limit_bytes(),
-        "memory_free_bytes": _memory_free_bytes(),
-        "gpu_memory_bytes": torch.cuda.get_device_properties(device).total_memory if on_gpu else None,
-    }
-    digest = hashlib.sha256(json.dumps([identity, created, command]).encode()).hexdigest()
-    return Environment(id=digest[:12], command=command, created=created, identity=identity, details=details)
 
 
 def auto_precision(device: torch.device) -> tuple[str, str]:
@@ -135,7 +85,7 @@ def _multiplies_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and not {"amx_bf16", "avx512_bf16", "bf16"}.isdisjoint(cpu_flags())
 
 
-def _text(path: Path | str) -> str | None:
+def read_text(path: Path | str) -> str | None:
     try:
         return Path(path).read_text()
     except OSError:
@@ -143,29 +93,29 @@ def _text(path: Path | str) -> str | None:
 
 
 def cpu_model() -> str:
-    found = re.search(r"^model name\s*:\s*(.*)$", _text("/proc/cpuinfo") or "", re.M)
+    found = re.search(r"^model name\s*:\s*(.*)$", read_text("/proc/cpuinfo") or "", re.M)
     return found[1] if found else platform.processor() or platform.machine()
 
 
 def cpu_flags() -> list[str]:
     """The instructions that the processor has beyond the first ones; none where the system does not say."""
-    found = re.search(r"^(?:flags|Features)\s*:(.*)$", _text("/proc/cpuinfo") or "", re.M)
+    found = re.search(r"^(?:flags|Features)\s*:(.*)$", read_text("/proc/cpuinfo") or "", re.M)
     return found[1].split() if found else []
 
 
-def _load() -> float | None:
+def load_average() -> float | None:
     try:
         return os.getloadavg()[0]
     except (OSError, AttributeError):  # without /proc, or on Windows
         return None
 
 
-def _cpu_limit() -> float | None:
+def cpu_limit() -> float | None:
     """Processors' worth of time that the control groups grant."""
     grants = list[float]()
     for level in _control_groups("cpu"):
-        either = _text(level / "cpu.max") or " ".join(
-            _text(level / name) or "" for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+        either = read_text(level / "cpu.max") or " ".join(
+            read_text(level / name) or "" for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us")
         )
         if granted := re.match(r"(\d+)\s+(\d+)", either):  # "max" and -1 stand for no limit
             grants.append(int(granted[1]) / int(granted[2]))
@@ -177,7 +127,7 @@ def follow_quota() -> str | None:
 
     To be called before torch is loaded, so that all its libraries follow. OMP_NUM_THREADS wins.
     """
-    granted, there = _cpu_limit(), len(processors())
+    granted, there = cpu_limit(), len(processors())
     if granted is None or granted >= there or "OMP_NUM_THREADS" in os.environ:
         return None
     threads = max(1, int(granted))
@@ -193,7 +143,9 @@ def follow_quota() -> str | None:
 def memory_limit_bytes() -> int | None:
     """The least that any of our control groups allows."""
     limits = [
-        _text(level / name) for name in ("memory.max", "memory.limit_in_bytes") for level in _control_groups("memory")
+        read_text(level / name)
+        for name in ("memory.max", "memory.limit_in_bytes")
+        for level in _control_groups("memory")
     ]
     numbers = [int(text) for text in limits if text is not None and text.strip().isdecimal()]  # or "max"
     return min((number for number in numbers if number < 2**60), default=None)  # version 1 writes none as almost 2^63
@@ -210,7 +162,7 @@ def memory_bytes() -> int | None:
 
 def memory_available_bytes() -> int | None:
     """That something new can take; None where the system does not say."""
-    known = [size for size in (_memory_free_bytes(), memory_limit_bytes()) if size is not None]
+    known = [size for size in (memory_free_bytes(), memory_limit_bytes()) if size is not None]
     return min(known, default=None)
 
 
@@ -237,24 +189,6 @@ def refuse_without_compiler() -> None:
         ) from None
 
 
-def _memory_free_bytes() -> int | None:
-    found = re.search(r"^MemAvailable:\s+(\d+) kB", _text("/proc/meminfo") or "", re.M)
+def memory_free_bytes() -> int | None:
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", read_text("/proc/meminfo") or "", re.M)
     return int(found[1]) * 1024 if found else None
-
-
-def _commit() -> tuple[str | None, int | None]:
-    """Of the checkout that this package runs from, and how many of its files differ; (None, None) outside of one."""
-    here = Path(isoforward.__file__).parent
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, timeout=10)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout if done.returncode == 0 else None
-
-    # Installed beneath another project's checkout, its commit would not be ours.
-    if git("ls-files", "--error-unmatch", "__init__.py") is None:
-        return None, None
-    commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain")
-    return (commit or "").strip() or None, None if changes is None else len(changes.splitlines())

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import reprlib
+import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from difflib import get_close_matches
@@ -28,13 +29,14 @@ from isoforward.base.vocabulary import (
     PROVENANCES,
     QUANTITIES,
     WHOLES,
+    Condition,
 )
 
 SCHEMA = 2
 LONGEST_LINE = 4 * 2**20
 LARGEST_FILE = 256 * 2**20
+LARGEST = sys.float_info.max
 
-Condition = str | int | float | bool | None
 Number = int | float
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -93,6 +95,8 @@ class Row:
             raise ValueError(f"convention is not set: FLOPs are counted as one of {', '.join(CONVENTIONS)}")
         if (self.value is None) != (self.provenance == "unavailable"):
             raise ValueError(f"value={self.value} cannot be {self.provenance}: no value, and only that, is unavailable")
+        if self.value is not None and abs(self.value) > LARGEST:
+            raise ValueError(f"value has {len(str(self.value))} digits: no float holds it")
         if self.value is None:
             if not self.reason:
                 raise ValueError(f"reason is not set: say why the {self.quantity} of {self.phase} is unavailable")

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+Condition = str | int | float | bool | None  # the value of one
+
 LIVES = ("training", "inference")
 TRAINING = ("forward", "loss", "backward", "optimizer")
 PHASES = (*TRAINING, "prefill", "decode")

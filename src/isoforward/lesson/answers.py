@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from isoforward.base.estimates import Ratio, ratio
-from isoforward.base.results import TRAINING, Results, Row
-from isoforward.show.compare import cache_curve, memory_ledger, select
+from isoforward.base.results import Results, Row, select
+from isoforward.base.vocabulary import TRAINING
+from isoforward.show.compare import cache_curve, memory_ledger
 
 Answer = dict[str, Any]
 
@@ -42,15 +42,15 @@ def answers(results: Results) -> list[Answer | None]:
     }
     at = {"context": context}
     return [
-        compared("step_time", step, frozen),
+        compared(results, "step_time", step, frozen),
         quotient("step_flops", total(step_flops), value_of(step_flops[0]), "counted"),
-        compared("backward_time", backward, forward),
-        compared("forward_twice", forward, frozen),
+        compared(results, "backward_time", backward, forward),
+        compared(results, "forward_twice", forward, frozen),
         quotient("step_memory", training_peak(results), value_of(frozen_peak(results)), "measured"),
         share("activations", kept_for_backward(results), training_peak(results)),
-        compared("optimizer", optimizer, step, unit="%"),
-        compared("decode", decode, step, paired=False, tokens=tokens_of(step)),
-        compared("cache_time", uncached, cached, paired=False, at=at),
+        compared(results, "optimizer", optimizer, step, unit="%"),
+        compared(results, "decode", decode, step, tokens=tokens_of(step)),
+        compared(results, "cache_time", uncached, cached, at=at),
         quotient("cache_flops", value_of(flops[False]), value_of(flops[True]), "counted", at=at),
     ]
 
@@ -81,30 +81,26 @@ def tokens_of(step: Row | None) -> float | None:
 
 
 def compared(
+    results: Results,
     name: str,
     first: Row | None,
     second: Row | None,
     *,
-    paired: bool = True,
     unit: str = "x",
     tokens: float | None = 1.0,
     at: Answer | None = None,
 ) -> Answer | None:
-    """A ratio of times with its interval; `tokens` are those of one execution of the second."""
+    """A ratio of times with its interval, of one token of the second, which takes `tokens` at a time."""
     if first is None or second is None or not tokens or not (first.samples and second.samples):
         return None
-    found: Ratio = ratio(
-        first.samples,
-        [sample / tokens for sample in second.samples],
-        paired=paired and len(first.samples) == len(second.samples),
-    )
+    found = results.judge(first, second).ratio
     return {
         "name": name,
         "unit": unit,
-        "value": found.value,
-        "low": found.low,
-        "high": found.high,
-        "interval": f"{found.confidence:.0%}, n = {found.n}",
+        "value": found.value * tokens,
+        "low": found.low * tokens,
+        "high": found.high * tokens,
+        "interval": f"{found.interval.kind}, {found.interval.confidence:.0%}, n = {found.n}",
         "provenance": "measured",
         "at": at or {},
     }

@@ -16,9 +16,9 @@ from typing import Any
 
 from isoforward.base.config import MeasureConfig
 from isoforward.base.errors import BadInput
-from isoforward.base.results import Condition
 from isoforward.base.statistics import FEWEST, LOOKS, ONE_LOOK, Estimate, Judgement, Look, judge, ratio, summarise
 from isoforward.base.stopwatch import Clock, Stopwatch
+from isoforward.base.vocabulary import Condition
 from isoforward.measure import disturbance
 from isoforward.measure.disturbance import Disturbance, Reading
 

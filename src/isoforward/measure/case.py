@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from isoforward.base.config import MeasureConfig, ModelConfig, OptimConfig
-from isoforward.base.results import Condition, Row
+from isoforward.base.results import Row
 from isoforward.base.stopwatch import Clock, clock_for
+from isoforward.base.vocabulary import Condition
 from isoforward.formats.export import load_trainable
 from isoforward.measure.benchmark import Part
 from isoforward.model import cost

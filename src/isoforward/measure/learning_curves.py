@@ -12,7 +12,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from torch.utils.data import DataLoader
 
 from isoforward.base.config import TrainConfig
-from isoforward.base.results import Condition, Row
+from isoforward.base.results import Row
+from isoforward.base.vocabulary import Condition
 from isoforward.data.batches import TrainingBatches, ValidationBatches
 from isoforward.data.corpus import Corpus
 from isoforward.measure.case import Case

@@ -20,12 +20,12 @@ import torch
 
 from isoforward.base.errors import BadInput
 from isoforward.base.memory_readers import CudaMemory, Memory, ProcessMemory
-from isoforward.base.results import Condition, Row
-from isoforward.base.subprocesses import Failed
+from isoforward.base.results import Row
+from isoforward.base.subprocesses import Failed, run_isolated
+from isoforward.base.vocabulary import Condition
 from isoforward.formats.export import freeze
 from isoforward.measure.case import Case
 from isoforward.measure.memory_ledger import Ledger, generate, inference_ledger, training_ledger
-from isoforward.measure.passes import try_apart
 from isoforward.model import steps
 from isoforward.model.autotune import use_backward
 from isoforward.model.gpt import GPT, KVCache
@@ -89,9 +89,8 @@ def account(
 
     `life` is one of LIVES. Of a compiled case the ledger is empty: no dispatch mode sees into compiled code.
     """
-    threads = threads or case.threads
-    how: dict[str, Any] = {"threads": threads, "env": HONEST_MALLOC, "timeout_s": timeout_s}
-    found: Account | Failed = try_apart(audit, case, life, cache, **how)
+    how: dict[str, Any] = {"threads": threads or case.threads, "env": HONEST_MALLOC, "timeout_s": timeout_s}
+    found: Account | Failed = run_isolated(audit, case, life, cache, **how)
     return found
 
 

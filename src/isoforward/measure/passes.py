@@ -6,7 +6,6 @@ that nothing that ran before inflates a peak or warms a cache, and measuring cha
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
 import torch
 
+from isoforward.base.environment import environment
 from isoforward.base.errors import BadInput
-from isoforward.base.hardware import environment
 from isoforward.base.results import Comparison, Environment, Row, Subject, Verdict, write
 from isoforward.base.statistics import (
     Estimate,
@@ -95,28 +93,10 @@ def call_apart(
     what: str = "it",
 ) -> Any:
     """What `function(*arguments)` gives in a fresh process; its failure is a BadInput with the reason."""
-    outcome = try_apart(function, *arguments, threads=threads, env=env)
+    outcome = run_isolated(function, *arguments, threads=threads, env=env)
     if isinstance(outcome, Failed):
         raise BadInput(f"{what} could not be measured: {outcome.reason}")
     return outcome
-
-
-def try_apart(
-    function: Callable[..., Any],
-    *arguments: Any,
-    threads: int | None = None,
-    env: Mapping[str, str] | None = None,
-    timeout_s: float | None = None,
-) -> Any:
-    """The same, but a failure is given back as Failed."""
-    packed = base64.b64encode(cloudpickle.dumps((function, arguments))).decode()
-    answer = run_isolated("isoforward.measure.passes:unpacked", packed, threads=threads, env=env, timeout_s=timeout_s)
-    return answer if isinstance(answer, Failed) else cloudpickle.loads(base64.b64decode(answer))
-
-
-def unpacked(packed: str) -> str:
-    function, arguments = cloudpickle.loads(base64.b64decode(packed))
-    return base64.b64encode(cloudpickle.dumps(function(*arguments))).decode()
 
 
 def time_here(case: Case, build: Build, more: Sequence[Any], command: str) -> Told:

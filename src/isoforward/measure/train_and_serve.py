@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from isoforward.base.results import Condition, Row
-from isoforward.base.vocabulary import CONVENTIONS, TRAINING
+from isoforward.base.results import Row
+from isoforward.base.vocabulary import CONVENTIONS, TRAINING, Condition
 from isoforward.formats.export import freeze
 from isoforward.measure import flops
 from isoforward.measure.benchmark import Measured, Pair, Part, Work, phased, timed

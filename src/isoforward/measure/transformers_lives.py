@@ -19,8 +19,8 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from isoforward.base.config import OptimConfig
 from isoforward.base.errors import BadInput
 from isoforward.base.memory_readers import CudaMemory, ProcessMemory
-from isoforward.base.results import Condition, Row
-from isoforward.base.vocabulary import CONVENTIONS, TRAINING
+from isoforward.base.results import Row
+from isoforward.base.vocabulary import CONVENTIONS, TRAINING, Condition
 from isoforward.measure.benchmark import Measured
 from isoforward.measure.case import Case, batch_of, identity_row
 from isoforward.measure.flops import FlopCounter, Scope, by_phase, fused_attention

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from isoforward.base.config import MeasureConfig
 from isoforward.base.hardware import processors
-from isoforward.base.results import Condition, Verdict
+from isoforward.base.results import Verdict
 from isoforward.base.statistics import trend
+from isoforward.base.vocabulary import Condition
 from isoforward.measure.benchmark import Measured
 from isoforward.measure.disturbance import BUSY_OTHERS, Disturbance
 

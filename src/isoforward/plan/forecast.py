@@ -16,7 +16,8 @@ import numpy as np
 from isoforward.base import units
 from isoforward.base.datasheets import Hardware, calibrated_here
 from isoforward.base.errors import Integrity
-from isoforward.base.results import Condition, Row
+from isoforward.base.results import Row
+from isoforward.base.vocabulary import Condition
 from isoforward.measure.case import Case
 from isoforward.measure.operators import Operator, Work, deepened, record_serving, record_training
 from isoforward.model import cost, footprint

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from isoforward.base.config import ModelConfig
 from isoforward.base.errors import BadInput, Integrity
-from isoforward.base.results import Condition
+from isoforward.base.vocabulary import Condition
 from isoforward.formats.untrusted import read_json, shown
 
 CONTEXTS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")

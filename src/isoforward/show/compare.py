@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from isoforward.base import units
 from isoforward.base.errors import BadInput
-from isoforward.base.results import Condition, Results, Row, at_most_one, select
+from isoforward.base.results import Results, Row, at_most_one, select
 from isoforward.base.statistics import Ratio
-from isoforward.base.vocabulary import TRAINING
+from isoforward.base.vocabulary import TRAINING, Condition
 
 SERVED = ("forward", "prefill", "decode")
 CLOSED = 0.01  # of a step: a residual above it is said

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from isoforward.base import units
-from isoforward.base.results import Condition, Results, Row
+from isoforward.base.results import Results, Row
 from isoforward.base.statistics import Judgement
+from isoforward.base.vocabulary import Condition
 from isoforward.show.charts import PHASE_COLOURS, Chart, Record, dots, printable
 from isoforward.show.row_charts import is_number, labelled, telling
 

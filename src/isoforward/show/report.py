@@ -20,9 +20,10 @@ from typing import BinaryIO
 
 from isoforward.base import units
 from isoforward.base.errors import BadInput, Refusal
-from isoforward.base.results import Condition, Environment, Results, at_most_one, read
+from isoforward.base.results import Environment, Results, at_most_one, read
 from isoforward.base.storage import write_atomically
 from isoforward.base.terminal import print_what_can_be_encoded
+from isoforward.base.vocabulary import Condition
 from isoforward.show import charts
 from isoforward.show.charts import printable
 from isoforward.show.compare import BothLives

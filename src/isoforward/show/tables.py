@@ -7,7 +7,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from isoforward.base import units
-from isoforward.base.results import Condition, Results, Row
+from isoforward.base.results import Results, Row
+from isoforward.base.vocabulary import Condition
 from isoforward.show.compare import BothLives, Line, cache_curve
 
 MOST_ROWS = 24  # of one quantity; the report has them all
