@@ -9,6 +9,7 @@ import resource
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from isoforward.base.results import (
     refuse_unlike,
     write,
 )
+from tests import planted
 
 ROW = Row(
     experiment="cost_ladder",
@@ -186,6 +188,8 @@ def test_damage_before_the_last_line_is_named_by_its_line(tmp_path: Path, damage
         ({"samples": {"a": 1}}, "samples"),
         ({"conditions": {"batch": [1]}}, "conditions"),
         ({"conditions": {"batch": -math.inf}}, "conditions"),
+        ({"conditions": {"batch": 10**400}}, "conditions"),
+        ({"samples": [-(10**400)]}, "samples"),
         ({"warnings": "one"}, "warnings"),
         ({"phase": "forwards"}, "forwards"),
         ({"life": "afterlife"}, "afterlife"),
@@ -334,3 +338,60 @@ def test_one_row_is_one_row_and_two_are_refused() -> None:
     with pytest.raises(BadInput, match="no row has phase=decode"):
         only([ROW, half], phase="decode")
     assert at_most_one([ROW], phase="decode") is None
+
+
+def timed(phase: str, *samples: float, **changes: Any) -> Row:
+    return replace(ROW, phase=phase, **NO_INTERVAL, samples=samples, environment="", **changes)
+
+
+PAIRS = ((1.0, 1.01, 0.99, 1.02, 0.98, 1.0, 1.01, 0.99), (2.0, 2.02, 1.98, 2.04, 1.96, 2.0, 2.02, 1.98))
+COMPARED = planted.compared(timed("backward", *PAIRS[1]), timed("forward", *PAIRS[0]))
+
+
+def test_a_comparison_survives_the_file_and_judges_its_rows_either_way_round(tmp_path: Path) -> None:
+    forward, backward = timed("forward", *[1.0] * 6), timed("backward", *[1.0] * 7)  # the pairs say otherwise
+    write(tmp_path / "r", [forward, backward, COMPARED])
+    found = read(tmp_path / "r")
+    assert found.comparisons == (COMPARED,)
+    there, back = found.judge(backward, forward), found.judge(forward, backward)
+    assert (there.outcome, back.outcome) == ("slower", "faster")
+    assert (there.ratio.value, back.ratio.value) == (pytest.approx(2.0), pytest.approx(0.5))
+    assert back.ratio.low == pytest.approx(1 / there.ratio.high)
+
+
+@pytest.mark.parametrize("changes", [{"experiment": "another"}, {"environment": "elsewhere"}], ids=str)
+def test_a_comparison_of_another_experiment_or_place_judges_no_rows_of_this_one(changes: dict[str, str]) -> None:
+    rows = [timed("forward", *PAIRS[0]), timed("backward", *PAIRS[0])]
+    found = planted.results_of(rows, [replace(COMPARED, **changes)])
+    assert found.judge(rows[1], rows[0]).ratio.value == pytest.approx(1.0)
+
+
+def test_rows_of_places_that_no_record_tells_are_not_judged() -> None:
+    rows = [timed("forward", *PAIRS[0]), replace(timed("backward", *PAIRS[1]), environment="nowhere")]
+    with pytest.raises(BadInput, match="no record tells where training forward was measured"):
+        planted.results_of(rows).judge(*rows)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"low": 0.0},
+        {"low": -1.0},
+        {"low": 2.5},
+        {"high": 1.5},
+        {"value": math.inf, "high": math.inf},
+        {"margin": 0.0},
+        {"outcome": "no difference"},
+        {"interval": "a guess"},
+        {"pairs": 8.5},
+    ],
+    ids=str,
+)
+def test_a_comparison_that_contradicts_itself_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="Comparison"):
+        replace(COMPARED, **changes)
+    write(tmp_path / "r", [COMPARED])
+    content = json.loads((tmp_path / "r").read_text()) | changes
+    (tmp_path / "r").write_text(json.dumps(content) + "\n")
+    with pytest.raises(Integrity, match="line 1: the comparison"):
+        read(tmp_path / "r")

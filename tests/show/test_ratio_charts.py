@@ -1,5 +1,6 @@
 """What a setting changes, phase by phase, as the report draws it."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -80,9 +81,30 @@ def in_two(**at: Any) -> list[Row]:
         pytest.param(in_two(batch=1) + in_two(batch=2), id="a number"),
         pytest.param(in_two(layer="mlp") + in_two(layer="norm"), id="parts of a whole"),
         pytest.param(in_two(way="a") + in_two(way="b") + knob(none=1.0, full=1.4)[2::3], id="two kinds of setting"),
-        pytest.param(in_two(way="a", at=1) + in_two(way="b", at=1) + in_two(way="a", at=2), id="a setting missing"),
-        pytest.param(in_two(way="a") + in_two(way="b", pairs=6), id="unlike rounds"),
+        pytest.param(
+            [*in_two(way="a", batch=1), *in_two(way="b", batch=1), *in_two(way="a", batch=2)], id="one missing"
+        ),
+        pytest.param(in_two(way="a") + [replace(row, samples=(1.0, 1.1)) for row in in_two(way="b")], id="two samples"),
+        pytest.param(in_two(way="a") + [replace(row, environment="b") for row in in_two(way="b")], id="another place"),
     ],
 )
 def test_what_is_no_setting_measured_in_two_phases_is_not_drawn_as_one(rows):
     assert changes("planted", rows) is None
+
+
+def test_samples_that_are_no_pairs_are_compared_by_their_medians():
+    chart = changes("planted", in_two(way="a") + in_two(way="b", pairs=6))
+    assert chart is not None
+    assert {(each["interval"], each["outcome"]) for each in chart.table} == {("medians apart", "undecided")}
+
+
+def test_pairs_that_were_timed_for_a_comparison_are_what_it_is_drawn_from():
+    rows = in_two(way="a") + in_two(way="b", pairs=6)
+    twice = planted.timed("training", "loss", "step", [2 * sample for sample in rows[1].samples], way="b")
+    compared = planted.compared(twice, rows[1])
+    chart = ratio_charts.changes("planted", planted.results_of(rows, [compared]))
+    assert chart is not None
+    assert [(each["phase"], round(each["ratio"], 1), each["interval"]) for each in chart.table] == [
+        ("forward", 1.0, "medians apart"),
+        ("loss", 2.0, "signed rank"),
+    ]

@@ -2,17 +2,19 @@
 
 import io
 
+import pytest
 from rich.console import Console
 
 from isoforward.base.results import Results, Row
-from isoforward.show.tables import show_rows
+from isoforward.show.tables import against_forward, show_rows
+from tests import planted
 
 
-def row(phase, value, *, quantity="time", unit="s", **conditions):
+def row(phase, value, *, quantity="time", **conditions):
     life = "inference" if phase in ("prefill", "decode") else "training"
     counted = {"provenance": "counted", "convention": "model"} if quantity == "flops" else {}
     at = {"experiment": "planted", "life": life, "phase": phase, "per": "step"}
-    return Row(**at, quantity=quantity, unit=unit, value=value, conditions={"layers": 4} | conditions, **counted)
+    return Row(**at, quantity=quantity, value=value, conditions={"layers": 4} | conditions, **counted)
 
 
 def shown(*rows):
@@ -32,13 +34,13 @@ def test_what_rows_share_is_said_once_and_what_tells_them_apart_in_front():
 
 
 def test_every_quantity_has_a_table_of_its_own():
-    text = shown(row("forward", 0.002), row("backward", 3e9, quantity="flops", unit="flop"))
+    text = shown(row("forward", 0.002), row("backward", 3e9, quantity="flops"))
     assert "2.00 ms" in text and "3.00 GFLOP" in text
     assert [line.split()[-2] for line in text.splitlines() if line.endswith("±")] == ["time", "flops"]
 
 
 def test_many_settings_with_long_names_stay_within_80_columns_and_whole():
-    settings = {"optimizer": "muon with a long name", "checkpointing": "selective", "planted in": "backward"}
+    settings = {"optimizer": "muon with a long name", "checkpointing": "selective", "planted_in": "backward"}
     text = shown(row("optimizer", 1.0, **settings), row("prefill", 1.0, optimizer="adamw", checkpointing="none"))
     assert max(map(len, text.splitlines())) <= 80
     assert "…" not in text
@@ -47,3 +49,18 @@ def test_many_settings_with_long_names_stay_within_80_columns_and_whole():
 def test_of_very_many_rows_the_first_are_shown_and_the_rest_counted():
     text = shown(*(row("decode", 1.0, context=n) for n in range(100)))
     assert "and 76 more, in the report" in text
+
+
+def test_an_interval_is_told_with_its_kind_and_confidence():
+    text = shown(planted.timed("training", "forward", "step", planted.noisy(1.0, n=12)), row("optimizer", 1.0))
+    assert "± half the interval: order statistics, 0.961" in text.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("slower", "noise", "told"), [(2.0, 0.01, "2.00x"), (1.0, 0.01, "equal"), (1.0, 0.1, "undecided")]
+)
+def test_a_ratio_is_shown_only_where_it_differs_from_one(slower, noise, told):
+    samples = [slower * (1 + noise * each) for each in (0, -1, 1, -0.5, 0.5, 0, 0.2, -0.2)]
+    pairs = [planted.timed("training", "forward", "step", samples)]
+    pairs.append(planted.timed("inference", "forward", "step", [1.0] * 8))
+    assert against_forward(planted.results_of(pairs).judge(*pairs)) == told

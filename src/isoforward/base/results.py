@@ -12,13 +12,13 @@ from contextlib import suppress
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from isoforward.base.errors import BadInput, Integrity, StorageFailed
-from isoforward.base.statistics import KINDS, MARGIN, Interval, Judgement, Ratio, judge, ratio, ratio_unpaired
+from isoforward.base.statistics import KINDS, MARGIN, OUTCOMES, Interval, Judgement, Ratio, judge, ratio, ratio_unpaired
 from isoforward.base.vocabulary import (
     BESIDE,
     CONDITIONS,
@@ -35,9 +35,10 @@ from isoforward.base.vocabulary import (
 SCHEMA = 2
 LONGEST_LINE = 4 * 2**20
 LARGEST_FILE = 256 * 2**20
-LARGEST = sys.float_info.max
 
-Number = int | float
+LARGEST = int(sys.float_info.max)
+
+Number = Annotated[int, Field(ge=-LARGEST, le=LARGEST)] | float  # an integer may have more digits than a float
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
@@ -95,8 +96,6 @@ class Row:
             raise ValueError(f"convention is not set: FLOPs are counted as one of {', '.join(CONVENTIONS)}")
         if (self.value is None) != (self.provenance == "unavailable"):
             raise ValueError(f"value={self.value} cannot be {self.provenance}: no value, and only that, is unavailable")
-        if self.value is not None and abs(self.value) > LARGEST:
-            raise ValueError(f"value has {len(str(self.value))} digits: no float holds it")
         if self.value is None:
             if not self.reason:
                 raise ValueError(f"reason is not set: say why the {self.quantity} of {self.phase} is unavailable")
@@ -146,6 +145,15 @@ class Comparison:
 
     def __post_init__(self) -> None:
         declared("interval", self.interval, KINDS)
+        declared("outcome", self.outcome, OUTCOMES)
+        if not 0 < self.low <= self.value <= self.high:
+            raise ValueError(f"value={self.value} lies outside its interval [{self.low}, {self.high}], or not above 0")
+        if self.margin <= 0:
+            raise ValueError(f"margin={self.margin} is not above 0")
+
+    def of(self, first: Row, second: Row) -> bool:
+        same = all((row.experiment, row.environment) == (self.experiment, self.environment) for row in (first, second))
+        return same and self.first.names(first) and self.second.names(second)
 
     @property
     def ratio(self) -> Ratio:
@@ -204,14 +212,19 @@ class Results:
         Samples of files written before there were comparisons shared rounds, and are paired in their order.
         """
         for one in self.comparisons:
-            if one.first.names(first) and one.second.names(second):
+            if one.of(first, second):
                 return judge(one.ratio, margin=one.margin)
-            if one.first.names(second) and one.second.names(first):
+            if one.of(second, first):
                 return judge(one.ratio.inverse(), margin=one.margin)
         if first.environment != second.environment:
-            refuse_unlike(self.environments[first.environment], self.environments[second.environment])
+            refuse_unlike(*(self.place_of(row) for row in (first, second)))
         paired = len(first.samples) == len(second.samples)
         return judge((ratio if paired else ratio_unpaired)(first.samples, second.samples), margin=margin)
+
+    def place_of(self, row: Row) -> Environment:
+        if row.environment not in self.environments:
+            raise BadInput(f"not compared: no record tells where {row.life} {row.phase} was measured")
+        return self.environments[row.environment]
 
 
 def select(rows: Results | Iterable[Row], **wanted: object) -> list[Row]:

@@ -30,6 +30,7 @@ KINDS = (
     "across processes",
     "range",  # smallest to largest: too few samples for anything narrower
 )
+OUTCOMES = ("faster", "slower", "equal", "undecided")
 FEWEST_IN_BATCHES = 24
 
 
@@ -119,7 +120,7 @@ class Ratio:
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    outcome: str  # faster | slower | equal | undecided: the first, seen from the second
+    outcome: str  # one of OUTCOMES: the first, seen from the second
     ratio: Ratio
     margin: float
     visible: float  # the smallest relative difference that this run could have seen: the interval's half-width

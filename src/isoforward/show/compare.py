@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from isoforward.base import units
 from isoforward.base.errors import BadInput
 from isoforward.base.results import Results, Row, at_most_one, select
-from isoforward.base.statistics import Ratio
+from isoforward.base.statistics import Judgement, Ratio
 from isoforward.base.vocabulary import TRAINING, Condition
 
 SERVED = ("forward", "prefill", "decode")
@@ -27,7 +27,7 @@ class Line:
     flops: Row | None = None
     memory: Row | None = None
     bytes: Row | None = None
-    against_forward: Ratio | None = None  # in time, per execution on the same tokens
+    against_forward: Judgement | None = None  # in time, per execution on the same tokens
     share: float | None = None  # of the whole training step
 
     @property
@@ -99,6 +99,7 @@ def compare(results: Results) -> BothLives:
     training = [line(results, "training", phase, phase, tokens, frozen, step_time.value) for phase in TRAINING]
     flops = [one.flops.value or 0.0 for one in training if one.flops is not None]
     peaks = [one.memory for one in training if one.memory is not None]
+    against = results.judge(step_time, frozen)
     step = Line(
         life="training",
         phase="step",
@@ -107,7 +108,7 @@ def compare(results: Results) -> BothLives:
         time=step_time,
         flops=None,
         memory=max(peaks, key=lambda row: row.value or 0.0, default=None),
-        against_forward=results.judge(step_time, frozen).ratio,
+        against_forward=against,
         share=1.0,
     )
     serving = [
@@ -130,7 +131,7 @@ def compare(results: Results) -> BothLives:
         training=training,
         step=step,
         inference=serving,
-        time_ratio=results.judge(step_time, frozen).ratio,
+        time_ratio=against.ratio,
         flops_ratio=sum(flops) / forward_flops.value if forward_flops and forward_flops.value else None,
         memory_ratio=(
             step.memory.value / forward_memory.value
@@ -160,9 +161,7 @@ def line(
         flops=at_most_one(results, **at, quantity="flops", convention="model"),
         memory=at_most_one(results, **at, quantity="memory"),
         bytes=at_most_one(results, **at, quantity="bytes"),
-        against_forward=results.judge(time, forward).ratio
-        if time and forward and time.samples and forward.samples
-        else None,
+        against_forward=results.judge(time, forward) if time and forward and time.samples and forward.samples else None,
         share=share,
     )
 

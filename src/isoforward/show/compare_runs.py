@@ -8,7 +8,7 @@ from functools import partial
 from isoforward.base import units
 from isoforward.base.errors import BadInput
 from isoforward.base.results import Results, Row, refuse_unlike
-from isoforward.base.statistics import ratio_unpaired
+from isoforward.base.statistics import judge, ratio_unpaired
 from isoforward.show import phase_charts, row_charts
 from isoforward.show.charts import printable
 from isoforward.show.compare import BothLives
@@ -20,6 +20,7 @@ from isoforward.show.report_sections import (
     comparison_of,
     doubts,
     figure,
+    judged,
     pictured,
     plain,
     told,
@@ -138,4 +139,4 @@ def against(one: tuple[Row | None, float], other: tuple[Row | None, float], doub
         found = ratio_unpaired([s / divisor for s in row.samples], [s / base_divisor for s in base.samples])
     except BadInput:  # too few samples for an interval, or none, as of what is counted
         return tell(text=units.times(row.value / divisor / (base.value / base_divisor)))
-    return tell(text=units.times(found.value), below=f"{units.times(found.low)} to {units.times(found.high)}")
+    return judged(judge(found), row.provenance, doubted)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from isoforward.base import units
+from isoforward.base.errors import BadInput
 from isoforward.base.results import Results, Row
 from isoforward.base.statistics import Judgement
 from isoforward.base.vocabulary import Condition
@@ -68,7 +69,11 @@ def changed(results: Results, rows: Sequence[Row]) -> Iterator[Change]:
             continue
         for _, (base, *others) in sorted(shared.items(), key=lambda place: place[0]):
             for row in others:
-                yield Change(row=row, kind=kinds[0], places=places, found=results.judge(row, base))
+                try:
+                    found = results.judge(row, base)
+                except BadInput:  # too few samples, a difference that may be negative, another machine
+                    continue
+                yield Change(row=row, kind=kinds[0], places=places, found=found)
 
 
 def mark(change: Change, *, named: bool) -> Record:
@@ -89,4 +94,5 @@ def record(change: Change) -> Record:
     row, found = change.row, change.found
     where = {key: row.conditions.get(key) for key in (change.kind, *change.places)}
     ratio = {"ratio": found.ratio.value, "low": found.ratio.low, "high": found.ratio.high, "pairs": found.ratio.n}
+    ratio |= {"interval": found.ratio.interval.kind, "confidence": found.ratio.interval.confidence}
     return {"life": row.life, "phase": row.phase, **where, **ratio, "outcome": found.outcome, "provenance": "measured"}

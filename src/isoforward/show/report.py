@@ -12,7 +12,7 @@ import hashlib
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib import resources
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import BinaryIO
 
 from isoforward.base import units
 from isoforward.base.errors import BadInput, Refusal
-from isoforward.base.results import Environment, Results, at_most_one, read
+from isoforward.base.results import Environment, Results, at_most_one, read, select
 from isoforward.base.storage import write_atomically
 from isoforward.base.terminal import print_what_can_be_encoded
 from isoforward.base.vocabulary import Condition
@@ -39,6 +39,7 @@ from isoforward.show.report_sections import (
     comparison_of,
     every_row,
     experiments,
+    judged,
     phase_table,
     plain,
     slug,
@@ -133,7 +134,7 @@ def view(name: str, results: Results, *, most: int = MOST_ROWS, drawn: bool = Tr
             sections += both_lives(compared) if drawn else []
         else:
             if compared:
-                kind = "doubt" if at_most_one(part, quantity="identity") else ""
+                kind = "doubt" if select(part, quantity="identity") else ""
                 says.append((kind, "Both lives are not compared:", f"{compared.removeprefix('not compared: ')}."))
             sections += any_rows(experiment, part, most) if drawn else []
     run = comparison_of(results)
@@ -186,14 +187,10 @@ def ratios(run: BothLives) -> list[Cell]:
     """The four answers, each with its origin."""
     doubted = printable("; ".join(["measured", *run.warnings]))
     measured = partial(Cell, origin="measured", hint=doubted, doubt=bool(run.warnings))
-    time, held = run.time_ratio, run.step.memory
-    tiles = [
-        measured(
-            text=units.times(time.value),
-            phase="the time of its forward, for a training step",
-            below=f"{units.times(time.low)} to {units.times(time.high)}",
-        ),
-    ]
+    assert run.step.against_forward is not None
+    time = judged(run.step.against_forward, "measured", "; ".join(run.warnings))
+    held = run.step.memory
+    tiles = [replace(time, phase="the time of its forward, for a training step")]
     if run.flops_ratio is not None:
         ratio_of_flops = units.times(run.flops_ratio)
         tiles.append(Cell(text=ratio_of_flops, phase="its FLOPs", origin="counted", hint="model convention"))

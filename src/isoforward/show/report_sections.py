@@ -14,6 +14,7 @@ from urllib.parse import quote
 from isoforward.base import units
 from isoforward.base.errors import BadInput
 from isoforward.base.results import Results, Row, select
+from isoforward.base.statistics import Judgement
 from isoforward.show import phase_charts, ratio_charts, row_charts
 from isoforward.show.charts import Chart, Record, printable
 from isoforward.show.compare import BothLives, Line, compare
@@ -102,6 +103,7 @@ def figure(row: Row | None, doubted: Mapping[str, str], divisor: float = 1.0) ->
     hint = [
         row.provenance + (f" in the {row.convention} convention" if row.convention else ""),
         f"median of {len(row.samples)} samples" if row.samples else "",
+        row_charts.kind_of(row.interval, row.confidence),
         *reasons,
     ]
     return Cell(
@@ -156,6 +158,15 @@ def told(origin: str, doubted: str = "", **more: Any) -> Cell:
     return Cell(**{"text": "", "origin": origin, "hint": hint, "doubt": bool(doubted), **more})
 
 
+def judged(found: Judgement, origin: str, doubted: str = "") -> Cell:
+    """A ratio with its interval where it differs from 1; else that it does not, or that this is not known."""
+    ratio, interval = found.ratio, found.ratio.interval
+    ends = f"{units.times(ratio.low)} to {units.times(ratio.high)}"
+    below = {"equal": f"equal within {found.margin:.0%}", "undecided": f"undecided, {ends}"}.get(found.outcome, ends)
+    hint = [origin, found.outcome, row_charts.kind_of(interval.kind, interval.confidence), doubted]
+    return told(origin, doubted, text=units.times(ratio.value), below=below, hint="; ".join(filter(None, hint)))
+
+
 def phase_table(run: BothLives) -> Table:
     doubted = doubts(run.results)
     warned = "; ".join(run.warnings)
@@ -165,13 +176,7 @@ def phase_table(run: BothLives) -> Table:
         per = EXECUTIONS[line.time.per] if line.time else ""
         against = Cell(text="")
         if line.against_forward is not None:
-            each = line.against_forward
-            against = told(
-                "measured",
-                warned,
-                text=units.times(each.value),
-                below=f"{units.times(each.low)} to {units.times(each.high)}",
-            )
+            against = judged(line.against_forward, "measured", warned)
         pace = figure(None, doubted)
         if line.time_per_token_s and line.tokens_per_s:
             pace = told(

@@ -157,11 +157,19 @@ def interval(row: Row, divisor: float = 1.0) -> str:
     return f"{units.quantity(row.low / divisor, row.unit)} to {units.quantity(row.high / divisor, row.unit)}"
 
 
+def kind_of(interval: str | None, confidence: float | None) -> str:
+    """How an interval was had, and how surely it holds; files written earlier do not tell the latter."""
+    if interval is None:
+        return ""
+    return f"interval: {interval}" + ("" if confidence is None else f", {confidence:.3g}")
+
+
 def figures(row: Row, divisor: float = 1.0, unit: str | None = None) -> Record:
     def each(value: float | None) -> float | None:
         return None if value is None else value / divisor
 
     told = {"value": each(row.value), "low": each(row.low), "high": each(row.high)}
+    told |= {"interval": row.interval, "confidence": row.confidence}
     return told | {"unit": unit or row.unit, "provenance": row.provenance}
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from isoforward.base import units
 from isoforward.base.results import Results, Row
+from isoforward.base.statistics import Judgement
 from isoforward.base.vocabulary import Condition
 from isoforward.show.compare import BothLives, Line, cache_curve
+from isoforward.show.row_charts import kind_of
 
 MOST_ROWS = 24  # of one quantity; the report has them all
 ASIDE = ("tokens", "executions", "parameters", "peak_phase", "head")  # conditions that follow from others
@@ -23,7 +27,14 @@ def show_rows(console: Console, results: Results) -> None:
     console.print(", ".join(common), style="dim", markup=False, highlight=False)
     for quantity in dict.fromkeys(row.quantity for row in rows):
         console.print(of_quantity(quantity, [row for row in rows if row.quantity == quantity]))
+    explain_intervals(console, rows)
     trust(console, [reason for verdict in results.verdicts for reason in verdict.reasons])
+
+
+def explain_intervals(console: Console, rows: Sequence[Row]) -> None:
+    kinds = dict.fromkeys(kind_of(row.interval, row.confidence) for row in rows if row.interval)
+    if kinds:
+        console.print(f"± half the {'; '.join(kinds)}", style="dim", markup=False, highlight=False)
 
 
 def of_quantity(quantity: str, rows: list[Row]) -> Table:
@@ -89,6 +100,7 @@ def show(console: Console, comparison: BothLives) -> None:
     for one in comparison.inference:
         table.add_row(*cells(one))
     console.print(table)
+    explain_intervals(console, [one.time for one in (*comparison.training, *comparison.inference) if one.time])
     console.print(f"phases and whole step differ by {comparison.residual:+.1%}", style="dim", highlight=False)
     curve = cache_curve(comparison.results)
     if len(curve[True]) > 1 and len(curve[False]) > 1:
@@ -106,6 +118,10 @@ def spoken(point: tuple[int, Row]) -> str:
     return f"{units.seconds(row.value or 0.0)} at {context}"
 
 
+def against_forward(found: Judgement) -> str:
+    return units.times(found.ratio.value) if found.differs else found.outcome
+
+
 def cells(one: Line) -> list[str]:
     time = one.time
     if time is None or time.value is None:
@@ -115,7 +131,7 @@ def cells(one: Line) -> list[str]:
         f"  {one.label}",
         units.seconds(time.value),
         interval,
-        "" if one.against_forward is None else units.times(one.against_forward.value),
+        "" if one.against_forward is None else against_forward(one.against_forward),
         units.seconds(one.time_per_token_s or 0.0),
         "" if one.flops is None or not one.flops.value else units.count(one.flops.value),
         "" if one.memory is None or one.memory.value is None else units.size(one.memory.value),
