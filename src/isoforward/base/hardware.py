@@ -1,4 +1,4 @@
-"""Which machine this is: its processors, memory and limits, and what it is quick at."""
+"""Which machine this is: the record that goes with its numbers, and what it is quick at."""
 
 from __future__ import annotations
 
