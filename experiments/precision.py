@@ -16,6 +16,7 @@ import torch
 from isoforward.app.command_line import run
 from isoforward.app.question import ask
 from isoforward.base.config import DataConfig, ExperimentConfig
+from isoforward.base.device import best_device
 from isoforward.base.errors import BadInput
 from isoforward.base.results import Results, Row, only
 from isoforward.data.batches import ValidationBatches
@@ -101,7 +102,7 @@ def answer(results: Results) -> str:
 def main(config: ExperimentConfig) -> None:
     if config.checkpoint is None:
         raise BadInput("checkpoint is not set: quality is that of trained weights; write checkpoint=runs/latest")
-    refuse_unquantisable(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    refuse_unquantisable(best_device().where)
     config = dataclasses.replace(config, precision="fp32")
     ask(config, "precision", bench, answer, config.data)
 

@@ -17,9 +17,9 @@ import torch
 
 import isoforward
 from isoforward.base import hardware
+from isoforward.base.device import CpuDevice
 from isoforward.base.environment import environment
 from isoforward.base.errors import BadInput
-from isoforward.base.hardware import auto_precision
 from isoforward.base.results import refuse_unlike
 
 CPU = torch.device("cpu")
@@ -198,14 +198,12 @@ def test_compile_without_a_compiler_is_refused_by_name(monkeypatch: pytest.Monke
 def test_bf16_is_chosen_only_where_the_machine_has_it_and_it_proves_faster(
     monkeypatch: pytest.MonkeyPatch, capable: bool, bf16_s: float, precision: str, why: str
 ) -> None:
-    def planted(device: torch.device, dtype: torch.dtype = torch.float32) -> Callable[[], float]:
+    def planted(self: CpuDevice, dtype: torch.dtype = torch.float32) -> Callable[[], float]:
         return lambda: {torch.float32: 0.002, torch.bfloat16: bf16_s}[dtype]
 
-    monkeypatch.setattr(hardware, "reference_kernel", planted)
-    monkeypatch.setattr(hardware, "_multiplies_bf16", lambda device: capable)
-    hardware._auto_precision.cache_clear()
-    chosen, reason = auto_precision(CPU)
-    hardware._auto_precision.cache_clear()
+    monkeypatch.setattr(CpuDevice, "reference_kernel", planted)
+    monkeypatch.setattr(CpuDevice, "multiplies_bf16", lambda self: capable)
+    chosen, reason = CpuDevice(CPU).quicker_precision
     assert chosen == precision
     assert why in reason
 
@@ -224,11 +222,11 @@ def test_bf16_instructions_are_read_from_the_processors_flags(
     monkeypatch: pytest.MonkeyPatch, cpuinfo: str, capable: bool
 ) -> None:
     monkeypatch.setattr(hardware, "read_text", lambda path: cpuinfo)
-    assert hardware._multiplies_bf16(CPU) is capable
+    assert CpuDevice(CPU).multiplies_bf16() is capable
 
 
 def test_choosing_a_precision_draws_no_random_number() -> None:
     before = torch.get_rng_state()
-    assert hardware.reference_kernel("cpu")() > 0
-    assert hardware.reference_kernel("cpu", torch.bfloat16)() > 0
+    assert CpuDevice(CPU).reference_kernel()() > 0
+    assert CpuDevice(CPU).reference_kernel(torch.bfloat16)() > 0
     assert torch.equal(torch.get_rng_state(), before)

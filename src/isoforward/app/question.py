@@ -16,8 +16,8 @@ import isoforward
 from isoforward.app.command_line import claim
 from isoforward.base import units
 from isoforward.base.config import ExperimentConfig, MeasureConfig, ModelConfig, Run
+from isoforward.base.device import best_device, device_of
 from isoforward.base.errors import BadInput
-from isoforward.base.hardware import auto_precision
 from isoforward.base.results import Results, read
 from isoforward.base.storage import write_atomically
 from isoforward.base.terminal import say
@@ -49,12 +49,12 @@ def call(script: str) -> str:
 
 def precision_of(asked: str, device: torch.device) -> tuple[str, str]:
     """The precision and why."""
-    return (asked, "as asked") if asked != "auto" else auto_precision(device)
+    return (asked, "as asked") if asked != "auto" else device_of(device).quicker_precision
 
 
 def case_of(config: ExperimentConfig, experiment: str) -> Case:
     """The weights of `checkpoint`, or fresh ones of `model`."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device().where
     export = None
     model = config.model
     if config.checkpoint is not None:

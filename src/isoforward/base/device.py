@@ -17,7 +17,7 @@ from isoforward.base import hardware
 from isoforward.base.datasheets import Hardware, calibrated_here, recognise
 from isoforward.base.errors import BadInput
 from isoforward.base.memory_readers import CudaMemory, Memory, ProcessMemory
-from isoforward.base.results import Condition
+from isoforward.base.vocabulary import Condition
 
 Mark = Any
 KINDS: dict[str, type[Device]] = {}  # by torch's name, the preferred one last

@@ -15,6 +15,7 @@ import torch
 
 import isoforward
 from isoforward import __version__
+from isoforward.base.device import device_of
 from isoforward.base.hardware import (
     cpu_limit,
     cpu_model,
@@ -34,15 +35,14 @@ def environment(command: str, device: torch.device) -> Environment:
         home = str(Path.home())
         command = command if home == "/" else command.replace(home, "~")
     created = datetime.now(UTC).isoformat(timespec="seconds")
-    on_gpu = device.type == "cuda"
+    where = device_of(device)
     identity: dict[str, Condition] = {
         "device": device.type,
         "cpu": cpu_model(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "processors": len(processors()),
         "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name(device) if on_gpu else None,
-        "cuda": (torch.version.cuda or torch.version.hip) if on_gpu else None,
+        **where.identity(),
         "torch": torch.__version__,
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "python": ".".join(platform.python_version_tuple()[:2]),
@@ -61,7 +61,7 @@ def environment(command: str, device: torch.device) -> Environment:
         "cpu_limit": cpu_limit(),
         "memory_limit_bytes": memory_limit_bytes(),
         "memory_free_bytes": memory_free_bytes(),
-        "gpu_memory_bytes": torch.cuda.get_device_properties(device).total_memory if on_gpu else None,
+        "gpu_memory_bytes": where.total_bytes() if where.kind != "cpu" else None,
     }
     digest = hashlib.sha256(json.dumps([identity, created, command]).encode()).hexdigest()
     return Environment(id=digest[:12], command=command, created=created, identity=identity, details=details)

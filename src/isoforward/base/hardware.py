@@ -1,4 +1,4 @@
-"""Which machine this is: the record that goes with its numbers, and what it is quick at."""
+"""Which machine this is: its processors, its memory, and the limits on both."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ import os
 import platform
 import re
 import sys
-import time
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from isoforward.base.errors import BadInput
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
 
@@ -39,50 +37,6 @@ def _control_groups(controller: str) -> Iterator[Path]:
     ours = [PurePosixPath(line.rsplit(":", 1)[1].lstrip("/")) for line in lines] or [PurePosixPath()]
     for top in (CONTROL_GROUPS, CONTROL_GROUPS / controller):
         yield from dict.fromkeys(top / level for path in ours for level in (path, *path.parents))
-
-
-def auto_precision(device: torch.device) -> tuple[str, str]:
-    """fp32 or bf16, and why: bf16 where the machine has instructions for it and they prove the faster ones."""
-    return _auto_precision(str(device))
-
-
-@cache
-def _auto_precision(device_name: str) -> tuple[str, str]:
-    import torch
-
-    device = torch.device(device_name)
-    if not _multiplies_bf16(device):
-        return "fp32", f"{device.type} has no bf16 instructions here"
-    fp32_s, bf16_s = reference_kernel(device)(), reference_kernel(device, torch.bfloat16)()
-    shown = f"bf16 matrix products take {bf16_s / fp32_s:.2f} x the time of fp32 here"
-    return ("bf16" if bf16_s < 0.9 * fp32_s else "fp32"), shown
-
-
-def reference_kernel(device: torch.device | str, dtype: torch.dtype | None = None) -> Callable[[], float]:
-    """Seconds of one matrix product (fp32 unless asked otherwise), the shortest of five. Draws no random number."""
-    import torch
-
-    device = torch.device(device)
-    n = 512 if device.type == "cpu" else 4096
-    matrix = torch.ones(n, n, device=device, dtype=dtype or torch.float32)
-
-    def once() -> float:
-        start = time.perf_counter()
-        torch.mm(matrix, matrix)
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
-        return time.perf_counter() - start
-
-    once()  # the libraries' set-up
-    return lambda: min(once() for _ in range(5))
-
-
-def _multiplies_bf16(device: torch.device) -> bool:
-    import torch
-
-    if device.type == "cuda":
-        return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
-    return device.type == "cpu" and not {"amx_bf16", "avx512_bf16", "bf16"}.isdisjoint(cpu_flags())
 
 
 def read_text(path: Path | str) -> str | None:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from isoforward.base.config import MeasureConfig, ModelConfig, OptimConfig
+from isoforward.base.device import device_of
 from isoforward.base.results import Row
-from isoforward.base.stopwatch import Clock, clock_for
+from isoforward.base.stopwatch import Clock
 from isoforward.base.vocabulary import Condition
 from isoforward.formats.export import load_trainable
 from isoforward.measure.benchmark import Part
@@ -64,7 +65,7 @@ class Case:
 
     @property
     def clock(self) -> Clock:
-        return clock_for(torch.device(self.device))
+        return device_of(self.device)
 
     @property
     def contexts(self) -> list[int]:

@@ -18,8 +18,9 @@ from typing import Any
 
 import torch
 
+from isoforward.base.device import device_of
 from isoforward.base.errors import BadInput
-from isoforward.base.memory_readers import CudaMemory, Memory, ProcessMemory
+from isoforward.base.memory_readers import Memory
 from isoforward.base.results import Row
 from isoforward.base.subprocesses import Failed, run_isolated
 from isoforward.base.vocabulary import Condition
@@ -97,7 +98,7 @@ def account(
 def audit(case: Case, life: str, cache: bool) -> Account:
     """Tiny first, which loads libraries; then whole and dropped, for what kernels keep; then whole, for the peaks."""
     live = partial(training_life if life == "training" else serving_life, life=life, cache=cache)
-    memory = CudaMemory() if case.device == "cuda" else ProcessMemory()
+    memory = device_of(case.device).memory
     rehearse(partial(live, tiny_like(case)))
     before = memory.now()
     rehearse(partial(live, case))

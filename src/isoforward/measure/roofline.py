@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from isoforward.base.datasheets import known_here, lookup
+from isoforward.base.datasheets import lookup
+from isoforward.base.device import device_of
 from isoforward.base.results import Row
 from isoforward.measure.benchmark import Part, Work, timed
 from isoforward.measure.case import Case
@@ -48,10 +49,7 @@ def peak_rows(case: Case, references: Mapping[Part, Sequence[float]]) -> Iterato
     Interference only slows, so that the fastest sample is nearest to the peak.
     """
     about: dict[str, Any] = {"life": "training", "phase": "run", "per": "run"}
-    if case.hardware == "here":
-        hardware = known_here(torch.cuda.get_device_name() if case.device == "cuda" else None)
-    else:
-        hardware = lookup(case.hardware)
+    hardware = device_of(case.device).peaks() if case.hardware == "here" else lookup(case.hardware)
     if hardware is not None and case.precision in hardware.peak_flops_per_s:
         conditions = {"hardware": hardware.name, "source": hardware.source, "dtype": case.precision}
         at: dict[str, Any] = {**about, "provenance": "estimated", "conditions": conditions}

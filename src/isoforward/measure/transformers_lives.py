@@ -17,8 +17,8 @@ import torch
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from isoforward.base.config import OptimConfig
+from isoforward.base.device import device_of
 from isoforward.base.errors import BadInput
-from isoforward.base.memory_readers import CudaMemory, ProcessMemory
 from isoforward.base.results import Row
 from isoforward.base.vocabulary import CONVENTIONS, TRAINING, Condition
 from isoforward.measure.benchmark import Measured
@@ -170,7 +170,7 @@ def memory_rows(case: Case, life: str) -> Iterator[Row]:
 def audit(case: Case, life: str) -> dict[str, int]:
     """Above what the process holds when one such model has run and is gone, libraries and kernel buffers among it."""
     live = {"training": training, "forward": forward, "generation": generation}[life]
-    memory = CudaMemory() if case.device == "cuda" else ProcessMemory()
+    memory = device_of(case.device).memory
     live(case)(steps.unmeasured)
     gc.collect()
     peaks = PeakOf(memory, memory.now())

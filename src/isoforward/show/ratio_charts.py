@@ -93,6 +93,11 @@ def mark(change: Change, *, named: bool) -> Record:
 def record(change: Change) -> Record:
     row, found = change.row, change.found
     where = {key: row.conditions.get(key) for key in (change.kind, *change.places)}
-    ratio = {"ratio": found.ratio.value, "low": found.ratio.low, "high": found.ratio.high, "pairs": found.ratio.n}
+    ratio: Record = {
+        "ratio": found.ratio.value,
+        "low": found.ratio.low,
+        "high": found.ratio.high,
+        "pairs": found.ratio.n,
+    }
     ratio |= {"interval": found.ratio.interval.kind, "confidence": found.ratio.interval.confidence}
     return {"life": row.life, "phase": row.phase, **where, **ratio, "outcome": found.outcome, "provenance": "measured"}

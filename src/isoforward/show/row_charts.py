@@ -168,7 +168,7 @@ def figures(row: Row, divisor: float = 1.0, unit: str | None = None) -> Record:
     def each(value: float | None) -> float | None:
         return None if value is None else value / divisor
 
-    told = {"value": each(row.value), "low": each(row.low), "high": each(row.high)}
+    told: Record = {"value": each(row.value), "low": each(row.low), "high": each(row.high)}
     told |= {"interval": row.interval, "confidence": row.confidence}
     return told | {"unit": unit or row.unit, "provenance": row.provenance}
 
