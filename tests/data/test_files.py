@@ -90,7 +90,7 @@ STORED: dict[str, Callable[[], bytes | str]] = {
     "rows.jsonl": json_lines,
     "rows.ndjson": json_lines,
     "lines.json": json_lines,
-    "rows.json.gz": lambda: gzip.compress(json_lines().encode()),
+    "rows.json.gz": lambda: gzip.compress(json_lines().encode(), mtime=0),
     "rows.jsonl.zst": lambda: zstd(json_lines().encode()[:999]) + zstd(json_lines().encode()[999:]),
     "rows.jsonl.xz": lambda: lzma.compress(json_lines().encode()),
     "rows.JSONL.BZ2": lambda: bz2.compress(json_lines().encode()),

@@ -11,7 +11,8 @@ import pytest
 
 from isoforward.base.config import MeasureConfig
 from isoforward.base.errors import BadInput
-from isoforward.base.stopwatch import CpuClock, Stopwatch
+from isoforward.base.device import device_of
+from isoforward.base.stopwatch import Stopwatch
 from isoforward.measure.benchmark import LONGEST_S, SHORTEST_S, Part, Work, blocks_of, measure, phased, timed
 from isoforward.measure.disturbance import Reading
 
@@ -183,7 +184,7 @@ def test_a_budget_shorter_than_one_sample_is_refused_with_the_way_out() -> None:
 
 def test_one_sample_holds_enough_executions_for_the_clock() -> None:
     asked: list[int] = []
-    quick = timed(CpuClock(), part("forward"), lambda: None)
+    quick = timed(device_of("cpu"), part("forward"), lambda: None)
 
     def run(n: int) -> Sequence[float]:
         asked.append(n)
@@ -203,5 +204,5 @@ def test_a_phased_step_gives_each_phase_its_time() -> None:
             pass
 
     parts = {"forward": part("forward"), "backward": part("backward")}
-    forward_s, backward_s = phased(CpuClock(), parts, step).run(3)
+    forward_s, backward_s = phased(device_of("cpu"), parts, step).run(3)
     assert forward_s >= 0.002 > backward_s
