@@ -75,7 +75,7 @@ def row(line: Line, name: str) -> str:
     time = units.seconds(line.time.value) if line.time and line.time.value is not None else ""
     flops = units.count(line.flops.value, "FLOP") if line.flops and line.flops.value else ""
     same = line.against_forward if line.label not in ("prefill", "decode") else None  # those run other shapes
-    return f"| {name} | {time} | {units.times(same.value) if same else ''} | {flops} |"
+    return f"| {name} | {time} | {units.times(same.ratio.value) if same else ''} | {flops} |"
 
 
 def page(name: str, results: Results) -> str:

@@ -115,8 +115,8 @@ def answer(results: Results) -> str:
     low, high = (only(results, quantity="memory", rung=rung) for rung in (RUNGS[0], RUNGS[-1]))
     return (
         f"From inference_mode to the whole step time grows {results.judge(last, first).sentence()}, and memory "
-        f"{units.times(high.value / low.value)}; keeping what backward needs makes the forward alone "
-        f"{results.judge(graph, first).sentence()} as long."
+        f"{units.times(high.value / low.value)}. The time of the forward alone, keeping what backward needs: "
+        f"{results.judge(graph, first).sentence()}."
     )
 
 

@@ -106,7 +106,9 @@ def answer(knob: str, values: list[str]) -> Callable[[Results], str]:
                 outcome = judgement.outcome if judgement.outcome in found else "differs"
                 found[outcome].append(f"{life} {phase} {judgement.sentence()}")
         sentences = [f"{knob}={values[1]} against {values[0]} differs: {'; '.join(found['differs']) or 'in no phase'}."]
-        sentences += [f"{'; '.join(found[each])}." for each in ("equal", "undecided") if found[each]]
+        for rest in filter(None, (found["equal"], found["undecided"])):
+            joined = "; ".join(rest)
+            sentences.append(f"{joined[0].upper()}{joined[1:]}.")
         return " ".join(sentences)
 
     return told

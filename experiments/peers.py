@@ -256,7 +256,7 @@ def compiled_against(results: Results, peers: list[str]) -> str:
     for peer in peers:
         ours, theirs = (only(results, quantity="time", phase="decode", peer=one) for one in (COMPILED, peer))
         told.append(f"against {peer} {results.judge(ours, theirs).sentence()}")
-    return f"Compiled, a token is decoded in {', '.join(told)}."
+    return f"Decode, compiled: {'; '.join(told)}."
 
 
 def main(config: ExperimentConfig) -> None:

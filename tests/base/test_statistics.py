@@ -263,8 +263,8 @@ def test_what_is_undecided_says_what_could_be_seen_and_what_would_decide() -> No
     assert torn.factor == pytest.approx(factor)
     assert torn.needed_s == pytest.approx(10 * (factor - 1))
     assert torn.sentence() == (
-        "undecided: 0.90x to 1.11x; this run could have seen 11 %, "
-        "deciding needs about 11 times the samples, 100 s more"
+        "undecided: 0.90x to 1.11x (this run could have seen 11 %, "
+        "deciding needs about 11 times the samples, 100 s more)"
     )
 
 

@@ -97,13 +97,13 @@ def test_each_peer_is_told_apart_by_what_was_planted():
         rows.append(row("inference", "decode", "token", slower * 3e-3, peer=peer, prompt=64))
     rows.append(row("inference", "decode", "token", 0.5 * 3e-3, peer=peers.COMPILED, prompt=64))
     told = re.sub(r"(\d\.\d)\d*x( \([^)]*\))?", r"\1x", peers.answer(results_of(rows)))
-    first, second, third = re.split(r" Against llama\.cpp: | Compiled, a token is decoded in ", told)
+    first, second, third = re.split(r" Against llama\.cpp: | Decode, compiled: ", told)
     parts = [*TRAINING, "step", "prefill of 16", "decode"]
     assert re.fullmatch(r".*: " + "; ".join(f"{part} 0.[45]x" for part in parts) + r"\. Peak .*", first)
     assert first.endswith("Peak memory: training 0.500x, inference 0.500x.")
     assert re.fullmatch(r"prefill of 16 (1\.9|2\.0)x; decode (2\.9|3\.0)x\.", second)
     outcomes = [r"against isoforward 0\.[45]x", r"against transformers 0\.2x", r"against llama\.cpp 1\.[45]x"]
-    assert re.fullmatch(", ".join(outcomes) + r"\.", third)
+    assert re.fullmatch("; ".join(outcomes) + r"\.", third)
 
 
 def test_questions_about_trained_weights_ask_for_them():

@@ -153,7 +153,7 @@ class Judgement:
         if self.needed_s is not None:
             more += f", {_short(self.needed_s)} s more"
         seen = f"this run could have seen {_short(100 * self.visible)} %"
-        return f"undecided: {low_x} to {high_x}; {seen}, deciding needs {more}"
+        return f"undecided: {low_x} to {high_x} ({seen}, deciding needs {more})"
 
 
 @dataclass(frozen=True, kw_only=True)
