@@ -1,72 +1,44 @@
-"""Which machine this is: the record that goes with its numbers, and what it is quick at."""
+"""Which machine this is: the record that goes with its numbers."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
-import re
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
-from functools import cache
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from pathlib import Path
+
+import numpy
+import torch
 
 import isoforward
 from isoforward import __version__
-from isoforward.base.errors import BadInput
+from isoforward.base.device import best_device, device_of
+from isoforward.base.machine import cgroup as cgroup
+from isoforward.base.machine import cpu_limit, load_average, memory_free_bytes, memory_limit_bytes, text_of
+from isoforward.base.machine import cpu_model as cpu_model
+from isoforward.base.machine import follow_quota as follow_quota
+from isoforward.base.machine import processors as processors
 from isoforward.base.results import Condition, Environment
-
-if TYPE_CHECKING:
-    import torch
-
-CONTROL_GROUPS = Path("/sys/fs/cgroup")
-
-
-def processors() -> list[int]:
-    """The processors that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
-
-
-def cgroup(name: str, controller: str) -> str | None:
-    """A control file of our control group, or of the nearest above it that has one, of version 2 or of version 1."""
-    texts = (_text(level / name) for level in _control_groups(controller))
-    return next((text for text in texts if text is not None), None)
-
-
-def _control_groups(controller: str) -> Iterator[Path]:
-    """Our own and all above it: a job's limit often stands there. In a container only some of them can be seen."""
-    lines = (_text("/proc/self/cgroup") or "").splitlines()
-    ours = [PurePosixPath(line.rsplit(":", 1)[1].lstrip("/")) for line in lines] or [PurePosixPath()]
-    for top in (CONTROL_GROUPS, CONTROL_GROUPS / controller):
-        yield from dict.fromkeys(top / level for path in ours for level in (path, *path.parents))
 
 
 def environment(command: str, device: torch.device) -> Environment:
     """`device` is where the numbers come from. Nothing of the user: no host name, and their home as ~."""
-    import numpy
-    import torch
-
     with suppress(RuntimeError):  # a user without a home
         home = str(Path.home())
         command = command if home == "/" else command.replace(home, "~")
     created = datetime.now(UTC).isoformat(timespec="seconds")
-    on_gpu = device.type == "cuda"
+    asked = device_of(device)
     identity: dict[str, Condition] = {
         "device": device.type,
         "cpu": cpu_model(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "processors": len(processors()),
         "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name(device) if on_gpu else None,
-        "cuda": (torch.version.cuda or torch.version.hip) if on_gpu else None,
+        **asked.identity(),
         "torch": torch.__version__,
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "python": ".".join(platform.python_version_tuple()[:2]),
@@ -80,166 +52,15 @@ def environment(command: str, device: torch.device) -> Environment:
         "changed": changed,  # files that differ from the commit
         "kernel": platform.release(),
         "affinity": ",".join(map(str, processors())),
-        "governor": (_text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or "").strip() or None,
-        "load": _load(),
-        "cpu_limit": _cpu_limit(),
+        "governor": (text_of("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or "").strip() or None,
+        "load": load_average(),
+        "cpu_limit": cpu_limit(),
         "memory_limit_bytes": memory_limit_bytes(),
-        "memory_free_bytes": _memory_free_bytes(),
-        "gpu_memory_bytes": torch.cuda.get_device_properties(device).total_memory if on_gpu else None,
+        "memory_free_bytes": memory_free_bytes(),
+        "gpu_memory_bytes": None if asked.kind == "cpu" else asked.total_bytes(),
     }
     digest = hashlib.sha256(json.dumps([identity, created, command]).encode()).hexdigest()
     return Environment(id=digest[:12], command=command, created=created, identity=identity, details=details)
-
-
-def auto_precision(device: torch.device) -> tuple[str, str]:
-    """fp32 or bf16, and why: bf16 where the machine has instructions for it and they prove the faster ones."""
-    return _auto_precision(str(device))
-
-
-@cache
-def _auto_precision(device_name: str) -> tuple[str, str]:
-    import torch
-
-    device = torch.device(device_name)
-    if not _multiplies_bf16(device):
-        return "fp32", f"{device.type} has no bf16 instructions here"
-    fp32_s, bf16_s = reference_kernel(device)(), reference_kernel(device, torch.bfloat16)()
-    shown = f"bf16 matrix products take {bf16_s / fp32_s:.2f} x the time of fp32 here"
-    return ("bf16" if bf16_s < 0.9 * fp32_s else "fp32"), shown
-
-
-def reference_kernel(device: torch.device | str, dtype: torch.dtype | None = None) -> Callable[[], float]:
-    """Seconds of one matrix product (fp32 unless asked otherwise), the shortest of five. Draws no random number."""
-    import torch
-
-    device = torch.device(device)
-    n = 512 if device.type == "cpu" else 4096
-    matrix = torch.ones(n, n, device=device, dtype=dtype or torch.float32)
-
-    def once() -> float:
-        start = time.perf_counter()
-        torch.mm(matrix, matrix)
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
-        return time.perf_counter() - start
-
-    once()  # the libraries' set-up
-    return lambda: min(once() for _ in range(5))
-
-
-def _multiplies_bf16(device: torch.device) -> bool:
-    import torch
-
-    if device.type == "cuda":
-        return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
-    return device.type == "cpu" and not {"amx_bf16", "avx512_bf16", "bf16"}.isdisjoint(cpu_flags())
-
-
-def _text(path: Path | str) -> str | None:
-    try:
-        return Path(path).read_text()
-    except OSError:
-        return None
-
-
-def cpu_model() -> str:
-    found = re.search(r"^model name\s*:\s*(.*)$", _text("/proc/cpuinfo") or "", re.M)
-    return found[1] if found else platform.processor() or platform.machine()
-
-
-def cpu_flags() -> list[str]:
-    """The instructions that the processor has beyond the first ones; none where the system does not say."""
-    found = re.search(r"^(?:flags|Features)\s*:(.*)$", _text("/proc/cpuinfo") or "", re.M)
-    return found[1].split() if found else []
-
-
-def _load() -> float | None:
-    try:
-        return os.getloadavg()[0]
-    except (OSError, AttributeError):  # without /proc, or on Windows
-        return None
-
-
-def _cpu_limit() -> float | None:
-    """Processors' worth of time that the control groups grant."""
-    grants = list[float]()
-    for level in _control_groups("cpu"):
-        either = _text(level / "cpu.max") or " ".join(
-            _text(level / name) or "" for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us")
-        )
-        if granted := re.match(r"(\d+)\s+(\d+)", either):  # "max" and -1 stand for no limit
-            grants.append(int(granted[1]) / int(granted[2]))
-    return min(grants, default=None)
-
-
-def follow_quota() -> str | None:
-    """No more threads than the control groups grant processors' time, and that in words: others would only wait.
-
-    To be called before torch is loaded, so that all its libraries follow. OMP_NUM_THREADS wins.
-    """
-    granted, there = _cpu_limit(), len(processors())
-    if granted is None or granted >= there or "OMP_NUM_THREADS" in os.environ:
-        return None
-    threads = max(1, int(granted))
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # for the processes started from here, too
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(threads)
-    return (
-        f"{threads} thread{'s'[: threads != 1]}: the control group grants the time of {granted:g} of {there} "
-        "processors; OMP_NUM_THREADS=N chooses another number"
-    )
-
-
-def memory_limit_bytes() -> int | None:
-    """The least that any of our control groups allows."""
-    limits = [
-        _text(level / name) for name in ("memory.max", "memory.limit_in_bytes") for level in _control_groups("memory")
-    ]
-    numbers = [int(text) for text in limits if text is not None and text.strip().isdecimal()]  # or "max"
-    return min((number for number in numbers if number < 2**60), default=None)  # version 1 writes none as almost 2^63
-
-
-def memory_bytes() -> int | None:
-    """That all of this process can ever have; None where the system does not say."""
-    if not hasattr(os, "sysconf"):  # Windows
-        return memory_limit_bytes()
-    pages = os.sysconf("SC_PHYS_PAGES")
-    known = [pages * os.sysconf("SC_PAGE_SIZE") if pages > 0 else None, memory_limit_bytes()]
-    return min((size for size in known if size is not None), default=None)
-
-
-def memory_available_bytes() -> int | None:
-    """That something new can take; None where the system does not say."""
-    known = [size for size in (_memory_free_bytes(), memory_limit_bytes()) if size is not None]
-    return min(known, default=None)
-
-
-def refuse_without_compiler() -> None:
-    """torch.compile looks for what it builds with only once the work has begun."""
-    import torch
-
-    if torch.cuda.is_available():
-        from torch.utils._triton import has_triton
-
-        if not has_triton():
-            raise BadInput("compile=true needs Triton on a GPU, which is not here: pip install triton, or leave it out")
-        return
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
-
-    try:
-        get_cpp_compiler()
-    except InvalidCxxCompiler:
-        asked = f"CXX={os.environ['CXX']}" if "CXX" in os.environ else "g++ or clang++"
-        raise BadInput(
-            f"compile=true needs a C++ compiler, and {asked} does not run here: install one, name it in CXX, "
-            "or leave compile=true out"
-        ) from None
-
-
-def _memory_free_bytes() -> int | None:
-    found = re.search(r"^MemAvailable:\s+(\d+) kB", _text("/proc/meminfo") or "", re.M)
-    return int(found[1]) * 1024 if found else None
 
 
 def _commit() -> tuple[str | None, int | None]:
@@ -258,3 +79,18 @@ def _commit() -> tuple[str | None, int | None]:
         return None, None
     commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain")
     return (commit or "").strip() or None, None if changes is None else len(changes.splitlines())
+
+
+# Until all callers ask the device itself
+
+
+def auto_precision(device: torch.device) -> tuple[str, str]:
+    return device_of(device).quicker_precision
+
+
+def reference_kernel(device: torch.device | str) -> Callable[[], float]:
+    return device_of(device).reference_kernel()
+
+
+def refuse_without_compiler() -> None:
+    best_device().refuse_without_compiler()
