@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 
@@ -34,6 +35,22 @@ def sized(key: str, value: int | None) -> None:
 def within(key: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
         raise BadInput(f"{key}={value} must lie between {low:g} and {high:g}")
+
+
+UNITS_S = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+
+
+def duration_s(key: str, text: str) -> int:
+    """2h, 90m, 1h30m, 45s, HH:MM:SS, and days before it as DD:HH:MM:SS or, as Slurm has it, D-HH:MM:SS."""
+    if re.fullmatch(r"(\d+d)?(\d+h)?(\d+m)?(\d+s)?", text):
+        seconds = sum(int(number) * UNITS_S[unit] for number, unit in re.findall(r"(\d+)([dhms])", text))
+    elif clock := re.fullmatch(r"(?:(\d+)[:-])?(\d+):(\d+):(\d+)", text):
+        seconds = sum(int(number or 0) * unit for number, unit in zip(clock.groups(), UNITS_S.values(), strict=True))
+    else:
+        seconds = 0
+    if not 0 < seconds < 2**31:
+        raise BadInput(f"{key}={text} is no duration; write 2h, 90m, 1h30m, HH:MM:SS or DD:HH:MM:SS")
+    return seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +192,7 @@ class OptimConfig:
 @dataclass(frozen=True, kw_only=True)
 class TrainerConfig:
     max_steps: int = 700
-    max_time: str | None = None  # DD:HH:MM:SS
+    max_time: str | None = None  # of this start: 2h, 90m, 1h30m, HH:MM:SS or DD:HH:MM:SS
     accelerator: str = "auto"
     devices: int = 1  # of each machine
     nodes: int = 1  # machines; more than one are started by torchrun
@@ -183,7 +200,7 @@ class TrainerConfig:
     accumulate: int = 1  # micro-batches that one optimizer step is cut into
     checkpointing: str = "none"  # activations: kept, or recomputed in backward
     validate_every: int = 100
-    validation_batches: int = 8
+    validation_batches: int = 8  # of 8 sequences each, whatever data.batch is: the text that is judged stays the same
     checkpoint_every: int = 100
     resume: str | None = None  # a checkpoint or run directory, or auto
     early_stopping: int | None = None  # validations without improvement
@@ -207,6 +224,8 @@ class TrainerConfig:
         at_least("trainer.early_stopping", self.early_stopping, 1)
         if self.profiler is not None:
             one_of("trainer.profiler", self.profiler, ("pytorch",))
+        if self.max_time is not None:
+            duration_s("trainer.max_time", self.max_time)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,10 +257,10 @@ class MeasureConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
-    mode: str = "auto"  # auto: W&B online where a key is set, else offline
-    project: str = "isoforward"
-    entity: str | None = None
-    group: str | None = None  # None: the run directory, which ties both lives of one model
+    mode: str = "auto"  # auto: as $WANDB_MODE says; where it says nothing, online where a key is set, else offline
+    project: str | None = None  # None: $WANDB_PROJECT or isoforward
+    entity: str | None = None  # None: $WANDB_ENTITY, or the key's own
+    group: str | None = None  # None: $WANDB_RUN_GROUP, or the run directory, which ties both lives of one model
     tags: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:

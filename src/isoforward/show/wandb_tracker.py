@@ -37,6 +37,9 @@ class Tracker:
     def live(self, step: int, metrics: Mapping[str, float]) -> None:
         """Takes some 0.5 ms: never call it inside a timed region."""
 
+    def outcome(self, numbers: Mapping[str, float]) -> None:
+        """What training came to, as summary metrics."""
+
     def rows(self, results: Results) -> None:
         """All rows as a table, the charts that they make, and the comparison of both lives as summary metrics."""
 
@@ -80,6 +83,9 @@ class WandbTracker(Tracker):
 
     def live(self, step: int, metrics: Mapping[str, float]) -> None:
         self.attempt("training", lambda: self.run.log({"step": step, **metrics}))
+
+    def outcome(self, numbers: Mapping[str, float]) -> None:
+        self.attempt("outcome", lambda: self.run.summary.update(dict(numbers)))
 
     def rows(self, results: Results) -> None:
         def log() -> None:
