@@ -435,3 +435,46 @@ def test_dashboards_without_a_key_are_refused_without_a_prompt(
     pytest.importorskip("wandb_workspaces")
     assert wandb_tracker.main(["workspace", "--entity", "acme", "--project", "gpt"]) == BadInput.exit_code
     assert "WANDB_API_KEY" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("variables", "mode", "written"),
+    [
+        ({"WANDB_MODE": "disabled"}, "auto", False),
+        ({"WANDB_DISABLED": "true"}, "auto", False),
+        ({"WANDB_MODE": "offline"}, "auto", True),
+        ({"WANDB_MODE": "offline"}, "none", False),
+        ({"WANDB_MODE": "disabled"}, "wandb", True),
+    ],
+)
+def test_its_own_variables_switch_it_off_unless_a_key_was_typed(
+    variables: dict[str, str], mode: str, written: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WANDB_MODE", "WANDB_DISABLED", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "nobody"))  # where no key is kept
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    config = TrackingConfig(mode=mode)
+    about: dict[str, Any] = {"job_type": "train", "name": "n", "group": "g", "resolved_config": {}}
+    with open_tracker(config, run_dir=tmp_path, **about, say=lambda line: None):
+        pass
+    assert bool(list(tmp_path.glob("wandb/*run-*"))) == written
+
+
+def test_its_own_variables_beat_defaults_and_keys_beat_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    theirs = {"PROJECT": "mine", "ENTITY": "us", "RUN_GROUP": "their group", "NAME": "their name", "TAGS": "a,b"}
+    for name, value in {**theirs, "MODE": "offline", "DIR": str(elsewhere), "CACHE_DIR": str(tmp_path / "c")}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    about: dict[str, Any] = {"job_type": "train", "name": "n", "group": "g", "resolved_config": {}, "tags": ["train"]}
+    for keys, expected in (
+        ({}, ("mine", "us", "their group", "their name", {"a", "b", "train"})),
+        ({"project": "p", "entity": "e", "group": "k", "tags": ["t"]}, ("p", "e", "k", "their name", {"t", "train"})),
+    ):
+        with open_tracker(TrackingConfig(**keys), run_dir=tmp_path / "run", **about) as tracker:
+            run = tracker.run
+            assert (run.project, run.entity, run.group, run.name, set(run.tags)) == expected
+            assert run.settings.sync_dir.startswith(str(elsewhere))
+    assert os.environ["WANDB_CACHE_DIR"] == str(tmp_path / "c")
