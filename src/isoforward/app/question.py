@@ -141,14 +141,19 @@ def publish(
     from isoforward.show.report import write_report
 
     write_atomically(run_dir / "answer.txt", lambda file: file.write(f"{headline}\n".encode()))
-    report = write_report(results, run_dir / "report.html", headline=headline, sample=sample)
     say(console, f"rows     {run_dir / 'results.jsonl'}")
-    say(console, f"report   {report}")
+    report = None
+    try:
+        report = write_report(results, run_dir / "report.html", headline=headline, sample=sample)
+        say(console, f"report   {report}")
+    except BadInput as refusal:  # the rows are there, and can be reported elsewhere
+        say(console, f"report   none: {refusal}")
     with tracker_of(config, run_dir, console, job_type, results.rows[0].experiment) as tracker:
         if job_type == "inference":
             tracker.export(run_dir / "export", fingerprint_of(run_dir / "export"))
         tracker.rows(results)
-        tracker.report(report)
+        if report is not None:
+            tracker.report(report)
     if tracker.url_or_sync:
         say(console, f"W&B      {tracker.url_or_sync}")
 

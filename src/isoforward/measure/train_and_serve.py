@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from isoforward.base.datasheets import known_here, lookup
+from isoforward.base.memory_readers import why_unreadable
 from isoforward.base.results import TRAINING, Condition, Row, write
 from isoforward.base.stopwatch import Stopwatch, clock_for
 from isoforward.formats.export import freeze
@@ -52,8 +53,7 @@ def measure_both_lives(case: Case, results: Path, command: str) -> None:
         (generation, "inference", decoding(case)),
         (forward, "inference", case.training()),
     ):
-        found = done(account(what, threads=case.threads), "memory")
-        rows = account_rows(case, life, found, conditions)
+        rows = memory_rows(case, what, life, conditions)
         write(results, [dataclasses.replace(row, environment=environment_id) for row in rows])
 
 
@@ -324,6 +324,22 @@ def energy_rows(case: Case, candidates: Candidates) -> Iterator[Row]:
         about = {"life": life, "phase": phase, "quantity": "energy", "unit": "joule", "per": per}
         how = {"provenance": energy.provenance, "reason": energy.reason}
         yield row(case, **about, **how, value=energy.energy_j, conditions=conditions)
+
+
+def memory_rows(
+    case: Case, what: TrainingCase | InferenceCase, life: str, conditions: dict[str, Condition]
+) -> Iterator[Row]:
+    """One row that says why, where the system does not tell a peak."""
+    if why := why_unreadable(case.device):
+        whole = (
+            ("step", "step")
+            if isinstance(what, TrainingCase)
+            else ("run" if what.new_tokens else "forward", "sequence")
+        )
+        about: dict[str, Any] = {"life": life, "quantity": "memory", "unit": "byte", "conditions": conditions}
+        yield row(case, **about, phase=whole[0], per=whole[1], value=None, provenance="unavailable", reason=why)
+        return
+    yield from account_rows(case, life, done(account(what, threads=case.threads), "memory"), conditions)
 
 
 def account_rows(case: Case, life: str, found: Account, conditions: dict[str, Condition]) -> Iterator[Row]:

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from isoforward.base.results import TRAINING, Row, write
-from isoforward.measure.case import Case, Laps, apart, batch_of, done, master_of, record, row, timed
-from isoforward.measure.memory import account
-from isoforward.measure.train_and_serve import account_rows, step_of, training_candidates, training_flops
+from isoforward.measure.case import Case, Laps, apart, batch_of, master_of, record, row, timed
+from isoforward.measure.train_and_serve import memory_rows, step_of, training_candidates, training_flops
 
 
 def time_variants(cases: Sequence[Case], results: Path, command: str) -> str:
@@ -47,6 +46,5 @@ def flop_rows(case: Case) -> Iterator[Row]:
 def weigh_variants(cases: Sequence[Case], results: Path, environment_id: str) -> None:
     """Appends the memory of a training step under each case: every phase's peak, and what the whole's is made of."""
     for case in cases:
-        found = done(account(step_of(case), threads=case.threads), "memory")
-        rows = account_rows(case, "training", found, case.training())
+        rows = memory_rows(case, step_of(case), "training", case.training())
         write(results, [dataclasses.replace(each, environment=environment_id) for each in rows])
