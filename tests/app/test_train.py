@@ -17,6 +17,7 @@ from isoforward.base.config import DataConfig, MeasureConfig, ModelConfig, Optim
 from isoforward.base.config import TrainerConfig as Plan
 from isoforward.base.device import CudaDevice
 from isoforward.base.errors import BadInput, Integrity
+from isoforward.base.hardware import environment
 from isoforward.base.results import read
 from isoforward.base.storage import DONE, TIME_IS_UP
 from isoforward.formats import checkpoint_file
@@ -70,6 +71,7 @@ def test_a_model_trained_on_a_gpu_is_measured_there(config, monkeypatch):
     monkeypatch.setattr(app, "best_device", lambda accelerator: CudaDevice(torch.device("cuda")))
     monkeypatch.setattr(app, "refuse_beyond_memory", lambda config, model: None)
     monkeypatch.setattr(app, "measure_both_lives", lambda case, *_: measured.append(case.device))
+    monkeypatch.setattr(app, "environment_of", lambda command, device: environment(command, torch.device("cpu")))
     monkeypatch.setattr(app, "describe", lambda *_: None)
     monkeypatch.setattr(app, "conclude", lambda *_, **__: None)
     train(replace(config, measure=MeasureConfig()))
