@@ -137,7 +137,7 @@ def test_the_same_rows_are_the_same_corpus_however_they_are_stored(
 @pytest.mark.parametrize("name", ["book.txt", "book.md", "BOOK", "book.txt.gz", "book.xz", "book.zst", "book.rst"])
 def test_a_text_file_is_one_document_whatever_it_is_called_and_packed_in(name: str, tmp_path: Path) -> None:
     whole = "# Title\n\nnull, [NA] and \u2028 are text\n" * 50
-    packers = {"gz": gzip.compress, "xz": lzma.compress, "zst": zstd}
+    packers: dict[str, Callable[[bytes], bytes]] = {"gz": gzip.compress, "xz": lzma.compress, "zst": zstd}
     content = packers.get(name.rpartition(".")[2], bytes)(whole.encode())
     beside = written(tmp_path / "a", "row.json", json.dumps([{"text": whole}]))
     assert prepared(tmp_path, written(tmp_path / "b", name, content)).hash == prepared(tmp_path, beside).hash
