@@ -86,8 +86,8 @@ def test_onednn_multiplies_where_the_weight_is_large_enough_for_its_rows(
 
 
 @pytest.mark.parametrize("with_bias", [True, False])
-def test_a_padded_product_is_the_same_and_its_gradients_are(with_bias):
-    def results(product):
+def test_a_padded_product_is_the_same_and_its_gradients_are(with_bias: bool) -> None:
+    def results(product: Callable[..., torch.Tensor]) -> list[torch.Tensor | None]:
         x, weight, bias = (each.requires_grad_() for each in layer("small", torch.float64, (3, 5)))
         y = product(x, weight, bias if with_bias else None)
         y.square().sum().backward()
@@ -98,7 +98,7 @@ def test_a_padded_product_is_the_same_and_its_gradients_are(with_bias):
 
 
 @pytest.mark.gpu
-def test_a_head_of_odd_size_gives_the_same_logits_and_bits_in_both_lives():
+def test_a_head_of_odd_size_gives_the_same_logits_and_bits_in_both_lives() -> None:
     model = GPT(tiny(vocab=50257), dtype=torch.bfloat16).to("cuda")
     tokens = torch.randint(50257, (8, 32), device="cuda")
     trained = model(tokens)
