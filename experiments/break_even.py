@@ -220,7 +220,7 @@ def main(config: BreakEven) -> None:
     from rich.console import Console
 
     from isoforward.app.question import command_line, publish
-    from isoforward.base.hardware import environment
+    from isoforward.base.environment import environment
     from isoforward.show.tables import trust
 
     unknown = (row.reason for row in predicted if row.reason is not None)

@@ -22,7 +22,7 @@ from isoforward.app.question import command_line, say, tell
 from isoforward.base import units
 from isoforward.base.config import TrackingConfig, within
 from isoforward.base.datasheets import Hardware, kept_here, save
-from isoforward.base.hardware import environment, reference_kernel
+from isoforward.base.environment import environment, reference_kernel
 from isoforward.base.results import Results, Row, write
 from isoforward.measure.trust import Watch, judge_trust
 from isoforward.plan.calibration import calibrate

@@ -27,9 +27,9 @@ from isoforward.app.command_line import run
 from isoforward.app.question import ask
 from isoforward.base import units
 from isoforward.base.config import ExperimentConfig
+from isoforward.base.environment import environment, reference_kernel
 from isoforward.base.errors import BadInput
 from isoforward.base.estimates import interleaved, ratio
-from isoforward.base.hardware import environment, reference_kernel
 from isoforward.base.results import Results, Row, write
 from isoforward.base.stopwatch import Stopwatch, clock_for
 from isoforward.measure.case import Case, batch_of, master_of, row, timed

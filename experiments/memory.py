@@ -21,8 +21,8 @@ from isoforward.app.command_line import claim, run
 from isoforward.app.question import case_of, command_line, tell
 from isoforward.base import units
 from isoforward.base.config import ExperimentConfig, OptimConfig
+from isoforward.base.environment import environment
 from isoforward.base.errors import BadInput
-from isoforward.base.hardware import environment
 from isoforward.base.results import Results, Row, write
 from isoforward.base.subprocesses import Failed
 from isoforward.measure.case import Case, row

@@ -30,7 +30,7 @@ from isoforward.app.question import case_of, command_line, tell
 from isoforward.base import units
 from isoforward.base.config import ExperimentConfig, ModelConfig
 from isoforward.base.datasheets import Hardware, calibrated_here, lookup
-from isoforward.base.hardware import environment
+from isoforward.base.environment import environment
 from isoforward.base.results import Condition, Results, Row, Verdict, read, write
 from isoforward.base.subprocesses import Failed
 from isoforward.measure.case import Case, Laps, apart, record, row, timed

@@ -25,7 +25,7 @@ from isoforward.app.command_line import claim, run
 from isoforward.app.question import case_of, command_line, tell
 from isoforward.base.config import ExperimentConfig, one_of
 from isoforward.base.datasheets import lookup
-from isoforward.base.hardware import environment
+from isoforward.base.environment import environment
 from isoforward.base.results import Results, Row, read, write
 from isoforward.measure.case import Case, Laps, apart, record, row, timed
 from isoforward.measure.train_and_serve import byte_rows, decoding, flop_rows, peak_rows, prefilling

@@ -24,8 +24,8 @@ from isoforward.app.command_line import conf_directory, run, typed, writable
 from isoforward.app.question import ask
 from isoforward.base import units
 from isoforward.base.config import ExperimentConfig, TrainConfig, at_least
+from isoforward.base.environment import environment, reference_kernel
 from isoforward.base.errors import BadInput
-from isoforward.base.hardware import environment, reference_kernel
 from isoforward.base.results import Results, Row, write
 from isoforward.data.corpus import Corpus, prepare
 from isoforward.measure.case import Case, row

@@ -27,8 +27,8 @@ from isoforward.app.command_line import run
 from isoforward.app.question import ask
 from isoforward.base import units
 from isoforward.base.config import ExperimentConfig, TrainerConfig
+from isoforward.base.environment import environment, reference_kernel
 from isoforward.base.estimates import ratio
-from isoforward.base.hardware import environment, reference_kernel
 from isoforward.base.malloc import keep_freed_pages
 from isoforward.base.results import Results, Row, write
 from isoforward.base.stopwatch import clock_for

@@ -25,7 +25,7 @@ from rich.console import Console
 from isoforward.app.train import train
 from isoforward.base.config import TrackingConfig, TrainConfig
 from isoforward.base.errors import BadInput, Integrity, NonFinite, Stopped, StorageFailed
-from isoforward.base.machine import cpu_model
+from isoforward.base.hardware import cpu_model
 from isoforward.base.storage import DONE
 from isoforward.data.tokenizer import Tokenizer
 from isoforward.formats import checkpoint_file

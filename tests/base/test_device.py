@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from isoforward.base import device as module
-from isoforward.base import machine
+from isoforward.base import hardware
 from isoforward.base.config import TrainConfig, TrainerConfig
 from isoforward.base.datasheets import TABLE, Hardware
 from isoforward.base.device import KINDS, CpuDevice, CudaDevice, Device, best_device, device_of
@@ -157,7 +157,7 @@ def test_bf16_is_chosen_only_where_the_machine_has_it_and_it_proves_faster(
 def test_bf16_instructions_are_read_from_the_processors_flags(
     monkeypatch: pytest.MonkeyPatch, cpuinfo: str, capable: bool
 ) -> None:
-    monkeypatch.setattr(machine, "text_of", lambda path: cpuinfo)
+    monkeypatch.setattr(hardware, "read_text", lambda path: cpuinfo)
     assert device_of("cpu").multiplies_bf16() is capable
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from isoforward.base.errors import BadInput
 from isoforward.base.estimates import interleaved, judge, ratio, summarise
-from isoforward.base.machine import processors
+from isoforward.base.hardware import processors
 from isoforward.base.results import Row
 from isoforward.measure.trust import Reading, Watch, judge_trust, look
 

@@ -12,7 +12,7 @@ import pytest
 from isoforward.base import datasheets
 from isoforward.base.datasheets import TABLE, Hardware, calibrated_here, kept_here, lookup, save
 from isoforward.base.errors import BadInput
-from isoforward.base.machine import cpu_model, processors
+from isoforward.base.hardware import cpu_model, processors
 from isoforward.measure.operators import Operator
 from isoforward.plan import calibration
 from isoforward.plan.calibration import (

@@ -29,9 +29,9 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from isoforward.base.environment import environment, reference_kernel
 from isoforward.base.errors import BadInput
 from isoforward.base.estimates import Ratio, interleaved, ratio
-from isoforward.base.hardware import environment, reference_kernel
 from isoforward.base.results import TRAINING, Results, Row, write
 from isoforward.base.stopwatch import Stopwatch, clock_for, spent
 from isoforward.measure.case import Laps, timed

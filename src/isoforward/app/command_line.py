@@ -30,7 +30,7 @@ from isoforward.app.scripts import PACKAGE, read_script
 from isoforward.base import config as schemas
 from isoforward.base.datasheets import lookup
 from isoforward.base.errors import BadInput, Refusal, StorageFailed
-from isoforward.base.hardware import follow_quota, refuse_without_compiler
+from isoforward.base.hardware import follow_quota
 from isoforward.base.locks import InUse, locked
 from isoforward.base.storage import DONE, remove, sha256_of, write_atomically
 from isoforward.base.terminal import print_what_can_be_encoded
@@ -304,7 +304,9 @@ def refuse_what_is_not_here(config: Any) -> None:
     if getattr(config, "hardware", "here") != "here":
         lookup(config.hardware)
     if getattr(config, "compile", False):
-        refuse_without_compiler()
+        from isoforward.base.device import best_device  # and torch with it, which follows the quota
+
+        best_device().refuse_without_compiler()
 
 
 def complain(refusal: Refusal) -> int:

@@ -15,8 +15,8 @@ from rich.console import Console
 import isoforward
 from isoforward.app.command_line import claim
 from isoforward.base.config import ExperimentConfig, ModelConfig, Run
+from isoforward.base.environment import auto_precision
 from isoforward.base.errors import BadInput
-from isoforward.base.hardware import auto_precision
 from isoforward.base.results import Results, read
 from isoforward.base.storage import write_atomically
 from isoforward.base.terminal import say

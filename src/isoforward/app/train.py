@@ -18,8 +18,8 @@ from isoforward.app.command_line import claim
 from isoforward.app.question import call, command_line, conclude, fingerprint_of, fitting, precision_of, tracker_of
 from isoforward.base.config import ModelConfig, TrainConfig
 from isoforward.base.device import best_device
+from isoforward.base.environment import environment as environment_of
 from isoforward.base.errors import BadInput, Integrity, Stopped
-from isoforward.base.hardware import environment as environment_of
 from isoforward.base.memory_readers import held_bytes
 from isoforward.base.results import read, write
 from isoforward.base.storage import TIME_IS_UP, remove, write_atomically

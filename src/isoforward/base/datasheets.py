@@ -15,7 +15,7 @@ from typing import Any
 from isoforward.base.caches import cache_directory
 from isoforward.base.config import one_of
 from isoforward.base.errors import BadInput, Integrity, StorageFailed
-from isoforward.base.machine import cpu_model, processors
+from isoforward.base.hardware import cpu_model, processors
 from isoforward.base.storage import write_atomically
 
 SCHEMA = 1

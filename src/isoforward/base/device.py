@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from isoforward.base import machine
+from isoforward.base import hardware
 from isoforward.base.datasheets import Hardware, calibrated_here, recognise
 from isoforward.base.errors import BadInput
 from isoforward.base.memory_readers import CudaMemory, Memory, ProcessMemory
@@ -153,19 +153,19 @@ class CpuDevice(Device):
 
     @property
     def name(self) -> str:
-        return machine.cpu_model()
+        return hardware.cpu_model()
 
     def peaks(self) -> Hardware | None:
         return calibrated_here()
 
     def multiplies_bf16(self) -> bool:
-        return not {"amx_bf16", "avx512_bf16", "bf16"}.isdisjoint(machine.cpu_flags())
+        return not {"amx_bf16", "avx512_bf16", "bf16"}.isdisjoint(hardware.cpu_flags())
 
     def total_bytes(self) -> int | None:
-        return machine.memory_bytes()
+        return hardware.memory_bytes()
 
     def free_bytes(self) -> int | None:
-        return machine.memory_available_bytes()
+        return hardware.memory_available_bytes()
 
     def missing_compiler(self) -> str | None:
         from torch._inductor.cpp_builder import get_cpp_compiler

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from isoforward.base import stopwatch
 from isoforward.base.config import MeasureConfig, ModelConfig, OptimConfig
+from isoforward.base.environment import environment, reference_kernel
 from isoforward.base.errors import BadInput
 from isoforward.base.estimates import interleaved, summarise
-from isoforward.base.hardware import environment, reference_kernel
 from isoforward.base.results import Condition, Row, write
 from isoforward.base.stopwatch import clock_for
 from isoforward.base.subprocesses import Failed, run_isolated

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 
 from isoforward.base.estimates import summarise
-from isoforward.base.machine import cgroup, processors
+from isoforward.base.hardware import cgroup, processors
 from isoforward.base.results import Condition, Row, Verdict
 
 # What makes numbers hard to believe: the first three are pyperf's.

@@ -20,7 +20,7 @@ from torch import Tensor
 from isoforward.base.caches import cache_directory
 from isoforward.base.config import ModelConfig
 from isoforward.base.errors import StorageFailed
-from isoforward.base.machine import cpu_model
+from isoforward.base.hardware import cpu_model
 from isoforward.base.storage import write_atomically
 from isoforward.model.attention_kernels import attend_plainly
 from isoforward.model.gpt import GPT

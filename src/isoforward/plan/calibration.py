@@ -25,8 +25,8 @@ import torch
 
 from isoforward.base.config import MeasureConfig, ModelConfig
 from isoforward.base.datasheets import Hardware
+from isoforward.base.environment import environment
 from isoforward.base.estimates import interleaved
-from isoforward.base.hardware import environment
 from isoforward.base.malloc import keep_freed_pages
 from isoforward.base.subprocesses import Failed
 from isoforward.formats.export import freeze
