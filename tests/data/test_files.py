@@ -92,6 +92,7 @@ STORED: dict[str, Callable[[], bytes | str]] = {
     "lines.json": json_lines,
     "rows.json.gz": lambda: gzip.compress(json_lines().encode()),
     "rows.jsonl.zst": lambda: zstd(json_lines().encode()[:999]) + zstd(json_lines().encode()[999:]),
+    "rows.jsonl.zstd": lambda: zstd(json_lines().encode()),
     "rows.jsonl.xz": lambda: lzma.compress(json_lines().encode()),
     "rows.JSONL.BZ2": lambda: bz2.compress(json_lines().encode()),
     "array.json": lambda: json.dumps(rows()),

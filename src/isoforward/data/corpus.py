@@ -120,7 +120,8 @@ def _cached(source: Source, config: DataConfig, tokenizer: Tokenizer | None) -> 
 
 def _told(text: dict[str, Any], files: Sequence[str]) -> list[str]:
     empty = f", {text['empty']:,} without text passed over" if text["empty"] else ""
-    of = f"{text['documents']:,} documents{empty}, {text['characters']:,} characters, {text['bytes']:,} bytes"
+    documents = f"{text['documents']:,} document{'s'[: text['documents'] != 1]}{empty}"
+    of = f"{documents}, {text['characters']:,} characters, {text['bytes']:,} bytes"
     return [of, *files]
 
 
