@@ -20,6 +20,7 @@ from isoforward.base.errors import BadInput
 from isoforward.base.results import Results, read
 from isoforward.base.storage import write_atomically
 from isoforward.base.terminal import say
+from isoforward.formats.checkpoint_file import is_checkpoint
 from isoforward.formats.export import find, read_manifest
 from isoforward.measure.case import Case, apart
 from isoforward.serve.inference import find_export
@@ -57,7 +58,7 @@ def case_of(config: ExperimentConfig, experiment: str) -> Case:
     model = config.model
     if config.checkpoint is not None:
         path = find_export(config.checkpoint)
-        if path.is_file():
+        if is_checkpoint(path):
             raise BadInput(f"checkpoint={path} is a training checkpoint; experiments take an export or a run directory")
         export, model = str(path), find(path, verify=False).config
     elif model.source == "transformers":

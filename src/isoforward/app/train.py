@@ -65,7 +65,7 @@ def fresh_or_loaded(config: TrainConfig, corpus: Corpus, dtype: torch.dtype) -> 
             )
         return model
     if config.model.source == "transformers":
-        raise BadInput("model=transformers is measured, not trained; write model=hf for GPT-2 and Llama families")
+        raise BadInput("model=transformers is measured, not trained; write model=hf for the families of model.family")
     if config.model.vocab is not None and config.model.vocab < tokens:
         raise BadInput(f"model.vocab={config.model.vocab} is smaller than the tokenizer's {tokens}; leave it out")
     fresh = dataclasses.replace(config.model, vocab=config.model.vocab or tokens)
