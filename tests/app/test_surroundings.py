@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,11 +50,11 @@ def typed(
 
 def test_variables_of_another_job_make_no_other_run_of_it(tmp_path: Path) -> None:
     """Case: RANK=3 was once a process that trained and said nothing."""
-    stray = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "3", "NODE_RANK": "1"}
+    stray: dict[str, Any] = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "3", "NODE_RANK": "1"}
     out, err = typed(tmp_path, *FAST, "run_dir=run", **stray)
     assert "RANK, LOCAL_RANK, WORLD_SIZE, NODE_RANK: not set by torchrun, so not heeded" in err
     assert "exported to run/export" in out
-    torchrun = {**stray, "TORCHELASTIC_RUN_ID": "job", "LOCAL_WORLD_SIZE": "8"}
+    torchrun: dict[str, Any] = {**stray, "TORCHELASTIC_RUN_ID": "job", "LOCAL_WORLD_SIZE": "8"}
     _, err = typed(tmp_path, *FAST, "run_dir=other", code=2, **torchrun)
     assert "torchrun started 8 processes" in err and "trainer.devices=8" in err
 

@@ -59,9 +59,10 @@ def test_a_resumed_run_draws_what_the_uninterrupted_one_would_have() -> None:
 
 def test_validation_windows_are_in_order_without_overlap() -> None:
     batches = ValidationBatches(COUNTED(30), batch=2, length=4)  # 7 windows
-    assert [len(tokens) for tokens, _ in batches] == [2, 2, 2, 1]
-    assert torch.equal(torch.cat([tokens for tokens, _ in batches]).ravel(), torch.arange(28))
-    assert all(torch.equal(targets, tokens + 1) for tokens, targets in batches)
+    every = [batches[k] for k in range(len(batches))]
+    assert [len(tokens) for tokens, _ in every] == [2, 2, 2, 1]
+    assert torch.equal(torch.cat([tokens for tokens, _ in every]).ravel(), torch.arange(28))
+    assert all(torch.equal(targets, tokens + 1) for tokens, targets in every)
     assert batches.judged.tolist() == [*range(1, 29)]
     assert ValidationBatches(COUNTED(30), batch=2, length=4, windows=3).judged.tolist() == [*range(1, 13)]
 
@@ -70,8 +71,9 @@ def test_validation_windows_are_in_order_without_overlap() -> None:
 def test_what_is_judged_depends_on_no_batch_and_no_number_of_processes(windows: int, batch: int, world: int) -> None:
     def seen(rank: int, batch: int, world: int) -> list[list[int]]:
         shared = ValidationBatches(COUNTED(161), batch=batch, length=4, windows=windows, shard=(rank, world))
-        assert all(0 < len(tokens) <= max(1, batch // world) + 1 for tokens, _ in shared)
-        return [tokens[:, 0].tolist() for tokens, _ in shared]
+        mine = [shared[k][0] for k in range(len(shared))]
+        assert all(0 < len(tokens) <= max(1, batch // world) + 1 for tokens in mine)
+        return [tokens[:, 0].tolist() for tokens in mine]
 
     world = min(world, windows)
     shares = [seen(rank, batch, world) for rank in range(world)]

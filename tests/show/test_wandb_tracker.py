@@ -19,7 +19,7 @@ import pytest
 from isoforward.base.config import TrackingConfig
 from isoforward.base.errors import BadInput
 from isoforward.show import wandb_tracker
-from isoforward.show.wandb_tracker import open_tracker
+from isoforward.show.wandb_tracker import WandbTracker, open_tracker
 from tests.show.planted import PLANTED
 
 SRC = Path(__file__).parents[2] / "src"
@@ -188,7 +188,7 @@ import socket, sys, threading
 from pathlib import Path
 {before}
 from isoforward.base.config import TrackingConfig
-from isoforward.show.wandb_tracker import open_tracker
+from isoforward.show.wandb_tracker import WandbTracker, open_tracker
 config = TrackingConfig(mode={mode!r})
 about = {{"run_dir": Path({run_dir!r}), "job_type": {job_type!r}, "name": "n", "group": "g"}}
 tracker = open_tracker(config, **about, resolved_config={{}})
@@ -469,11 +469,13 @@ def test_its_own_variables_beat_defaults_and_keys_beat_both(tmp_path: Path, monk
     for name, value in {**theirs, "MODE": "offline", "DIR": str(elsewhere), "CACHE_DIR": str(tmp_path / "c")}.items():
         monkeypatch.setenv(f"WANDB_{name}", value)
     about: dict[str, Any] = {"job_type": "train", "name": "n", "group": "g", "resolved_config": {}, "tags": ["train"]}
-    for keys, expected in (
-        ({}, ("mine", "us", "their group", "their name", {"a", "b", "train"})),
-        ({"project": "p", "entity": "e", "group": "k", "tags": ["t"]}, ("p", "e", "k", "their name", {"t", "train"})),
+    typed = TrackingConfig(project="p", entity="e", group="k", tags=["t"])
+    for config, expected in (
+        (TrackingConfig(), ("mine", "us", "their group", "their name", {"a", "b", "train"})),
+        (typed, ("p", "e", "k", "their name", {"t", "train"})),
     ):
-        with open_tracker(TrackingConfig(**keys), run_dir=tmp_path / "run", **about) as tracker:
+        with open_tracker(config, run_dir=tmp_path / "run", **about) as tracker:
+            assert isinstance(tracker, WandbTracker)
             run = tracker.run
             assert (run.project, run.entity, run.group, run.name, set(run.tags)) == expected
             assert run.settings.sync_dir.startswith(str(elsewhere))
