@@ -8,7 +8,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, is_dataclass, replace
 from difflib import get_close_matches
@@ -243,6 +243,7 @@ def run(main: Callable[[Any], None], schema: type, argv: list[str] | None = None
         try:
             built: Any = typed(raw, schema)
             refuse_what_is_not_here(built)
+            refuse_what_is_not_read(script.stem, schema, job.overrides.task)
             if job.mode != RunMode.MULTIRUN or not hasattr(built, "run_dir"):
                 main(built)
                 return
@@ -307,6 +308,20 @@ def refuse_what_is_not_here(config: Any) -> None:
         from isoforward.base.device import best_device  # and torch with it, which follows the quota
 
         best_device().refuse_without_compiler()
+
+
+READS_TEXT = ("precision",)  # questions; all others measure on random tokens
+
+
+def refuse_what_is_not_read(command: str, schema: type, overrides: Sequence[str]) -> None:
+    """A key that changes nothing would make its user believe that it did."""
+    if not issubclass(schema, schemas.ExperimentConfig) or command in READS_TEXT:
+        return
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        text = key.startswith("data.") and key not in ("data.batch", "data.length", "data.source")
+        if text or (key in ("data", "data.source") and value != "synthetic"):
+            raise BadInput(f"{override}: {command} reads no text, it measures on random tokens; leave this key out")
 
 
 def complain(refusal: Refusal) -> int:
