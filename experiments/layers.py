@@ -32,7 +32,8 @@ def kinds(model: GPT, tokens: Tensor) -> dict[str, tuple[nn.Module, Callable[[Te
     """Of one layer each: its module, its forward, its input."""
     block = model.blocks[0]
     hidden = torch.randn(*tokens.shape, model.config.width, device=tokens.device, dtype=model.dtype)
-    rotation = None if model.rotation is None else model.rotation[:, : tokens.shape[1]].to(model.dtype)
+    positions = torch.arange(tokens.shape[1], device=tokens.device)
+    rotation = None if model.rotary is None else model.rotary(positions, model.dtype)
     return {
         "embedding": (model.embedding, lambda x: model.embedding(x).to(model.dtype), tokens),
         "attention": (block.attention, lambda x: block.attention(x, rotation, None, 0, None), hidden),

@@ -9,6 +9,10 @@ SHAPES = {
     "gpt2 without biases": {"family": "gpt2", "bias": False, "tied": False},
     "llama": {"family": "llama"},
     "llama, grouped heads": {"family": "llama", "kv_heads": 2, "tied": False},
+    "qwen2": {"family": "qwen2", "kv_heads": 2},
+    "qwen3": {"family": "qwen3", "kv_heads": 2, "head_dim": 16},
+    "olmo2": {"family": "olmo2", "tied": False},
+    "gemma": {"family": "gemma", "kv_heads": 1, "head_dim": 12},
 }
 
 

@@ -17,6 +17,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -178,13 +179,14 @@ def main(arguments: list[str] | None = None) -> int:
             kills += died
             return died
 
+        def killed_at(number: int, work: Callable[[], object]) -> int:
+            return in_a_fork(at_event(number, work))
+
         def sometime(work: Callable[[], object]) -> int:
             return in_a_fork(work, kill_after_s=draw.uniform(0, length_s))
 
         events = next(
-            number
-            for number in count(step=asked.stride)
-            if not check(f"event {number}", lambda work, number=number: in_a_fork(at_event(number, work)))
+            number for number in count(step=asked.stride) if not check(f"event {number}", partial(killed_at, number))
         )
         print(f"killed at every {asked.stride}. of {events} writes, fsyncs and renames: the same weights")
         for number in range(asked.kills):

@@ -12,7 +12,7 @@ import isoforward
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_site_is_made_without_a_warning_and_fetches_nothing(tmp_path):
+def test_the_site_is_made_without_a_warning_and_fetches_nothing(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs")
     pytest.importorskip("material")
     pytest.importorskip("mkdocstrings")
@@ -27,7 +27,7 @@ def test_the_site_is_made_without_a_warning_and_fetches_nothing(tmp_path):
     assert not fetched
 
 
-def test_the_reference_and_the_page_on_python_have_every_public_name():
+def test_the_reference_and_the_page_on_python_have_every_public_name() -> None:
     python, reference = (ROOT / "docs" / "python.md").read_text(), (ROOT / "docs" / "reference.md").read_text()
     for name in isoforward.__all__:
         assert f"`{name}`" in python

@@ -38,8 +38,9 @@ TINY = [
 def start(script: str, *arguments: str, where: Path) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(where / "cache"), "COLUMNS": "80"}
     command = [sys.executable, str(ROOT / script), *arguments]
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=where, env=environment, **streams)
+    return subprocess.Popen(
+        command, cwd=where, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def command(script: str, *arguments: str, where: Path, code: int = 0) -> tuple[str, str]:
@@ -56,7 +57,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return where, out
 
 
-def test_training_leaves_one_directory_with_everything_in_it(trained):
+def test_training_leaves_one_directory_with_everything_in_it(trained: tuple[Path, str]) -> None:
     where, out = trained
     latest = where / "runs" / "latest"
     assert latest.is_symlink()
@@ -75,7 +76,7 @@ def test_training_leaves_one_directory_with_everything_in_it(trained):
     assert max(map(len, out.partition("What does")[2].partition("rows  ")[0].splitlines())) <= 80
 
 
-def test_the_rows_say_that_both_lives_ran_the_same_forward(trained):
+def test_the_rows_say_that_both_lives_ran_the_same_forward(trained: tuple[Path, str]) -> None:
     results = read(trained[0] / "runs" / "latest" / "results.jsonl")
     comparison = compare(results)
     assert comparison.flops_ratio == pytest.approx(3.0, abs=0.01)  # backward is twice forward (PaLM, appendix B)
@@ -84,7 +85,7 @@ def test_the_rows_say_that_both_lives_ran_the_same_forward(trained):
     assert len(results.environments) == 1
 
 
-def test_the_report_opens_alone(trained):
+def test_the_report_opens_alone(trained: tuple[Path, str]) -> None:
     report = (trained[0] / "runs" / "latest" / "report.html").read_text(encoding="utf-8")
     assert "Training this model costs" in report
     assert len(report) < 1.5e6
@@ -93,18 +94,15 @@ def test_the_report_opens_alone(trained):
 @pytest.mark.parametrize(
     "checkpoint", ["runs/latest", "runs/latest/export", "runs/latest/checkpoints/last-000008.ckpt"]
 )
-def test_text_comes_from_every_kind_of_checkpoint(trained, checkpoint):
+def test_text_comes_from_every_kind_of_checkpoint(trained: tuple[Path, str], checkpoint: str) -> None:
     asked = [f"checkpoint={checkpoint}", "prompt=ROMEO:", "temperature=0", "max_new_tokens=12"]
     out, err = command("generate.py", *asked, where=trained[0])
-    assert (
-        out
-        == "ROMEO:" + load(trained[0] / "runs" / "latest").generate("ROMEO:", temperature=0, max_new_tokens=12) + "\n"
-    )
+    assert out == f"ROMEO:{load(trained[0] / 'runs' / 'latest').generate('ROMEO:', temperature=0, max_new_tokens=12)}\n"
     assert "TTFT" in err
     assert "tokens/s" in err
 
 
-def test_explain_shows_every_forward_pass(trained):
+def test_explain_shows_every_forward_pass(trained: tuple[Path, str]) -> None:
     _, err = command("generate.py", "prompt=ROMEO:", "explain=true", "max_new_tokens=3", where=trained[0])
     lines = [line for line in err.splitlines() if " sees " in line]
     assert [line.split()[:4] for line in lines] == [
@@ -114,7 +112,7 @@ def test_explain_shows_every_forward_pass(trained):
     ]
 
 
-def test_an_experiment_runs_on_the_trained_model(trained):
+def test_an_experiment_runs_on_the_trained_model(trained: tuple[Path, str]) -> None:
     asked = ["checkpoint=runs/latest", "data.length=32", "data.batch=2", "measure=quick", "measure.prompt=8"]
     out, _ = command("experiments/phase_costs.py", *asked, "tracking=none", "run_dir=runs/question", where=trained[0])
     assert "whole step" in out
@@ -123,7 +121,9 @@ def test_an_experiment_runs_on_the_trained_model(trained):
     assert row.value == 0
 
 
-def test_training_again_gives_the_same_weights_and_measuring_changes_nothing(trained, tmp_path):
+def test_training_again_gives_the_same_weights_and_measuring_changes_nothing(
+    trained: tuple[Path, str], tmp_path: Path
+) -> None:
     command("train.py", *TINY, "trainer.max_steps=8", "measure.enabled=false", "data.workers=2", where=tmp_path)
     manifests = [
         json.loads((where / "runs/latest/export/manifest.json").read_text()) for where in (trained[0], tmp_path)
@@ -131,7 +131,7 @@ def test_training_again_gives_the_same_weights_and_measuring_changes_nothing(tra
     assert manifests[0]["fingerprint"] == manifests[1]["fingerprint"]
 
 
-def test_a_run_that_was_killed_goes_on_to_the_same_weights(trained, tmp_path):
+def test_a_run_that_was_killed_goes_on_to_the_same_weights(trained: tuple[Path, str], tmp_path: Path) -> None:
     """Killed once a checkpoint is there; what it resumes to is the uninterrupted run, bit for bit."""
     asked = [*TINY, "trainer.max_steps=8", "run_dir=runs/killed", "measure.enabled=false"]
     process = start("train.py", *asked, where=tmp_path)
@@ -154,7 +154,9 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(trained, tmp_path):
 
 
 @pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
-def test_two_processes_train_the_weights_that_one_does(trained, strategy, tmp_path):
+def test_two_processes_train_the_weights_that_one_does(
+    trained: tuple[Path, str], strategy: str, tmp_path: Path
+) -> None:
     """Up to rounding: what one process sums over the batch, two sum over halves. One directory, written by rank 0."""
     asked = ["trainer.max_steps=8", "measure.enabled=false", "trainer.accelerator=cpu", "trainer.accumulate=2"]
     shared = ["trainer.devices=2", f"trainer.strategy={strategy}"]
@@ -168,7 +170,7 @@ def test_two_processes_train_the_weights_that_one_does(trained, strategy, tmp_pa
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_leaves_a_checkpoint_to_go_on_from(number, code, tmp_path):
+def test_a_signal_leaves_a_checkpoint_to_go_on_from(number: int, code: int, tmp_path: Path) -> None:
     process = start("train.py", *TINY, "trainer.max_steps=100000", "run_dir=runs/stopped", where=tmp_path)
     checkpoints = tmp_path / "runs" / "stopped" / "checkpoints"
     while process.poll() is None and not list(checkpoints.glob("last-*.ckpt")):
@@ -189,14 +191,16 @@ def test_a_signal_leaves_a_checkpoint_to_go_on_from(number, code, tmp_path):
         ("experiments/phase_costs.py", ["checkpoint=nowhere"], 2, "checkpoint=nowhere does not exist"),
     ],
 )
-def test_bad_input_ends_with_one_message_and_leaves_nothing(script, arguments, code, said, tmp_path):
+def test_bad_input_ends_with_one_message_and_leaves_nothing(
+    script: str, arguments: list[str], code: int, said: str, tmp_path: Path
+) -> None:
     _, err = command(script, *arguments, where=tmp_path, code=code)
     assert said in err
     assert "Traceback" not in err
     assert not (tmp_path / "runs").exists()
 
 
-def test_an_empty_or_too_short_corpus_is_refused_with_its_length(tmp_path):
+def test_an_empty_or_too_short_corpus_is_refused_with_its_length(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "short.txt").write_text("To be, or not to be")
     for name in ("empty.txt", "short.txt"):
@@ -205,7 +209,7 @@ def test_an_empty_or_too_short_corpus_is_refused_with_its_length(tmp_path):
         assert not (tmp_path / "runs").exists()
 
 
-def test_an_export_that_was_changed_is_refused_by_name(trained, tmp_path):
+def test_an_export_that_was_changed_is_refused_by_name(trained: tuple[Path, str], tmp_path: Path) -> None:
     export = trained[0] / "runs" / "latest" / "export"
     for path in export.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
@@ -216,19 +220,19 @@ def test_an_export_that_was_changed_is_refused_by_name(trained, tmp_path):
     assert "model.safetensors" in err
 
 
-def test_a_run_directory_is_never_overwritten(trained):
+def test_a_run_directory_is_never_overwritten(trained: tuple[Path, str]) -> None:
     _, err = command("train.py", *TINY, "run_dir=runs/latest", where=trained[0], code=2)
     assert "holds a run already" in err
 
 
-def test_a_run_goes_on_only_under_the_config_it_began_with(trained):
+def test_a_run_goes_on_only_under_the_config_it_began_with(trained: tuple[Path, str]) -> None:
     _, err = command(
         "train.py", *TINY, "trainer.max_steps=8", "optim.lr=1", "trainer.resume=runs/latest", where=trained[0], code=2
     )
     assert "optim.lr=1.0 (began with 0.003)" in err
 
 
-def test_a_sweep_gives_each_case_its_directory(tmp_path):
+def test_a_sweep_gives_each_case_its_directory(tmp_path: Path) -> None:
     command("train.py", *TINY, "trainer.max_steps=2", "measure.enabled=false", "-m", "seed=1,2", where=tmp_path)
     (sweep,) = (path for path in (tmp_path / "runs").iterdir() if path.name.endswith("_sweep"))
     prints = {json.loads((sweep / case / "export" / "manifest.json").read_text())["fingerprint"] for case in "01"}
@@ -236,7 +240,9 @@ def test_a_sweep_gives_each_case_its_directory(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_sweep_runs_as_jobs_of_a_launcher_and_a_failed_job_is_heard_of(trained, tmp_path, monkeypatch):
+def test_a_sweep_runs_as_jobs_of_a_launcher_and_a_failed_job_is_heard_of(
+    trained: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """submitit's local executor takes the jobs that its Slurm one does; what Slurm sets in a job is set here too."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     for name, value in {

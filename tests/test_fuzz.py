@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 from isoforward.base import results
 from isoforward.base.errors import Refusal
 from isoforward.base.results import Environment, Row, Verdict
+from isoforward.base.storage import sha256_of
 from isoforward.data.tokenizer import Tokenizer
 from isoforward.formats import checkpoint_file, export
 from isoforward.model.gpt import GPT
@@ -199,7 +200,7 @@ def remanifested(directory: Path) -> None:
     with suppress(ValueError, TypeError, AttributeError, LookupError, RecursionError, OSError):
         manifest = json.loads(path.read_text())
         for name in manifest["files"]:
-            manifest["files"][name] = export.sha256_of(directory / Path(name).name)
+            manifest["files"][name] = sha256_of(directory / Path(name).name)
         manifest["sha256"] = export.digest_of(manifest)
         path.write_text(json.dumps(manifest))
 

@@ -19,13 +19,13 @@ PAGE = gallery.PAGE.read_text("utf-8")
 RECORDED = {path.name: read(path / "results.jsonl") for path in sorted(gallery.RECORDED.iterdir())}
 
 
-def test_every_question_is_recorded():
+def test_every_question_is_recorded() -> None:
     asked = {row.experiment for results in RECORDED.values() for row in results.rows}
     assert set(scripts()) - set(SCRIPTS) - asked == set()
 
 
 @pytest.mark.parametrize("name", RECORDED)
-def test_a_recorded_run_is_on_the_page_with_its_answer_picture_and_command(name):
+def test_a_recorded_run_is_on_the_page_with_its_answer_picture_and_command(name: str) -> None:
     results = RECORDED[name]
     said = " ".join(PAGE.split())
     assert " ".join((gallery.RECORDED / name / "answer.txt").read_text("utf-8").split()) in said
@@ -35,22 +35,22 @@ def test_a_recorded_run_is_on_the_page_with_its_answer_picture_and_command(name)
     assert (gallery.PICTURES / f"{name}.svg").read_text("utf-8").count("<text") > 5
 
 
-def test_the_page_is_what_the_recorded_rows_make():
+def test_the_page_is_what_the_recorded_rows_make() -> None:
     assert gallery.page(RECORDED) == PAGE
 
 
 @pytest.mark.parametrize("path", gallery.TABLES, ids=lambda path: path.name)
-def test_the_tables_of_questions_are_those_of_their_files(path):
+def test_the_tables_of_questions_are_those_of_their_files(path: Path) -> None:
     text = path.read_text("utf-8")
     assert gallery.with_table(text) == text
     assert gallery.table() in text
 
 
-def test_the_pictures_of_the_repository_are_small():
+def test_the_pictures_of_the_repository_are_small() -> None:
     assert sum(path.stat().st_size for path in gallery.PICTURES.iterdir()) < 1_000_000
 
 
 @pytest.mark.parametrize("name", RECORDED)
-def test_nothing_recorded_names_a_place_of_its_machine(name):
+def test_nothing_recorded_names_a_place_of_its_machine(name: str) -> None:
     for path in (gallery.RECORDED / name).iterdir():
         assert not re.search(r"""[\s="']/\w+/""", path.read_text("utf-8"))

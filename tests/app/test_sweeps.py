@@ -43,10 +43,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def reason(case: Path) -> str | None:
+def reason(case: Path) -> str:
     (row,) = read(case / "results.jsonl").rows
     assert row.provenance == "unavailable"
-    return row.reason
+    return str(row.reason)
 
 
 def test_rows_24_and_25_a_case_that_dies_is_a_row_and_what_is_finished_is_never_done_again(here: Path) -> None:

@@ -1,9 +1,7 @@
 from pathlib import Path
 
-import platformdirs
 import pytest
 
-from isoforward.base import caches
 from isoforward.base.caches import cache_directory
 from isoforward.base.errors import StorageFailed
 
@@ -20,7 +18,6 @@ def test_a_user_without_a_home_is_told_which_variable_helps(monkeypatch: pytest.
     def homeless(*_: object, **__: object) -> Path:
         raise RuntimeError("could not determine the home directory")
 
-    assert caches.user_cache_path is platformdirs.user_cache_path
-    monkeypatch.setattr(caches, "user_cache_path", homeless)
+    monkeypatch.setattr("isoforward.base.caches.user_cache_path", homeless)
     with pytest.raises(StorageFailed, match="set XDG_CACHE_HOME"):
         cache_directory()

@@ -10,8 +10,8 @@ from isoforward.base.errors import BadInput
 
 def test_what_is_left_out_follows_the_family() -> None:
     gpt2, llama = ModelConfig(width=768, heads=12), ModelConfig(family="llama", width=4096, heads=32)
-    assert gpt2.ffn_width == 3072 and gpt2.has_bias and gpt2.kv_head_count == 12
-    assert llama.ffn_width == 10944 and not llama.has_bias  # 8/3 of the width, up to a multiple of 64
+    assert gpt2.ffn_width == 3072 and gpt2.architecture.biased("qkv") and gpt2.kv_head_count == 12
+    assert llama.ffn_width == 10944 and not llama.architecture.biased("qkv")  # 8/3 of the width, up to a multiple of 64
     assert dataclasses.replace(llama, kv_heads=8).kv_width == 8 * 128
 
 

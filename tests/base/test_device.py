@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 from isoforward.base import device as module
+from isoforward.base import hardware
 from isoforward.base.config import TrainConfig, TrainerConfig
 from isoforward.base.datasheets import TABLE, Hardware
 from isoforward.base.device import KINDS, CpuDevice, CudaDevice, Device, best_device, device_of
 from isoforward.base.errors import BadInput
 from isoforward.base.memory_readers import Unmeasured
-from isoforward.base.results import Condition
 from isoforward.base.stopwatch import Stopwatch, clock_for, spent
+from isoforward.base.vocabulary import Condition
 from isoforward.measure.memory_ledger import inference_ledger
 from isoforward.model.gpt import GPT
 from isoforward.train.distributed import refuse_what_cannot_be_shared
@@ -115,6 +120,63 @@ def test_the_processor_has_memory_and_shares_it_with_any_number_of_processes() -
     assert 0 < free <= total
     assert cpu.count() is None
     assert spent(cpu, lambda: None) >= 0
+
+
+@pytest.mark.parametrize(
+    ("capable", "bf16_s", "precision", "why"),
+    [
+        (False, 0.001, "fp32", "no bf16 instructions"),
+        (True, 0.004, "fp32", "2.00 x the time"),
+        (True, 0.00195, "fp32", "0.97 x the time"),
+        (True, 0.0005, "bf16", "0.25 x the time"),
+    ],
+)
+def test_bf16_is_chosen_only_where_the_machine_has_it_and_it_proves_faster(
+    monkeypatch: pytest.MonkeyPatch, capable: bool, bf16_s: float, precision: str, why: str
+) -> None:
+    def planted(device: Device, dtype: torch.dtype = torch.float32) -> Callable[[], float]:
+        return lambda: {torch.float32: 0.002, torch.bfloat16: bf16_s}[dtype]
+
+    monkeypatch.setattr(CpuDevice, "reference_kernel", planted)
+    monkeypatch.setattr(CpuDevice, "multiplies_bf16", lambda device: capable)
+    chosen, reason = CpuDevice(torch.device("cpu")).quicker_precision
+    assert chosen == precision
+    assert why in reason
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "capable"),
+    [
+        ("flags\t\t: fpu avx512f avx512_bf16 amx_tile\n", True),
+        ("flags\t\t: fpu avx512f amx_bf16\n", True),
+        ("Features\t: fp asimd i8mm bf16\n", True),
+        ("flags\t\t: fpu avx512f avx512_vnni\n", False),
+        ("", False),
+    ],
+)
+def test_bf16_instructions_are_read_from_the_processors_flags(
+    monkeypatch: pytest.MonkeyPatch, cpuinfo: str, capable: bool
+) -> None:
+    monkeypatch.setattr(hardware, "read_text", lambda path: cpuinfo)
+    assert device_of("cpu").multiplies_bf16() is capable
+
+
+def test_choosing_a_precision_draws_no_random_number() -> None:
+    before = torch.get_rng_state()
+    assert device_of("cpu").reference_kernel()() > 0
+    assert device_of("cpu").reference_kernel(torch.bfloat16)() > 0
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_compile_without_a_compiler_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    code = "from isoforward.base.device import device_of; device_of('cpu').refuse_without_compiler()"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "CXX": "/none", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert "BadInput: compile=true needs a C++ compiler, and CXX=/none does not run here" in done.stderr
 
 
 @pytest.mark.gpu

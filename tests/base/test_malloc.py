@@ -20,5 +20,5 @@ def faults(how: str) -> int:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
-def test_a_large_block_that_was_freed_is_had_again_without_asking_for_its_pages():
+def test_a_large_block_that_was_freed_is_had_again_without_asking_for_its_pages() -> None:
     assert faults("kept") < faults("given back") / 10

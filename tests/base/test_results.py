@@ -48,7 +48,7 @@ ROW = Row(
     conditions={"family": "gpt2", "batch": 8, "lr": 0.5, "compile": False, "dtype": None},
     environment="abc",
 )
-NO_INTERVAL = dict.fromkeys(("low", "high", "interval", "confidence"))
+NO_INTERVAL: dict[str, Any] = dict.fromkeys(("low", "high", "interval", "confidence"))
 ENVIRONMENT = Environment(
     id="abc",
     command="python train.py",
@@ -360,7 +360,7 @@ def test_a_comparison_survives_the_file_and_judges_its_rows_either_way_round(tmp
 
 
 @pytest.mark.parametrize("changes", [{"experiment": "another"}, {"environment": "elsewhere"}], ids=str)
-def test_a_comparison_of_another_experiment_or_place_judges_no_rows_of_this_one(changes: dict[str, str]) -> None:
+def test_a_comparison_of_another_experiment_or_place_judges_no_rows_of_this_one(changes: dict[str, Any]) -> None:
     rows = [timed("forward", *PAIRS[0]), timed("backward", *PAIRS[0])]
     found = planted.results_of(rows, [replace(COMPARED, **changes)])
     assert found.judge(rows[1], rows[0]).ratio.value == pytest.approx(1.0)

@@ -1,3 +1,6 @@
+from contextlib import AbstractContextManager
+from typing import Any
+
 import pytest
 import torch
 
@@ -23,7 +26,7 @@ class Ticking:
         pass
 
 
-def test_time_inside_a_phase_is_its_own_and_time_between_phases_is_residual():
+def test_time_inside_a_phase_is_its_own_and_time_between_phases_is_residual() -> None:
     clock = Ticking()
     watch = Stopwatch(clock)
     with watch.step():
@@ -37,7 +40,7 @@ def test_time_inside_a_phase_is_its_own_and_time_between_phases_is_residual():
     assert watch.laps() == [{"forward": 10, "backward": 20, "residual": 7, "step": 37}]
 
 
-def test_a_phase_entered_twice_is_summed_and_one_not_entered_is_absent():
+def test_a_phase_entered_twice_is_summed_and_one_not_entered_is_absent() -> None:
     clock = Ticking()
     watch = Stopwatch(clock)
     with watch.step():
@@ -49,7 +52,7 @@ def test_a_phase_entered_twice_is_summed_and_one_not_entered_is_absent():
     assert "backward" not in lap
 
 
-def test_laps_are_given_once():
+def test_laps_are_given_once() -> None:
     watch = Stopwatch(Ticking())
     with watch.step():
         pass
@@ -58,25 +61,25 @@ def test_laps_are_given_once():
 
 
 @pytest.mark.parametrize("planted", ["forward", "loss", "backward", "optimizer"])
-def test_time_planted_in_a_phase_of_the_real_step_is_found_there_and_nowhere_else(planted, tokens, monkeypatch):
+def test_time_planted_in_a_phase_of_the_real_step_is_found_there_and_nowhere_else(
+    planted: str, tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The clock stands still but for what is planted, so that the account is exact."""
     clock = Ticking()
     watch = Stopwatch(clock)
 
-    def late(name: str):
+    def late(name: str) -> AbstractContextManager[object]:
         span = watch(name)
         if name != planted:
             return span
-        leave = span.__exit__
-        span.spend = lambda: setattr(clock, "now_s", clock.now_s + 5)
 
-        class Late:
+        class Late(AbstractContextManager[None]):
             def __enter__(self) -> None:
                 span.__enter__()
 
-            def __exit__(self, *error: object) -> None:
-                span.spend()
-                leave(*error)
+            def __exit__(self, *error: Any) -> None:
+                clock.now_s += 5
+                span.__exit__(*error)
 
         return Late()
 

@@ -6,6 +6,8 @@ import resource
 import signal
 import subprocess
 import sys
+from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -13,21 +15,21 @@ from isoforward.base.errors import StorageFailed
 from isoforward.base.storage import remove, remove_partials, sha256_of, write_atomically
 
 
-def names(directory):
+def names(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
 
 
-def test_what_is_written_is_there_and_nothing_else(tmp_path):
+def test_what_is_written_is_there_and_nothing_else(tmp_path: Path) -> None:
     write_atomically(tmp_path / "new" / "file", lambda file: file.write(b"hello"))
     assert (tmp_path / "new" / "file").read_bytes() == b"hello"
     assert names(tmp_path / "new") == ["file"]
 
 
-def test_a_writer_that_fails_leaves_what_was_there(tmp_path):
+def test_a_writer_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")
 
-    def fail(file):
+    def fail(file: BinaryIO) -> None:
         file.write(b"half of the n")
         raise KeyboardInterrupt
 
@@ -37,10 +39,12 @@ def test_a_writer_that_fails_leaves_what_was_there(tmp_path):
     assert names(tmp_path) == ["file"]
 
 
-def test_contents_reach_the_disk_before_the_name_and_the_name_before_the_return(tmp_path, monkeypatch):
+def test_contents_reach_the_disk_before_the_name_and_the_name_before_the_return(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     order = []
 
-    def note(name):
+    def note(name: str) -> None:
         real = getattr(os, name)
         monkeypatch.setattr(
             os, name, lambda *given: (order.append((name, path.exists() and path.read_bytes())), real(*given))[1]
@@ -53,7 +57,7 @@ def test_contents_reach_the_disk_before_the_name_and_the_name_before_the_return(
     assert order == [("fsync", b"old"), ("fsync", b"new")]  # of the file, then of the directory
 
 
-def test_too_large_a_file_is_a_storage_failure_that_names_it(tmp_path):
+def test_too_large_a_file_is_a_storage_failure_that_names_it(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")
     before, signal_before = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -68,7 +72,7 @@ def test_too_large_a_file_is_a_storage_failure_that_names_it(tmp_path):
     assert names(tmp_path) == ["file"]
 
 
-def test_a_place_that_takes_no_files_is_a_storage_failure(tmp_path):
+def test_a_place_that_takes_no_files_is_a_storage_failure(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StorageFailed, match="below could not be written"):
         write_atomically(tmp_path / "file" / "below", lambda file: file.write(b"x"))
@@ -90,7 +94,7 @@ except StorageFailed as error:
 @pytest.mark.parametrize(
     ("remount", "reason"), [("", errno.ENOSPC), ("mount -o remount,ro,size=64k small &&", errno.EROFS)]
 )
-def test_a_full_or_read_only_filesystem_keeps_what_it_had(tmp_path, remount, reason):
+def test_a_full_or_read_only_filesystem_keeps_what_it_had(tmp_path: Path, remount: str, reason: int) -> None:
     if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
         pytest.skip("no namespace to mount a small filesystem in")
     (tmp_path / "small").mkdir()
@@ -100,20 +104,20 @@ def test_a_full_or_read_only_filesystem_keeps_what_it_had(tmp_path, remount, rea
     assert done.stdout == f"{reason} b'old' ['file']\n", done.stderr
 
 
-def test_what_killed_writers_left_is_swept_and_nothing_else(tmp_path):
+def test_what_killed_writers_left_is_swept_and_nothing_else(tmp_path: Path) -> None:
     for name in (".a.ckpt.0a1b2c3d.partial", "a.ckpt", ".hidden"):
         (tmp_path / name).write_bytes(b"")
     remove_partials(tmp_path)
     assert names(tmp_path) == [".hidden", "a.ckpt"]
 
 
-def test_removing_what_is_gone_is_no_failure(tmp_path):
+def test_removing_what_is_gone_is_no_failure(tmp_path: Path) -> None:
     remove(tmp_path / "never")
     with pytest.raises(StorageFailed, match="could not be removed"):
         remove(tmp_path)
 
 
-def test_sha256_is_that_of_the_standard(tmp_path):
+def test_sha256_is_that_of_the_standard(tmp_path: Path) -> None:
     (tmp_path / "abc").write_bytes(b"abc")
     fips_180_2 = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert sha256_of(tmp_path / "abc") == fips_180_2

@@ -55,7 +55,7 @@ def leave(code: int) -> None:
 
 
 def not_picklable() -> object:
-    return (number for number in ())
+    return (letter for letter in "")
 
 
 class Unreadable:

@@ -58,18 +58,31 @@ def test_a_resumed_run_draws_what_the_uninterrupted_one_would_have() -> None:
 
 
 def test_validation_windows_are_in_order_without_overlap() -> None:
-    batches = ValidationBatches(COUNTED(30), batch=2, length=4)  # 7 windows: 3 batches, one window left over
-    assert len(batches) == 3
-    tokens = torch.cat([batches[k][0] for k in range(3)])
-    assert torch.equal(tokens.ravel(), torch.arange(24))
-    assert torch.equal(batches[2][1], batches[2][0] + 1)
-    assert len(ValidationBatches(COUNTED(30), batch=2, length=4, count=1)) == 1
+    batches = ValidationBatches(COUNTED(30), batch=2, length=4)  # 7 windows
+    every = [batches[k] for k in range(len(batches))]
+    assert [len(tokens) for tokens, _ in every] == [2, 2, 2, 1]
+    assert torch.equal(torch.cat([tokens for tokens, _ in every]).ravel(), torch.arange(28))
+    assert all(torch.equal(targets, tokens + 1) for tokens, targets in every)
+    assert batches.judged.tolist() == [*range(1, 29)]
+    assert ValidationBatches(COUNTED(30), batch=2, length=4, windows=3).judged.tolist() == [*range(1, 13)]
 
 
-def test_a_small_validation_part_is_one_smaller_batch() -> None:
-    batches = ValidationBatches(COUNTED(9), batch=16, length=4)
-    assert len(batches) == 1
-    assert torch.equal(batches[0][0], torch.tensor([[0, 1, 2, 3], [4, 5, 6, 7]]))
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 6))
+def test_what_is_judged_depends_on_no_batch_and_no_number_of_processes(windows: int, batch: int, world: int) -> None:
+    def seen(rank: int, batch: int, world: int) -> list[list[int]]:
+        shared = ValidationBatches(COUNTED(161), batch=batch, length=4, windows=windows, shard=(rank, world))
+        mine = [shared[k][0] for k in range(len(shared))]
+        assert all(0 < len(tokens) <= max(1, batch // world) + 1 for tokens in mine)
+        return [tokens[:, 0].tolist() for tokens in mine]
+
+    world = min(world, windows)
+    shares = [seen(rank, batch, world) for rank in range(world)]
+    assert len({len(share) for share in shares}) == 1  # as many batches each: they wait for each other
+    assert sorted(start for share in shares for rows in share for start in rows) == [*range(0, 4 * windows, 4)]
+
+
+def test_a_validation_part_without_a_window_for_each_is_refused() -> None:
     assert ValidationBatches(COUNTED(9), batch=16, length=4, shard=(1, 2))[0][0].tolist() == [[4, 5, 6, 7]]
-    with pytest.raises(BadInput, match="4 tokens"):
-        ValidationBatches(COUNTED(4), batch=1, length=4)
+    for tokens, world in ((4, 1), (9, 3)):
+        with pytest.raises(BadInput, match=f"{tokens} tokens"):
+            ValidationBatches(COUNTED(tokens), batch=16, length=4, shard=(0, world))

@@ -92,6 +92,7 @@ STORED: dict[str, Callable[[], bytes | str]] = {
     "lines.json": json_lines,
     "rows.json.gz": lambda: gzip.compress(json_lines().encode(), mtime=0),
     "rows.jsonl.zst": lambda: zstd(json_lines().encode()[:999]) + zstd(json_lines().encode()[999:]),
+    "rows.jsonl.zstd": lambda: zstd(json_lines().encode()),
     "rows.jsonl.xz": lambda: lzma.compress(json_lines().encode()),
     "rows.JSONL.BZ2": lambda: bz2.compress(json_lines().encode()),
     "array.json": lambda: json.dumps(rows()),
@@ -137,7 +138,7 @@ def test_the_same_rows_are_the_same_corpus_however_they_are_stored(
 @pytest.mark.parametrize("name", ["book.txt", "book.md", "BOOK", "book.txt.gz", "book.xz", "book.zst", "book.rst"])
 def test_a_text_file_is_one_document_whatever_it_is_called_and_packed_in(name: str, tmp_path: Path) -> None:
     whole = "# Title\n\nnull, [NA] and \u2028 are text\n" * 50
-    packers = {"gz": gzip.compress, "xz": lzma.compress, "zst": zstd}
+    packers: dict[str, Callable[[bytes], bytes]] = {"gz": gzip.compress, "xz": lzma.compress, "zst": zstd}
     content = packers.get(name.rpartition(".")[2], bytes)(whole.encode())
     beside = written(tmp_path / "a", "row.json", json.dumps([{"text": whole}]))
     assert prepared(tmp_path, written(tmp_path / "b", name, content)).hash == prepared(tmp_path, beside).hash
@@ -207,7 +208,11 @@ def test_only_the_wanted_column_is_looked_at(tmp_path: Path) -> None:
         ("a.csv", "id;body\n1;one\n", r"a\.csv has no column text; write data\.column=, one of id, body"),
         ("a.parquet", b"PAR1 and no more", r"a\.parquet could not be read: "),
         ("a.arrow", b"nothing of the kind", r"a\.arrow could not be read: "),
-        ("a.txt.gz", gzip.compress(b"text" * 999, mtime=0)[:-9], r"a\.txt\.gz could not be read: Compressed file ended"),
+        (
+            "a.txt.gz",
+            gzip.compress(b"text" * 999, mtime=0)[:-9],
+            r"a\.txt\.gz could not be read: Compressed file ended",
+        ),
         ("a.txt.zst", zstd(b"text" * 999)[:-9], r"a\.txt\.zst could not be read: Truncated"),
         ("a.jsonl.xz", b"no xz", r"a\.jsonl\.xz could not be read: "),
         ("a.txt", "text".encode("utf-16"), r"a\.txt is UTF-16; convert it first \(iconv -f utf-16"),

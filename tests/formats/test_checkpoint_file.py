@@ -7,8 +7,10 @@ import resource
 import signal
 import struct
 import warnings
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +24,7 @@ from isoforward.formats.checkpoint_file import PIECE, load, newest_good, save, v
 from tests.kill import at_event, in_a_fork
 
 
-def state_at(step: int) -> dict[str, object]:
+def state_at(step: int) -> dict[str, Any]:
     weights = torch.randn(300, 10, generator=torch.Generator().manual_seed(step))
     return {"global_step": step, "state_dict": {"weight": weights}}
 
@@ -56,19 +58,19 @@ states = st.recursive(
 
 @settings(max_examples=80, deadline=None)
 @given(st.dictionaries(st.sampled_from(["a", "a/0", "$tuple", "__metadata__"]), states))
-def test_what_comes_back_is_what_went_in(tmp_path_factory, state):
+def test_what_comes_back_is_what_went_in(tmp_path_factory: pytest.TempPathFactory, state: dict[str, Any]) -> None:
     path = tmp_path_factory.getbasetemp() / "state.ckpt"
     save(path, state)
     assert same(load(path), state)
 
 
-def test_an_optimizer_goes_on_from_a_file_as_if_it_had_not_stopped(tmp_path):
-    def fresh():
+def test_an_optimizer_goes_on_from_a_file_as_if_it_had_not_stopped(tmp_path: Path) -> None:
+    def fresh() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
         torch.manual_seed(0)
         model = torch.nn.Sequential(torch.nn.Linear(7, 5), torch.nn.Dropout(0.5), torch.nn.Linear(5, 3))
         return model, torch.optim.AdamW(model.parameters(), lr=0.01, fused=True)
 
-    def step(model, optimizer):
+    def step(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
         model(torch.randn(4, 7)).square().sum().backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -91,7 +93,7 @@ def test_an_optimizer_goes_on_from_a_file_as_if_it_had_not_stopped(tmp_path):
     assert same(its_optimizer.state_dict(), optimizer.state_dict())
 
 
-def test_tied_tensors_are_written_once_and_come_back_tied(tmp_path):
+def test_tied_tensors_are_written_once_and_come_back_tied(tmp_path: Path) -> None:
     weight = torch.randn(1000, 100)
     save(tmp_path / "state.ckpt", {"embedding": weight, "unembedding": weight, "transposed": weight.T})
     assert (tmp_path / "state.ckpt").stat().st_size < 2.1 * 400_000  # twice, since the transpose is another tensor
@@ -100,17 +102,17 @@ def test_tied_tensors_are_written_once_and_come_back_tied(tmp_path):
     assert torch.equal(back["transposed"], weight.T)
 
 
-def test_other_tools_can_read_the_tensors(tmp_path):
+def test_other_tools_can_read_the_tensors(tmp_path: Path) -> None:
     save(tmp_path / "state.ckpt", state_at(5))
     assert torch.equal(load_file(tmp_path / "state.ckpt")["state_dict/weight"], state_at(5)["state_dict"]["weight"])
 
 
-def test_only_the_keys_asked_for_are_loaded(tmp_path):
+def test_only_the_keys_asked_for_are_loaded(tmp_path: Path) -> None:
     save(tmp_path / "state.ckpt", state_at(5) | {"optimizer": torch.zeros(9)})
     assert load(tmp_path / "state.ckpt", only=("global_step", "absent")) == {"global_step": 5}
 
 
-def test_a_loaded_tensor_is_no_window_on_the_file(tmp_path):
+def test_a_loaded_tensor_is_no_window_on_the_file(tmp_path: Path) -> None:
     path = tmp_path / "state.ckpt"
     save(path, {"weight": torch.zeros(1000)})
     weight = load(path)["weight"]
@@ -123,7 +125,7 @@ def test_a_loaded_tensor_is_no_window_on_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("value", "name"), [(object(), "a/0, a object"), (torch.zeros(1, dtype=torch.complex64), "a/0, a tensor of torch")]
 )
-def test_what_cannot_be_saved_is_named_and_nothing_is_written(tmp_path, value, name):
+def test_what_cannot_be_saved_is_named_and_nothing_is_written(tmp_path: Path, value: object, name: str) -> None:
     with pytest.raises(TypeError, match=name):
         save(tmp_path / "state.ckpt", {"a": [value]})
     assert not list(tmp_path.iterdir())
@@ -139,14 +141,14 @@ def written(tmp_path: Path) -> tuple[Path, bytes]:
 
 
 @pytest.mark.parametrize("sixteenth", range(16))
-def test_a_truncated_file_is_refused(written, sixteenth):
+def test_a_truncated_file_is_refused(written: tuple[Path, bytes], sixteenth: int) -> None:
     path, content = written
     path.write_bytes(content[: len(content) * sixteenth // 16])
     with pytest.raises(Integrity, match=r"state\.ckpt"):
         load(path)
 
 
-def test_a_longer_file_is_refused(written):
+def test_a_longer_file_is_refused(written: tuple[Path, bytes]) -> None:
     path, content = written
     path.write_bytes(content + b"\0")
     with pytest.raises(Integrity, match=r"state\.ckpt"):
@@ -155,7 +157,7 @@ def test_a_longer_file_is_refused(written):
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_one_flipped_bit_anywhere_is_noticed(tmp_path_factory, data):
+def test_one_flipped_bit_anywhere_is_noticed(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     path = tmp_path_factory.getbasetemp() / "flipped.ckpt"
     save(path, state_at(1))
     content = bytearray(path.read_bytes())
@@ -167,7 +169,7 @@ def test_one_flipped_bit_anywhere_is_noticed(tmp_path_factory, data):
         load(path)
 
 
-def test_pieces_that_change_places_are_noticed(written):
+def test_pieces_that_change_places_are_noticed(written: tuple[Path, bytes]) -> None:
     path, content = written
     path.write_bytes(content[:PIECE] + content[2 * PIECE :] + content[PIECE : 2 * PIECE])
     with pytest.raises(Integrity):
@@ -175,7 +177,7 @@ def test_pieces_that_change_places_are_noticed(written):
 
 
 class Trap:
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return Path.touch, (Path("sprung"),)
 
 
@@ -188,7 +190,13 @@ class Trap:
     ],
     ids=["pickle", "torch.save"],
 )
-def test_a_pickle_is_refused_and_never_runs(tmp_path, monkeypatch, suffix, write, unpickle):
+def test_a_pickle_is_refused_and_never_runs(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    suffix: str,
+    write: Callable[[Path], object],
+    unpickle: Callable[[Path], object],
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     path = tmp_path / f"state{suffix}"
@@ -200,13 +208,13 @@ def test_a_pickle_is_refused_and_never_runs(tmp_path, monkeypatch, suffix, write
     assert Path("sprung").exists()  # so the trap was a real one
 
 
-def test_another_safetensors_file_is_refused(tmp_path):
+def test_another_safetensors_file_is_refused(tmp_path: Path) -> None:
     save_file({"weight": torch.zeros(3)}, tmp_path / "model.safetensors")
     with pytest.raises(Integrity, match="no training checkpoint"):
         load(tmp_path / "model.safetensors")
 
 
-def test_what_cannot_be_read_is_bad_input(tmp_path):
+def test_what_cannot_be_read_is_bad_input(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "absent.ckpt"):
         with pytest.raises(BadInput, match=path.name):
             load(path)
@@ -228,7 +236,7 @@ def entry(shape: list[int], *offsets: int) -> dict[str, object]:
     return {"dtype": "F32", "shape": shape, "data_offsets": offsets}
 
 
-def test_the_digest_is_the_one_that_is_documented(tmp_path):
+def test_the_digest_is_the_one_that_is_documented(tmp_path: Path) -> None:
     path = tmp_path / "state.ckpt"
     path.write_bytes(sealed(header_of('{"weight":{"$tensor":"w"},"step":3}', w=entry([2], 0, 8)), bytes(8)))
     assert same(load(path), {"weight": torch.zeros(2), "step": 3})
@@ -253,7 +261,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE.keys())
-def test_a_file_made_to_do_harm_is_refused(tmp_path, content):
+def test_a_file_made_to_do_harm_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "state.ckpt"
     path.write_bytes(content)
     with pytest.raises(Integrity, match=r"state\.ckpt"):
@@ -270,21 +278,21 @@ def test_a_file_made_to_do_harm_is_refused(tmp_path, content):
         ),
     )
 )
-def test_any_skeleton_loads_or_is_refused(tmp_path_factory, skeleton):
+def test_any_skeleton_loads_or_is_refused(tmp_path_factory: pytest.TempPathFactory, skeleton: object) -> None:
     path = tmp_path_factory.getbasetemp() / "skeleton.ckpt"
     path.write_bytes(sealed(header_of(json.dumps({"a": skeleton}))))
     with contextlib.suppress(Integrity):
         assert list(load(path)) == ["a"]
 
 
-def test_the_newest_is_that_of_the_highest_step_whatever_its_name_or_age(tmp_path):
+def test_the_newest_is_that_of_the_highest_step_whatever_its_name_or_age(tmp_path: Path) -> None:
     for name, step in (("b.ckpt", 20), ("a.ckpt", 100), ("c.ckpt", 3)):
         save(tmp_path / name, state_at(step))
     assert newest_good(tmp_path) == tmp_path / "a.ckpt"
 
 
 @pytest.mark.parametrize("damage", [lambda content: b"", lambda content: content[:-1], lambda content: content[8:]])
-def test_damaged_ones_are_passed_over_with_a_warning(tmp_path, damage):
+def test_damaged_ones_are_passed_over_with_a_warning(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     for step in (1, 2, 3):
         save(tmp_path / f"{step}.ckpt", state_at(step))
     (tmp_path / "3.ckpt").write_bytes(damage((tmp_path / "3.ckpt").read_bytes()))
@@ -292,15 +300,15 @@ def test_damaged_ones_are_passed_over_with_a_warning(tmp_path, damage):
         assert newest_good(tmp_path) == tmp_path / "2.ckpt"
 
 
-def test_where_none_is_good_there_is_none(tmp_path):
+def test_where_none_is_good_there_is_none(tmp_path: Path) -> None:
     assert newest_good(tmp_path) is None
     (tmp_path / "torn.ckpt").write_bytes(b"torn")
     with pytest.warns(UserWarning, match="torn"):
         assert newest_good(tmp_path) is None
 
 
-def test_a_kill_at_any_write_fsync_or_rename_leaves_a_good_checkpoint(tmp_path):
-    found = []
+def test_a_kill_at_any_write_fsync_or_rename_leaves_a_good_checkpoint(tmp_path: Path) -> None:
+    found: list[int] = []
     while True:
         directory = tmp_path / str(len(found))
         save(directory / "1.ckpt", state_at(1))
@@ -318,7 +326,7 @@ def test_a_kill_at_any_write_fsync_or_rename_leaves_a_good_checkpoint(tmp_path):
     assert found == [1] * before_the_rename + [2] * after_it
 
 
-def test_a_full_disk_keeps_the_earlier_checkpoint_and_leaves_no_temporary(tmp_path):
+def test_a_full_disk_keeps_the_earlier_checkpoint_and_leaves_no_temporary(tmp_path: Path) -> None:
     save(tmp_path / "1.ckpt", state_at(1))
     limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
@@ -332,7 +340,7 @@ def test_a_full_disk_keeps_the_earlier_checkpoint_and_leaves_no_temporary(tmp_pa
     verify(tmp_path / "1.ckpt")
 
 
-def test_a_save_does_not_hold_the_state_twice(tmp_path):
+def test_a_save_does_not_hold_the_state_twice(tmp_path: Path) -> None:
     reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
     if not os.access(reset, os.W_OK):
         pytest.skip("the peak of memory cannot be reset here")

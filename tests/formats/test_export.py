@@ -7,8 +7,10 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -63,7 +65,9 @@ def test_a_frozen_model_does_not_follow_further_training() -> None:
 def test_the_fingerprint_is_the_same_in_both_lives_and_moves_with_any_weight(tmp_path: Path) -> None:
     model = trained(dtype=torch.bfloat16)
     export(model, tmp_path / "export", tokenizer=None)
-    named = export_module.read_manifest(tmp_path / "export")["fingerprint"]
+    manifest = export_module.read_manifest(tmp_path / "export")
+    assert manifest is not None
+    named = manifest["fingerprint"]
     assert fingerprint(model) == fingerprint(freeze(model)) == fingerprint(load(tmp_path / "export")) == named
     for parameter in model.parameters():
         before = fingerprint(model)
@@ -362,8 +366,8 @@ def die_at_step(fatal: int) -> None:
     """SIGKILL just before the step of that number that makes something lasting."""
     steps = iter(range(1000))
 
-    def mortal(step):  # type: ignore[no-untyped-def]
-        def wrapped(*arguments, **options):  # type: ignore[no-untyped-def]
+    def mortal(step: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*arguments: Any, **options: Any) -> Any:
             if next(steps) == fatal:
                 os.kill(os.getpid(), signal.SIGKILL)
             return step(*arguments, **options)
@@ -373,7 +377,7 @@ def die_at_step(fatal: int) -> None:
     os.fsync = mortal(os.fsync)
     Path.replace = mortal(Path.replace)  # type: ignore[method-assign]
     Path.write_text = mortal(Path.write_text)  # type: ignore[method-assign]
-    export_module.save_file = mortal(export_module.save_file)
+    setattr(export_module, "save_file", mortal(save_file))  # noqa: B010  # mypy knows no imported name of a module
 
 
 def test_where_the_last_rename_fails_the_earlier_export_is_put_back(

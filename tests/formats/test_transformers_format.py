@@ -4,21 +4,31 @@ import json
 import logging
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    Gemma2Config,
+    GemmaConfig,
     GPT2Config,
+    GPT2DoubleHeadsModel,
     GPT2LMHeadModel,
+    GPT2Model,
     LlamaConfig,
-    LlamaForCausalLM,
     LlamaForSequenceClassification,
     MistralConfig,
+    Olmo2Config,
     PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
 )
 
 from isoforward.base.config import ModelConfig
@@ -55,6 +65,8 @@ LLAMA_3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+LINEAR = {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 12}
 THEIRS = {
     "gpt2": GPT2Config(**GPT2),
     "gpt2 untied": GPT2Config(**GPT2, tie_word_embeddings=False),
@@ -67,7 +79,28 @@ THEIRS = {
     "llama biased": LlamaConfig(**LLAMA, attention_bias=True, mlp_bias=True),
     "llama far": LlamaConfig(**LLAMA, rope_parameters={"rope_type": "default", "rope_theta": 1e6}),
     "llama 3": LlamaConfig(**LLAMA, num_key_value_heads=2, rope_parameters=LLAMA_3),
+    "llama linear": LlamaConfig(**LLAMA, rope_parameters=LINEAR),
+    "llama dynamic": LlamaConfig(**LLAMA, rope_parameters=LINEAR | {"rope_type": "dynamic"}),
+    "llama yarn": LlamaConfig(**LLAMA, rope_parameters=YARN),
+    "llama attention biased": LlamaConfig(**LLAMA, attention_bias=True),
+    "llama wide heads": LlamaConfig(**LLAMA, head_dim=16),
+    "mistral": MistralConfig(**LLAMA, num_key_value_heads=2, sliding_window=None),
+    "mistral whose window is its context": MistralConfig(
+        **LLAMA, num_key_value_heads=2, sliding_window=48, head_dim=12
+    ),
+    "qwen2": Qwen2Config(**LLAMA, num_key_value_heads=2),
+    "qwen2 tied, yarn": Qwen2Config(**LLAMA, num_key_value_heads=1, tie_word_embeddings=True, rope_parameters=YARN),
+    "qwen2 whose window is longer": Qwen2Config(**LLAMA, num_key_value_heads=4, use_sliding_window=True),
+    "qwen3": Qwen3Config(**LLAMA, num_key_value_heads=2, head_dim=16),
+    "qwen3 biased": Qwen3Config(**LLAMA, num_key_value_heads=2, head_dim=8, attention_bias=True),
+    "olmo2": Olmo2Config(**LLAMA),
+    "olmo2 grouped": Olmo2Config(**LLAMA, num_key_value_heads=2, tie_word_embeddings=True, attention_bias=True),
+    "gemma": GemmaConfig(**LLAMA, num_key_value_heads=1, head_dim=16, pad_token_id=None),
+    "gemma untied": GemmaConfig(
+        **LLAMA, num_key_value_heads=4, head_dim=8, tie_word_embeddings=False, pad_token_id=None
+    ),
 }
+SMALL: dict[str, Any] = {"layers": 2, "heads": 4, "width": 32, "context": 48, "vocab": 96}
 OURS = {
     "gpt2": ModelConfig(layers=2, heads=4, width=32, context=48, vocab=96),
     "gpt2 untied": ModelConfig(layers=2, heads=4, width=32, context=48, vocab=96, tied=False, norm_eps=1e-3),
@@ -89,6 +122,19 @@ OURS = {
         rope_theta=500.0,
         rope_scaling={"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_context": 16},
     ),
+    "llama linear": ModelConfig(family="llama", rope_scaling={"type": "linear", "factor": 2.0}, **SMALL),
+    "llama yarn": ModelConfig(
+        family="llama", rope_scaling={"type": "yarn", "factor": 4.0, "original_context": 12, "beta_fast": 16}, **SMALL
+    ),
+    "llama attention biased": ModelConfig(family="llama", bias="attention", head_dim=12, **SMALL),
+    "llama that is a qwen2": ModelConfig(family="llama", bias="qkv", **SMALL),
+    "smollm": ModelConfig(family="smollm", kv_heads=2, **SMALL),
+    "mistral": ModelConfig(family="mistral", kv_heads=2, head_dim=12, **SMALL),
+    "qwen2": ModelConfig(family="qwen2", kv_heads=1, tied=False, **SMALL),
+    "qwen3": ModelConfig(family="qwen3", kv_heads=2, head_dim=16, **SMALL),
+    "olmo2": ModelConfig(family="olmo2", kv_heads=2, **SMALL),
+    "gemma": ModelConfig(family="gemma", kv_heads=1, head_dim=16, **SMALL),
+    "gpt2 turned into a llama": ModelConfig(norm="rmsnorm", mlp="swiglu", positions="rope", bias="none", **SMALL),
 }
 TOKENS = torch.randint(0, 96, (2, 23), generator=torch.Generator().manual_seed(0))
 logging.getLogger("transformers").setLevel(logging.ERROR)
@@ -104,7 +150,7 @@ def stirred(model: torch.nn.Module) -> None:
 
 def theirs(name: str) -> PreTrainedModel:
     config = THEIRS[name]
-    model = (GPT2LMHeadModel if config.model_type == "gpt2" else LlamaForCausalLM)(config)
+    model = AutoModelForCausalLM.from_config(config)
     stirred(model)
     return model.eval()
 
@@ -134,6 +180,21 @@ def test_a_directory_of_transformers_is_the_same_model_here(name: str, tmp_path:
     model = theirs(name)
     model.save_pretrained(tmp_path)
     assert_same(load(tmp_path), model)
+
+
+@pytest.mark.parametrize("name", THEIRS)
+def test_what_is_read_and_written_again_has_the_same_tensors_bit_for_bit(name: str, tmp_path: Path) -> None:
+    model = theirs(name)
+    model.save_pretrained(tmp_path / "theirs")
+    export(load(tmp_path / "theirs"), tmp_path / "ours", tokenizer=None)
+    before, after = (load_file(tmp_path / each / "model.safetensors") for each in ("theirs", "ours"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    (tmp_path / "ours" / "manifest.json").unlink()  # as a directory of Transformers
+    read, again = (load(tmp_path / each).config for each in ("theirs", "ours"))
+    assert again == replace(read, ffn=read.ffn_width)
+    config = AutoConfig.from_pretrained(tmp_path / "ours")
+    assert config.model_type == model.config.model_type
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -199,23 +260,77 @@ def test_shards_are_read(name: str, tmp_path: Path) -> None:
     assert_same(load(tmp_path), model)
 
 
-def test_gpt2_is_read_as_openai_released_it_without_a_head_and_with_its_masks(tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8, torch.bool])
+def test_gpt2_is_read_as_openai_released_it_without_a_head_and_with_its_masks(
+    dtype: torch.dtype, tmp_path: Path
+) -> None:
     model = theirs("gpt2")
     model.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     tensors = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
     for layer in range(2):
-        tensors[f"h.{layer}.attn.bias"] = torch.ones(1, 1, 48, 48).tril()
+        tensors[f"h.{layer}.attn.bias"] = torch.ones(1, 1, 48, 48).tril().to(dtype)
         tensors[f"h.{layer}.attn.masked_bias"] = torch.tensor(-1e4)
     save_file(tensors, tmp_path / "model.safetensors")
     assert_same(load(tmp_path), model)
 
 
-def test_a_head_saved_beside_the_embedding_it_is_tied_to_must_be_the_same(tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_floats_of_16_and_of_64_bits_are_served_in_fp32(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = theirs("llama grouped").to(dtype)
+    model.save_pretrained(tmp_path)
+    ours = load(tmp_path)
+    assert (ours.dtype, ours.precision) == (torch.float32, "fp32")
+    assert_same(ours, AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32))
 
+
+def test_heads_beside_the_language_models_are_passed_over_and_said(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = GPT2DoubleHeadsModel(GPT2Config(**GPT2)).eval()
+    stirred(model)
+    model.save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match=r"multiple_choice_head\.summary\.\w+' and 1 more"):
+        ours = load(tmp_path)
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(TOKENS), model(TOKENS).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_a_model_saved_without_its_head_is_read_where_its_embedding_is_one(tmp_path: Path) -> None:
+    model = theirs("gpt2")
+    assert isinstance(model, GPT2LMHeadModel) and isinstance(model.transformer, GPT2Model)
+    model.transformer.save_pretrained(tmp_path)
+    assert_same(load(tmp_path), model)
+
+
+def test_one_file_beside_its_config_is_a_checkpoint_and_a_shard_means_them_all(tmp_path: Path) -> None:
+    model = theirs("qwen2")
+    model.save_pretrained(tmp_path / "whole")
+    (tmp_path / "whole" / "model.safetensors").rename(tmp_path / "whole" / "epoch3.safetensors")
+    assert_same(load(tmp_path / "whole" / "epoch3.safetensors"), model)
+    model.save_pretrained(tmp_path / "cut", max_shard_size="20KB")
+    assert_same(load(next((tmp_path / "cut").glob("*-00002-of-*"))), model)
+    (tmp_path / "whole" / "config.json").unlink()
+    with pytest.raises(BadInput, match=r"epoch3\.safetensors says nothing of its model"):
+        load(tmp_path / "whole" / "epoch3.safetensors")
+
+
+def test_a_name_of_the_hub_says_how_to_download_it() -> None:
+    with pytest.raises(BadInput, match=r"hf download Qwen/Qwen3-0\.6B --local-dir Qwen3-0\.6B"):
+        load("Qwen/Qwen3-0.6B")
+
+
+def test_a_tensor_of_the_wrong_shape_or_dtype_is_named_with_its_file(tmp_path: Path) -> None:
+    theirs("qwen3").save_pretrained(tmp_path, max_shard_size="20KB")
+    shard = sorted(tmp_path.glob("*.safetensors"))[1]
+    tensors = load_file(shard)
+    name = next(iter(tensors))
+    for wrong, said in ((tensors[name].to(torch.int32), "holds I32"), (tensors[name][:1], "its config asks for")):
+        save_file(tensors | {name: wrong.contiguous()}, shard)
+        with pytest.raises(Integrity, match=f"{shard.name}: '?{name}'? .*{said}"):
+            load(tmp_path)
+
+
+def test_a_head_saved_beside_the_embedding_it_is_tied_to_must_be_the_same(tmp_path: Path) -> None:
     model = theirs("llama tied")
     model.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
@@ -229,6 +344,15 @@ def test_a_head_saved_beside_the_embedding_it_is_tied_to_must_be_the_same(tmp_pa
 
 # What our forward does not do
 
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "short_factor": [1.0] * 4,
+    "long_factor": [2.0] * 4,
+    "original_max_position_embeddings": 12,
+}
+WINDOWED = LLAMA | {"num_key_value_heads": 2, "use_sliding_window": True, "sliding_window": 16}
+
 
 @pytest.mark.parametrize(
     ("config", "named"),
@@ -236,12 +360,14 @@ def test_a_head_saved_beside_the_embedding_it_is_tied_to_must_be_the_same(tmp_pa
         (GPT2Config(**GPT2, activation_function="relu"), "activation_function='relu'"),
         (GPT2Config(**GPT2, scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse_layer_idx=True"),
         (LlamaConfig(**LLAMA, hidden_act="gelu"), "hidden_act='gelu'"),
-        (LlamaConfig(**LLAMA, head_dim=16), "head_dim=16"),
-        (LlamaConfig(**LLAMA, attention_bias=True), "attention_bias and mlp_bias"),
-        (LlamaConfig(**LLAMA, rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}), "'linear'"),
-        (LlamaConfig(**LLAMA, rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}), "'yarn'"),
-        (LlamaConfig(**LLAMA, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}), "'dynamic'"),
-        (MistralConfig(**LLAMA, num_key_value_heads=2, sliding_window=None), "'mistral'"),
+        (LlamaConfig(**LLAMA, mlp_bias=True), "attention_bias=False, mlp_bias=True"),
+        (LlamaConfig(**LLAMA, rope_parameters=LONGROPE), "'longrope'"),
+        (LlamaConfig(**LLAMA, rope_parameters={"rope_type": "default", "partial_rotary_factor": 0.5}), "0.5"),
+        (MistralConfig(**LLAMA, num_key_value_heads=2, sliding_window=47), "sliding_window=47"),
+        (Qwen2Config(**WINDOWED, max_window_layers=1), "sliding_window=16"),
+        (Qwen3Config(**WINDOWED, max_window_layers=0), "sliding_window=16"),
+        (Gemma2Config(**LLAMA, num_key_value_heads=2, pad_token_id=None), "'gemma2'"),
+        (GemmaConfig(**LLAMA, num_key_value_heads=2, hidden_act="silu", pad_token_id=None), "hidden_act='silu'"),
     ],
 )
 def test_what_is_computed_otherwise_is_refused_by_name(config: object, named: str, tmp_path: Path) -> None:

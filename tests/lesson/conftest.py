@@ -60,7 +60,7 @@ def make_lesson(directory: Path, **about: object) -> Lesson:
     return Lesson(page=page, model=module.model, tokenizer=module.tokenizer, export=exported)
 
 
-@pytest.fixture(scope="session", params=SHAPES.values(), ids=SHAPES.keys())
+@pytest.fixture(scope="session", params=list(SHAPES.values()), ids=list(SHAPES))
 def lesson(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Lesson:
     kind = "char" if request.param["family"] == "llama" and "kv_heads" not in request.param else "bpe"
     return make_lesson(tmp_path_factory.mktemp("lesson"), kind=kind, **request.param)

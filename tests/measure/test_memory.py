@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -29,7 +31,7 @@ def test_the_process_sees_planted_memory_in_its_phase_alone() -> None:
     assert max(abs(peaks["before"]), abs(peaks["after"])) < 0.02 * size
 
 
-def explained(life: str, model: ModelConfig, *, cache: bool = True, **about: object) -> Account:
+def explained(life: str, model: ModelConfig, *, cache: bool = True, **about: Any) -> Account:
     measure = MeasureConfig(prompt=192, new_tokens=4)
     found = account(Case(experiment="memory", model=model, measure=measure, threads=1, **about), life, cache=cache)
     assert isinstance(found, Account), found

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from isoforward.base.architecture import FAMILIES
 from isoforward.base.config import ModelConfig
 from isoforward.base.errors import BadInput
 from isoforward.measure.flops import count_training
@@ -55,6 +56,17 @@ SMALL = {
     ),
     "llama": ModelConfig(family="llama", layers=2, heads=4, width=32, context=24, vocab=40, ffn=48, tied=False),
     "llama tied, grouped": ModelConfig(family="llama", layers=3, heads=4, kv_heads=1, width=32, context=24, vocab=40),
+    "qwen2": ModelConfig(family="qwen2", layers=2, heads=4, kv_heads=2, width=32, context=24, vocab=40, ffn=48),
+    "qwen3": ModelConfig(family="qwen3", layers=2, heads=4, kv_heads=2, width=32, head_dim=16, context=24, vocab=40),
+    "mistral": ModelConfig(family="mistral", layers=2, heads=4, kv_heads=1, width=32, head_dim=12, vocab=40, ffn=40),
+    "olmo2": ModelConfig(family="olmo2", layers=3, heads=4, kv_heads=2, width=32, vocab=40, ffn=48, tied=False),
+    "gemma": ModelConfig(family="gemma", layers=2, heads=2, kv_heads=1, width=24, head_dim=32, vocab=40, ffn=56),
+    "a mixture": ModelConfig(
+        family="gpt2", mlp="geglu", qk_norm="head", norm_position="post", layers=2, heads=4, width=32, vocab=40
+    ),
+    "another": ModelConfig(
+        family="gpt2", positions="rope", norm="rmsnorm", bias="attention", qk_norm="width", vocab=40
+    ),
 }
 small = pytest.mark.parametrize("config", SMALL.values(), ids=SMALL.keys())
 
@@ -383,7 +395,7 @@ def test_transformers_own_models_have_these_parameters_and_flops(family: str) ->
 
 @small
 def test_muons_products_are_those_that_torch_counts_in_its_own_muon_on_every_map_apart(config: ModelConfig) -> None:
-    fused = {"attention.qkv.weight": [config.width, config.kv_width, config.kv_width]}
+    fused = {"attention.qkv.weight": config.qkv_widths}
     fused["mlp.gate_up.weight"] = [config.ffn_width] * 2
     matrices = [
         part.detach().clone().requires_grad_()
@@ -480,8 +492,9 @@ def test_saved_bytes_are_those_that_autograd_saves(config: ModelConfig, dtype: s
 
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION), torch.autograd.graph.saved_tensors_hooks(save, lambda kept: kept):
         logits = model(torch.zeros(3, 10, dtype=torch.long))
-    rotation = logits.element_size() * 2 * 10 * config.head_width if config.family == "llama" else 0  # shared by all
-    expected = footprint.saved_bytes(config, batch=3, length=10, dtype=dtype).total + rotation
+    arch, size = config.architecture, logits.element_size()
+    shared = size * (2 * 10 * config.head_width * arch.rope + arch.scaled_embedding)  # rotation, and sqrt(width)
+    expected = footprint.saved_bytes(config, batch=3, length=10, dtype=dtype).total + shared
     assert expected == sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
 
 
@@ -523,7 +536,7 @@ class Held(TorchDispatchMode):  # type: ignore[no-untyped-call]
 WIDE = {"layers": 3, "heads": 4, "width": 64, "context": 64, "tied": True}
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("vocab", "checkpointing", "accumulate", "length"),
@@ -553,11 +566,12 @@ def test_peaks_of_a_training_step_are_those_of_its_tensors(
         config, batch=4 // accumulate, length=length, dtype=dtype, checkpointing=checkpointing, accumulate=accumulate
     )
     del held.peaks["outside"]
-    assert max(predicted.values()) == pytest.approx(max(held.peaks.values()), rel=0.01)
-    assert predicted == pytest.approx(held.peaks, rel=0.02)
+    sooner = family == "olmo2" or (family == "qwen3" and checkpointing == "selective")  # freed: see training_peaks
+    assert max(predicted.values()) == pytest.approx(max(held.peaks.values()), rel=0.03 if sooner else 0.01)
+    assert predicted == pytest.approx(held.peaks, rel=0.03 if sooner else 0.02)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_peaks_of_prefill_and_decode_are_those_of_their_tensors(family: str, dtype: str) -> None:
     config = ModelConfig(family=family, vocab=500, **WIDE)  # type: ignore[arg-type]

@@ -3,7 +3,7 @@ import torch
 
 from isoforward.base.config import ModelConfig
 from isoforward.base.errors import BadInput
-from isoforward.model.gpt import GPT, KVCache, rotary_table, rotate
+from isoforward.model.gpt import GPT, KVCache
 from tests.conftest import lively, tiny
 
 
@@ -64,18 +64,6 @@ def test_order_matters(config, tokens):
     swapped = tokens.clone()
     swapped[:, [2, 3]] = swapped[:, [3, 2]]
     assert not torch.allclose(last, model(swapped)[:, -1], atol=1e-4)
-
-
-def test_rotation_depends_on_distance_alone():
-    """RoFormer, eq. 16: the product of a rotated query and key is a function of their distance."""
-    table = rotary_table(tiny(family="llama"))
-    q, k = torch.randn(2, 1, 1, 1, 8, generator=torch.Generator().manual_seed(0))
-
-    def product(m: int, n: int) -> torch.Tensor:
-        return (rotate(q, table[:, m : m + 1]) * rotate(k, table[:, n : n + 1])).sum()
-
-    torch.testing.assert_close(product(3, 1), product(20, 18))
-    assert not torch.allclose(product(3, 1), product(3, 2))
 
 
 @pytest.mark.parametrize("kind", ["selective", "full"])

@@ -127,8 +127,7 @@ def test_each_fused_matrix_moves_by_the_learning_rate_in_every_direction(config,
     model = with_gradients(config, tokens)
     before = copy.deepcopy(model)
     build(model, OptimConfig(name="muon", muon_lr=0.5, weight_decay=0.1)).step()
-    kv = config.kv_width
-    fused = {"attention.qkv": [32, kv, kv], "mlp.gate_up": [config.ffn_width] * 2}
+    fused = {"attention.qkv": config.qkv_widths, "mlp.gate_up": [config.ffn_width] * 2}
     for (name, after), old in zip(model.named_parameters(), before.parameters(), strict=True):
         if not (name.startswith("blocks.") and after.dim() == 2):
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,6 +46,6 @@ def test_a_model_that_does_not_fit_says_how_many_devices_it_needs() -> None:
         ({"new_tokens": 0}, "new_tokens=0"),
     ],
 )
-def test_what_cannot_be_is_named(asked: dict[str, float], said: str) -> None:
+def test_what_cannot_be_is_named(asked: dict[str, Any], said: str) -> None:
     with pytest.raises(BadInput, match=said):
         Assumptions(model=LLAMA, **asked)

@@ -2,7 +2,6 @@
 
 import pytest
 
-from isoforward.plan import microbenchmarks
 from isoforward.plan.microbenchmarks import OPTIMIZED, REPEATS, optimizer_calls, timed
 
 MS = 2**-10  # a power of two: sums of it are exact
@@ -14,7 +13,7 @@ class Work:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
         self.runs = 0
-        monkeypatch.setattr(microbenchmarks.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr("isoforward.plan.microbenchmarks.time.perf_counter", lambda: self.now)
 
     def __call__(self) -> None:
         self.now += 0.5 if self.runs == 0 else MS

@@ -134,4 +134,5 @@ def test_one_row_in_training_gives_the_bits_and_gradients_of_serving_it(config, 
     for name, parameter in model.named_parameters():
         if name in alone:
             bound = {torch.float32: 1e-4, torch.bfloat16: 5e-2}[dtype] * float(parameter.grad.abs().max())
-            torch.testing.assert_close(alone[name], parameter.grad, atol=bound, rtol=0)
+            zero = 1e-7  # a query has no choice among one key: its norm's gradient is 0 but for rounding
+            torch.testing.assert_close(alone[name], parameter.grad, atol=max(bound, zero), rtol=0)

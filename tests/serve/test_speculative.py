@@ -1,6 +1,8 @@
 """Against the large model alone: the same distribution, and the same greedy text."""
 
 import itertools
+from collections.abc import Iterable
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from isoforward.base.errors import BadInput, Integrity
 from isoforward.data.tokenizer import Tokenizer
 from isoforward.formats.export import freeze
 from isoforward.model.gpt import GPT
-from isoforward.serve.decoding import Sampling, forward_passes
+from isoforward.serve.decoding import Pass, Sampling, forward_passes
 from isoforward.serve.inference import InferenceModule
 from isoforward.serve.speculative import accept, speculative_passes
 from tests.conftest import lively, tiny
@@ -36,7 +38,7 @@ def small() -> GPT:
     return random_model(1, width=16)
 
 
-def tokens_of(passes) -> list[int]:
+def tokens_of(passes: Iterable[Pass]) -> list[int]:
     return [token for step in passes for token in step.tokens]
 
 
@@ -49,7 +51,7 @@ def largest(freedom: int) -> float:
     return freedom * (1 - 2 / (9 * freedom) + 3.719 * (2 / (9 * freedom)) ** 0.5) ** 3
 
 
-def test_a_proposal_is_accepted_and_replaced_so_that_what_is_left_has_the_wanted_distribution():
+def test_a_proposal_is_accepted_and_replaced_so_that_what_is_left_has_the_wanted_distribution() -> None:
     """Leviathan 2023, appendix A.1."""
     wanted = torch.tensor([0.1, 0.4, 0.05, 0.25, 0.2])
     chance = torch.tensor([0.4, 0.1, 0.3, 0.0, 0.2])
@@ -62,16 +64,15 @@ def test_a_proposal_is_accepted_and_replaced_so_that_what_is_left_has_the_wanted
 
 
 @pytest.mark.parametrize("how", [{"temperature": 1.0}, {"temperature": 0.7, "top_k": 4, "top_p": 0.95}])
-def test_tokens_have_the_distribution_of_the_large_model_alone(large, small, how):
+def test_tokens_have_the_distribution_of_the_large_model_alone(large: GPT, small: GPT, how: dict[str, Any]) -> None:
     """Pairs of the second and third token, which are proposed and checked, against the large model's own forward."""
     prompt, n = [1, 2, 3], 800
 
     def after(*tokens: int) -> torch.Tensor:
         return Sampling(**how).probabilities(large(torch.tensor([[*prompt, *tokens]]))[0, -1]).double()
 
-    expected = sum(
-        after()[a] * torch.stack([after(a)[b] * after(a, b) for b in range(V)]) for a in range(V)
-    ).flatten() * n  # fmt: skip
+    pairs = [after()[a] * torch.stack([after(a)[b] * after(a, b) for b in range(V)]) for a in range(V)]
+    expected = torch.stack(pairs).sum(0).flatten() * n
     counts = torch.zeros(V, V, dtype=torch.double)
     for seed in range(n):
         sampling = Sampling(seed=seed, **how)
@@ -84,7 +85,7 @@ def test_tokens_have_the_distribution_of_the_large_model_alone(large, small, how
 
 
 @pytest.mark.parametrize("draft_tokens", [1, 3, 8])
-def test_at_a_temperature_of_zero_the_text_is_the_greedy_one(large, small, draft_tokens):
+def test_at_a_temperature_of_zero_the_text_is_the_greedy_one(large: GPT, small: GPT, draft_tokens: int) -> None:
     greedy = Sampling(temperature=0)
     for prompt in ([1], [4, 2, 0], [3] * 20):
         alone = tokens_of(forward_passes(large, [prompt], max_new_tokens=40, sampling=greedy))
@@ -94,14 +95,14 @@ def test_at_a_temperature_of_zero_the_text_is_the_greedy_one(large, small, draft
         assert tokens_of(found) == alone
 
 
-def test_a_draft_that_is_the_model_itself_is_always_right(large):
+def test_a_draft_that_is_the_model_itself_is_always_right(large: GPT) -> None:
     """Each forward of the large model then gives draft_tokens + 1 tokens: 1 + 2 x 4 + 3."""
     for sampling in (Sampling(temperature=0), Sampling(temperature=1.0)):
         passes = speculative_passes(large, [[1, 2]], draft=large, draft_tokens=3, max_new_tokens=12, sampling=sampling)
         assert [len(step.tokens) for step in passes] == [1, 4, 4, 3]
 
 
-def test_both_caches_hold_what_the_text_says_after_refused_proposals(large, small):
+def test_both_caches_hold_what_the_text_says_after_refused_proposals(large: GPT, small: GPT) -> None:
     """Logits of every pass against the full forward over the text so far."""
     text = [1, 2]
     refused = 0
@@ -115,17 +116,17 @@ def test_both_caches_hold_what_the_text_says_after_refused_proposals(large, smal
     assert refused > 2
 
 
-def test_text_ends_with_its_end_and_no_token_later(large, small):
+def test_text_ends_with_its_end_and_no_token_later(large: GPT, small: GPT) -> None:
     greedy = Sampling(temperature=0)
     alone = tokens_of(forward_passes(large, [[1]], max_new_tokens=30, sampling=greedy))
     for end in set(alone):
         found = speculative_passes(
             large, [[1]], draft=small, draft_tokens=4, max_new_tokens=30, sampling=greedy, ends={end}
         )
-        assert tokens_of(found) == [*itertools.takewhile(lambda token, end=end: token != end, alone), end]
+        assert tokens_of(found) == [*itertools.takewhile(end.__ne__, alone), end]
 
 
-def test_no_position_is_asked_for_beyond_either_context(large):
+def test_no_position_is_asked_for_beyond_either_context(large: GPT) -> None:
     short = random_model(1, context=16)
     found = speculative_passes(
         large, [[1] * 30], draft=large, draft_tokens=8, max_new_tokens=50, sampling=Sampling(temperature=0)
@@ -135,14 +136,14 @@ def test_no_position_is_asked_for_beyond_either_context(large):
         list(speculative_passes(large, [[1] * 10], draft=short, draft_tokens=2, max_new_tokens=10, sampling=Sampling()))
 
 
-def test_a_draft_of_another_tokenizer_is_refused_though_it_has_as_many_tokens():
+def test_a_draft_of_another_tokenizer_is_refused_though_it_has_as_many_tokens() -> None:
     one, other = (Tokenizer.from_characters([letters]) for letters in ("abc", "abd"))
     model = freeze(lively(GPT(tiny(vocab=one.vocabulary))))
     with pytest.raises(Integrity, match="tokenizer is another"):
         InferenceModule(model, one, draft=InferenceModule(model, other))
 
 
-def test_a_module_with_a_draft_writes_the_text_of_one_without():
+def test_a_module_with_a_draft_writes_the_text_of_one_without() -> None:
     tokenizer = Tokenizer.from_characters(["the quick brown fox jumps over the lazy dog.\n"])
     model = freeze(lively(GPT(tiny(vocab=tokenizer.vocabulary))))
     draft = InferenceModule(freeze(lively(GPT(tiny(vocab=tokenizer.vocabulary, layers=1)))), tokenizer)

@@ -1,29 +1,32 @@
 """What a terminal of 80 columns shows of any rows."""
 
 import io
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from isoforward.base.results import Results, Row
+from isoforward.base.vocabulary import Condition
 from isoforward.show.tables import against_forward, show_rows
 from tests import planted
 
 
-def row(phase, value, *, quantity="time", **conditions):
+def row(phase: str, value: float, *, quantity: str = "time", **conditions: Condition) -> Row:
     life = "inference" if phase in ("prefill", "decode") else "training"
-    counted = {"provenance": "counted", "convention": "model"} if quantity == "flops" else {}
-    at = {"experiment": "planted", "life": life, "phase": phase, "per": "step"}
+    counted: dict[str, Any] = {"provenance": "counted", "convention": "model"} if quantity == "flops" else {}
+    at: dict[str, Any] = {"experiment": "planted", "life": life, "phase": phase, "per": "step"}
     return Row(**at, quantity=quantity, value=value, conditions={"layers": 4} | conditions, **counted)
 
 
-def shown(*rows):
-    console = Console(file=io.StringIO(), width=80)
+def shown(*rows: Row) -> str:
+    written = io.StringIO()
+    console = Console(file=written, width=80)
     show_rows(console, Results(rows=rows, environments={}, verdicts=(), warnings=()))
-    return console.file.getvalue()
+    return written.getvalue()
 
 
-def test_what_rows_share_is_said_once_and_what_tells_them_apart_in_front():
+def test_what_rows_share_is_said_once_and_what_tells_them_apart_in_front() -> None:
     text = shown(row("forward", 0.002, context=64), row("forward", 0.004, context=128))
     assert text.splitlines()[0] == "layers 4"
     assert [line.split() for line in text.splitlines()[1:4]] == [
@@ -33,25 +36,25 @@ def test_what_rows_share_is_said_once_and_what_tells_them_apart_in_front():
     ]
 
 
-def test_every_quantity_has_a_table_of_its_own():
+def test_every_quantity_has_a_table_of_its_own() -> None:
     text = shown(row("forward", 0.002), row("backward", 3e9, quantity="flops"))
     assert "2.00 ms" in text and "3.00 GFLOP" in text
     assert [line.split()[-2] for line in text.splitlines() if line.endswith("±")] == ["time", "flops"]
 
 
-def test_many_settings_with_long_names_stay_within_80_columns_and_whole():
+def test_many_settings_with_long_names_stay_within_80_columns_and_whole() -> None:
     settings = {"optimizer": "muon with a long name", "checkpointing": "selective", "planted_in": "backward"}
     text = shown(row("optimizer", 1.0, **settings), row("prefill", 1.0, optimizer="adamw", checkpointing="none"))
     assert max(map(len, text.splitlines())) <= 80
     assert "…" not in text
 
 
-def test_of_very_many_rows_the_first_are_shown_and_the_rest_counted():
+def test_of_very_many_rows_the_first_are_shown_and_the_rest_counted() -> None:
     text = shown(*(row("decode", 1.0, context=n) for n in range(100)))
     assert "and 76 more, in the report" in text
 
 
-def test_an_interval_is_told_with_its_kind_and_confidence():
+def test_an_interval_is_told_with_its_kind_and_confidence() -> None:
     text = shown(planted.timed("training", "forward", "step", planted.noisy(1.0, n=12)), row("optimizer", 1.0))
     assert "± half the interval: order statistics, 0.961" in text.splitlines()
 
@@ -59,7 +62,7 @@ def test_an_interval_is_told_with_its_kind_and_confidence():
 @pytest.mark.parametrize(
     ("slower", "noise", "told"), [(2.0, 0.01, "2.00x"), (1.0, 0.01, "equal"), (1.0, 0.1, "undecided")]
 )
-def test_a_ratio_is_shown_only_where_it_differs_from_one(slower, noise, told):
+def test_a_ratio_is_shown_only_where_it_differs_from_one(slower: float, noise: float, told: str) -> None:
     samples = [slower * (1 + noise * each) for each in (0, -1, 1, -0.5, 0.5, 0, 0.2, -0.2)]
     pairs = [planted.timed("training", "forward", "step", samples)]
     pairs.append(planted.timed("inference", "forward", "step", [1.0] * 8))

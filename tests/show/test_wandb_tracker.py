@@ -19,7 +19,7 @@ import pytest
 from isoforward.base.config import TrackingConfig
 from isoforward.base.errors import BadInput
 from isoforward.show import wandb_tracker
-from isoforward.show.wandb_tracker import open_tracker
+from isoforward.show.wandb_tracker import WandbTracker, open_tracker
 from tests.show.planted import PLANTED
 
 SRC = Path(__file__).parents[2] / "src"
@@ -188,7 +188,7 @@ import socket, sys, threading
 from pathlib import Path
 {before}
 from isoforward.base.config import TrackingConfig
-from isoforward.show.wandb_tracker import open_tracker
+from isoforward.show.wandb_tracker import WandbTracker, open_tracker
 config = TrackingConfig(mode={mode!r})
 about = {{"run_dir": Path({run_dir!r}), "job_type": {job_type!r}, "name": "n", "group": "g"}}
 tracker = open_tracker(config, **about, resolved_config={{}})
@@ -435,3 +435,48 @@ def test_dashboards_without_a_key_are_refused_without_a_prompt(
     pytest.importorskip("wandb_workspaces")
     assert wandb_tracker.main(["workspace", "--entity", "acme", "--project", "gpt"]) == BadInput.exit_code
     assert "WANDB_API_KEY" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("variables", "mode", "written"),
+    [
+        ({"WANDB_MODE": "disabled"}, "auto", False),
+        ({"WANDB_DISABLED": "true"}, "auto", False),
+        ({"WANDB_MODE": "offline"}, "auto", True),
+        ({"WANDB_MODE": "offline"}, "none", False),
+        ({"WANDB_MODE": "disabled"}, "wandb", True),
+    ],
+)
+def test_its_own_variables_switch_it_off_unless_a_key_was_typed(
+    variables: dict[str, str], mode: str, written: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WANDB_MODE", "WANDB_DISABLED", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "nobody"))  # where no key is kept
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    config = TrackingConfig(mode=mode)
+    about: dict[str, Any] = {"job_type": "train", "name": "n", "group": "g", "resolved_config": {}}
+    with open_tracker(config, run_dir=tmp_path, **about, say=lambda line: None):
+        pass
+    assert bool(list(tmp_path.glob("wandb/*run-*"))) == written
+
+
+def test_its_own_variables_beat_defaults_and_keys_beat_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    theirs = {"PROJECT": "mine", "ENTITY": "us", "RUN_GROUP": "their group", "NAME": "their name", "TAGS": "a,b"}
+    for name, value in {**theirs, "MODE": "offline", "DIR": str(elsewhere), "CACHE_DIR": str(tmp_path / "c")}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    about: dict[str, Any] = {"job_type": "train", "name": "n", "group": "g", "resolved_config": {}, "tags": ["train"]}
+    typed = TrackingConfig(project="p", entity="e", group="k", tags=["t"])
+    for config, expected in (
+        (TrackingConfig(), ("mine", "us", "their group", "their name", {"a", "b", "train"})),
+        (typed, ("p", "e", "k", "their name", {"t", "train"})),
+    ):
+        with open_tracker(config, run_dir=tmp_path / "run", **about) as tracker:
+            assert isinstance(tracker, WandbTracker)
+            run = tracker.run
+            assert (run.project, run.entity, run.group, run.name, set(run.tags)) == expected
+            assert run.settings.sync_dir.startswith(str(elsewhere))
+    assert os.environ["WANDB_CACHE_DIR"] == str(tmp_path / "c")

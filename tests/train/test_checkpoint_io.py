@@ -1,5 +1,7 @@
 import logging
 import warnings
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,30 +17,30 @@ from isoforward.train.checkpoint_io import StateFileIO
 class Small(LightningModule):
     """Manual optimization, dropout, a validation loss; batch and dropout of step k are functions of k."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.layers = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 2))
 
-    def configure_optimizers(self):
+    def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.parameters(), lr=0.01, fused=True)
 
-    def training_step(self, batch, index):
+    def training_step(self, batch: torch.Tensor, index: int) -> None:
         optimizer = self.optimizers()
         torch.manual_seed(self.global_step)
         self.manual_backward(self.layers(torch.randn(4, 6)).square().mean())
         optimizer.step()
         optimizer.zero_grad()
 
-    def validation_step(self, batch, index):
+    def validation_step(self, batch: torch.Tensor, index: int) -> None:
         self.log("validation_loss", self.layers(batch).square().mean())
 
 
-def fit(directory, steps, *, resume=None, every=2):
+def fit(directory: Path, steps: int, *, resume: Path | None = None, every: int = 2) -> tuple[Small, Trainer]:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     seed_everything(3, verbose=False)
     module = Small()
-    batches = torch.randn(12, 4, 6, generator=torch.Generator().manual_seed(0))
+    batches: Any = torch.randn(12, 4, 6, generator=torch.Generator().manual_seed(0))
     trainer = Trainer(
         accelerator="cpu",
         max_steps=steps,
@@ -63,7 +65,7 @@ def fit(directory, steps, *, resume=None, every=2):
     return module, trainer
 
 
-def test_a_resumed_run_ends_with_the_bits_of_one_that_never_stopped(tmp_path):
+def test_a_resumed_run_ends_with_the_bits_of_one_that_never_stopped(tmp_path: Path) -> None:
     whole, its_trainer = fit(tmp_path / "whole", 10)
     fit(tmp_path / "cut", 6)
     resumed, trainer = fit(tmp_path / "cut", 10, resume=newest_good(tmp_path / "cut"))
@@ -74,23 +76,29 @@ def test_a_resumed_run_ends_with_the_bits_of_one_that_never_stopped(tmp_path):
     assert all(torch.equal(left[p][key], right[p][key]) for p in left for key in left[p])
 
 
-def test_the_last_and_the_best_are_kept_and_the_others_removed_whole(tmp_path):
+def good(directory: Path) -> Path:
+    found = newest_good(directory)
+    assert found is not None
+    return found
+
+
+def test_the_last_and_the_best_are_kept_and_the_others_removed_whole(tmp_path: Path) -> None:
     fit(tmp_path, 10)
-    last, best = newest_good(tmp_path), next(tmp_path.glob("best*"))
+    last, best = good(tmp_path), next(tmp_path.glob("best*"))
     assert sorted(tmp_path.iterdir()) == sorted([last, best])
     assert load(last)["global_step"] == 10
     verify(best)
 
 
-def test_resuming_from_a_damaged_checkpoint_is_refused(tmp_path):
+def test_resuming_from_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     fit(tmp_path, 2)
-    path = newest_good(tmp_path)
+    path = good(tmp_path)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(Integrity, match=path.name):
         fit(tmp_path, 4, resume=path)
 
 
-def test_a_save_sweeps_up_what_a_killed_one_left(tmp_path):
+def test_a_save_sweeps_up_what_a_killed_one_left(tmp_path: Path) -> None:
     (tmp_path / ".last-step=1.ckpt.0a1b2c3d.partial").write_bytes(b"half")
     StateFileIO().save_checkpoint({"global_step": 1}, tmp_path / "a.ckpt")
     assert [path.name for path in tmp_path.iterdir()] == ["a.ckpt"]

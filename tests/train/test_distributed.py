@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,19 +18,19 @@ from isoforward.train.distributed import environment, followers, free_port, rank
 from tests.kill import TEXT, same
 
 
-def config(**trainer):
+def config(**trainer: Any) -> TrainConfig:
     keys = {"accelerator": "cpu", "devices": 2, **trainer}
     return TrainConfig(trainer=TrainerConfig(**keys))
 
 
-def test_a_batch_that_the_processes_cannot_share_evenly_is_refused():
+def test_a_batch_that_the_processes_cannot_share_evenly_is_refused() -> None:
     with pytest.raises(BadInput, match=r"data\.batch=8 cannot be cut .* = 3 equal parts; write data\.batch=9"):
         TrainConfig(trainer=TrainerConfig(devices=3))
     with pytest.raises(BadInput, match=r"= 16 equal parts"):
         TrainConfig(data=DataConfig(batch=24), trainer=TrainerConfig(devices=2, nodes=2, accumulate=4))
 
 
-def test_what_shards_cannot_do_is_refused_by_name():
+def test_what_shards_cannot_do_is_refused_by_name() -> None:
     muon = TrainConfig(optim=OptimConfig(name="muon"), trainer=TrainerConfig(devices=2, strategy="fsdp"))
     with pytest.raises(BadInput, match=r"optim\.name=muon needs whole matrices.*trainer\.strategy=ddp"):
         refuse_what_cannot_be_shared(muon)
@@ -38,14 +39,14 @@ def test_what_shards_cannot_do_is_refused_by_name():
     refuse_what_cannot_be_shared(config(strategy="ddp", resume="auto"))
 
 
-def test_the_slurm_of_a_sweeps_job_is_not_taken_for_lightnings_own(monkeypatch):
+def test_the_slurm_of_a_sweeps_job_is_not_taken_for_lightnings_own(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "sweep", "SLURM_JOB_ID": "7"}.items():
         monkeypatch.setenv(name, value)
     assert SLURMEnvironment.detect()
     assert type(environment()) is LightningEnvironment
 
 
-def test_torchruns_processes_know_their_rank(monkeypatch):
+def test_torchruns_processes_know_their_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rank() == 0
     for name in ("RANK", "GROUP_RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID"):
         monkeypatch.setenv(name, "1")
@@ -56,7 +57,7 @@ def test_torchruns_processes_know_their_rank(monkeypatch):
         assert "MASTER_PORT" not in os.environ
 
 
-def test_one_process_has_no_followers():
+def test_one_process_has_no_followers() -> None:
     before = dict(os.environ)
     with followers(config(devices=1), None, train):
         assert dict(os.environ) == before
@@ -66,7 +67,7 @@ def leave(_: TrainConfig) -> None:
     os._exit(7)
 
 
-def test_a_follower_that_ended_is_named_where_a_collective_lost_its_partner():
+def test_a_follower_that_ended_is_named_where_a_collective_lost_its_partner() -> None:
     before, threads = dict(os.environ), torch.get_num_threads()
     with (
         pytest.raises(BadInput, match="a process of this run ended: ended with code 7 and said nothing"),
@@ -79,7 +80,7 @@ def test_a_follower_that_ended_is_named_where_a_collective_lost_its_partner():
 
 
 def under_torchrun(where: Path, run: str, *more: str) -> subprocess.Popen[bytes]:
-    keys = {
+    keys: dict[str, dict[str, object]] = {
         "model": {"layers": 1, "heads": 2, "width": 16, "context": 16, "dropout": 0.2},
         "data": {"source": "text", "path": where / "text.txt", "tokenizer": "char", "batch": 4, "length": 8},
         "trainer": {"devices": 2, "strategy": "ddp", "accelerator": "cpu", "max_steps": 600, "checkpoint_every": 20},

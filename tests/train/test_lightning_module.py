@@ -1,3 +1,5 @@
+from typing import Any
+
 import torch
 
 from isoforward.base.config import OptimConfig, TrainerConfig
@@ -6,8 +8,8 @@ from isoforward.train.lightning_module import LitGPT
 from tests.conftest import tiny
 
 
-def test_a_checkpoint_says_what_its_weights_are():
-    checkpoint: dict = {}
+def test_a_checkpoint_says_what_its_weights_are() -> None:
+    checkpoint: dict[str, Any] = {}
     LitGPT(GPT(tiny(), dtype=torch.bfloat16), OptimConfig(), TrainerConfig()).on_save_checkpoint(checkpoint)
     assert checkpoint["isoforward"]["precision"] == "bf16"
     assert checkpoint["isoforward"]["model"]["width"] == 32

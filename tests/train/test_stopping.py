@@ -5,7 +5,7 @@ import signal
 from pathlib import Path
 
 import pytest
-import yaml
+import yaml  # type: ignore[import-untyped]  # its stubs are no package of the lock
 from rich.console import Console
 
 from isoforward.base.config import OptimConfig, TrainConfig, TrainerConfig

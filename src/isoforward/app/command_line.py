@@ -8,7 +8,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, is_dataclass, replace
 from difflib import get_close_matches
@@ -28,7 +28,9 @@ from isoforward.app import sweeps
 from isoforward.app.overrides import as_text
 from isoforward.app.scripts import PACKAGE, read_script
 from isoforward.base import config as schemas
+from isoforward.base.datasheets import lookup
 from isoforward.base.errors import BadInput, Refusal, StorageFailed
+from isoforward.base.hardware import follow_quota
 from isoforward.base.locks import InUse, locked
 from isoforward.base.storage import DONE, remove, sha256_of, write_atomically
 from isoforward.base.terminal import print_what_can_be_encoded
@@ -228,6 +230,8 @@ def run(main: Callable[[Any], None], schema: type, argv: list[str] | None = None
     else:
         arguments = [as_text(argument, schema) for argument in arguments]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us; Hydra would print its own and exit with 1
+    for line in filter(None, (forget_stray_ranks(), follow_quota())):
+        print(line, file=sys.stderr)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     config_name = register(script, schema)
 
@@ -238,6 +242,8 @@ def run(main: Callable[[Any], None], schema: type, argv: list[str] | None = None
         sys.argv = [program, *as_typed]  # which rows record, without our quotes
         try:
             built: Any = typed(raw, schema)
+            refuse_what_is_not_here(built)
+            refuse_what_is_not_read(script.stem, schema, job.overrides.task)
             if job.mode != RunMode.MULTIRUN or not hasattr(built, "run_dir"):
                 main(built)
                 return
@@ -279,6 +285,43 @@ def run(main: Callable[[Any], None], schema: type, argv: list[str] | None = None
     except Refusal as refusal:
         return complain(refusal)
     return max(codes)
+
+
+RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "NODE_RANK")
+
+
+def forget_stray_ranks() -> str | None:
+    """Left by another job or a scheduler, they would make this process one of several that are not there; Lightning
+    reads some of them when it is imported.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun's
+        return None
+    stray = [name for name in RANKS if os.environ.pop(name, None) is not None]
+    return f"{', '.join(stray)}: not set by torchrun, so not heeded" if stray else None
+
+
+def refuse_what_is_not_here(config: Any) -> None:
+    """Before any work starts."""
+    if getattr(config, "hardware", "here") != "here":
+        lookup(config.hardware)
+    if getattr(config, "compile", False):
+        from isoforward.base.device import best_device  # and torch with it, which follows the quota
+
+        best_device().refuse_without_compiler()
+
+
+READS_TEXT = ("precision",)  # questions; all others measure on random tokens
+
+
+def refuse_what_is_not_read(command: str, schema: type, overrides: Sequence[str]) -> None:
+    """A key that changes nothing would make its user believe that it did."""
+    if not issubclass(schema, schemas.ExperimentConfig) or command in READS_TEXT:
+        return
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        text = key.startswith("data.") and key not in ("data.batch", "data.length", "data.source")
+        if text or (key in ("data", "data.source") and value != "synthetic"):
+            raise BadInput(f"{override}: {command} reads no text, it measures on random tokens; leave this key out")
 
 
 def complain(refusal: Refusal) -> int:

@@ -21,6 +21,7 @@ from isoforward.base.errors import BadInput
 from isoforward.base.results import Results, read
 from isoforward.base.storage import write_atomically
 from isoforward.base.terminal import say
+from isoforward.formats.checkpoint_file import is_checkpoint
 from isoforward.formats.export import find, read_manifest
 from isoforward.measure.case import Case, with_kernels
 from isoforward.measure.passes import Build, measure_apart
@@ -59,7 +60,7 @@ def case_of(config: ExperimentConfig, experiment: str) -> Case:
     model = config.model
     if config.checkpoint is not None:
         path = find_export(config.checkpoint)
-        if path.is_file():
+        if is_checkpoint(path):
             raise BadInput(f"checkpoint={path} is a training checkpoint; experiments take an export or a run directory")
         export, model = str(path), find(path, verify=False).config
     elif model.source == "transformers":
@@ -152,14 +153,19 @@ def publish(
     from isoforward.show.report import write_report
 
     write_atomically(run_dir / "answer.txt", lambda file: file.write(f"{headline}\n".encode()))
-    report = write_report(results, run_dir / "report.html", headline=headline, sample=sample)
     say(console, f"rows     {run_dir / 'results.jsonl'}")
-    say(console, f"report   {report}")
+    report = None
+    try:
+        report = write_report(results, run_dir / "report.html", headline=headline, sample=sample)
+        say(console, f"report   {report}")
+    except BadInput as refusal:  # the rows are there, and can be reported elsewhere
+        say(console, f"report   none: {refusal}")
     with tracker_of(config, run_dir, console, job_type, results.rows[0].experiment) as tracker:
         if job_type == "inference":
             tracker.export(run_dir / "export", fingerprint_of(run_dir / "export"))
         tracker.rows(results)
-        tracker.report(report)
+        if report is not None:
+            tracker.report(report)
     if tracker.url_or_sync:
         say(console, f"W&B      {tracker.url_or_sync}")
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import errno
 import os
-import time
+import shlex
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch import seed_everything
 from rich.console import Console
-from torch.utils.data import DataLoader
 
 from isoforward.app.command_line import claim
 from isoforward.app.question import (
@@ -28,42 +27,34 @@ from isoforward.app.question import (
 )
 from isoforward.base.config import ModelConfig, TrainConfig
 from isoforward.base.device import best_device
-from isoforward.base.errors import BadInput, Integrity, Refusal, Stopped
-from isoforward.base.malloc import keep_freed_pages
-from isoforward.base.results import read
+from isoforward.base.environment import environment as environment_of
+from isoforward.base.errors import BadInput, Integrity, Stopped
+from isoforward.base.memory_readers import held_bytes
+from isoforward.base.results import read, write
+from isoforward.base.storage import TIME_IS_UP, remove, write_atomically
 from isoforward.base.terminal import say
 from isoforward.base.units import size
-from isoforward.data.batches import TrainingBatches, ValidationBatches
 from isoforward.data.corpus import Corpus, prepare
-from isoforward.formats import checkpoint_file
-from isoforward.formats.export import export, load_tokenizer, load_trainable, read_manifest, weights_section
+from isoforward.formats.export import export, find, load_tokenizer, load_trainable, read_manifest, weights_section
 from isoforward.formats.model_card import write_card
-from isoforward.formats.untrusted import harmless, shown
+from isoforward.formats.untrusted import harmless
 from isoforward.lesson.page import write_lesson
 from isoforward.measure.both_lives import measure_both_lives
 from isoforward.measure.case import Case, differing_logits, with_kernels
 from isoforward.model import cost
-from isoforward.model.autotune import choose_backward
 from isoforward.model.gpt import GPT
 from isoforward.serve.inference import DTYPES, load
 from isoforward.show.compare import compare
 from isoforward.show.model_card import about_costs, about_text, about_training
-from isoforward.show.wandb_tracker import Tracker
-from isoforward.train.callbacks import Trace, Track, Watch
-from isoforward.train.checkpoint_io import StateFileIO
 from isoforward.train.distributed import (
-    environment,
     followers,
     rank,
     refuse_what_cannot_be_shared,
-    strategy_of,
-    whole,
 )
-from isoforward.train.lightning_module import LitGPT, Timed, quieten
+from isoforward.train.fit import TIME, fit
+from isoforward.train.lightning_module import LitGPT
+from isoforward.train.outcome import Outcome
 from isoforward.train.stopping import (
-    KeepBest,
-    KeepLast,
-    StopOnSignal,
     refuse_another,
     refuse_other_tokens,
     to_resume,
@@ -83,7 +74,7 @@ def fresh_or_loaded(config: TrainConfig, corpus: Corpus, dtype: torch.dtype) -> 
             )
         return model
     if config.model.source == "transformers":
-        raise BadInput("model=transformers is measured, not trained; write model=hf for GPT-2 and Llama families")
+        raise BadInput("model=transformers is measured, not trained; write model=hf for the families of model.family")
     if config.model.vocab is not None and config.model.vocab < tokens:
         raise BadInput(f"model.vocab={config.model.vocab} is smaller than the tokenizer's {tokens}; leave it out")
     fresh = dataclasses.replace(config.model, vocab=config.model.vocab or tokens)
@@ -91,15 +82,25 @@ def fresh_or_loaded(config: TrainConfig, corpus: Corpus, dtype: torch.dtype) -> 
     return GPT(fresh, dtype=dtype, checkpointing=config.trainer.checkpointing)
 
 
+def least_of(config: TrainConfig) -> ModelConfig:
+    """The model as far as it is known before there is a tokenizer: one token is the least of all vocabularies."""
+    if config.model.source == "hf":
+        return find(Path(str(config.model.path)), verify=False).config
+    return dataclasses.replace(config.model, vocab=config.model.vocab or 1)
+
+
 def refuse_beyond_memory(config: TrainConfig, model: ModelConfig) -> None:
     """Told in a second, where the system would take minutes to end the program without a word."""
     device = best_device(config.trainer.accelerator)
     if (of_one := device.total_bytes()) is None:
         return
-    there = of_one * config.trainer.nodes * (1 if device.count() is None else config.trainer.devices)
+    on_gpu = device.count() is not None
+    there = of_one * config.trainer.nodes * (config.trainer.devices if on_gpu else 1)
     parameters = cost.parameters(model).total
-    logits = config.data.batch // config.trainer.accumulate * config.data.length * model.vocabulary
+    length = min(config.data.length, model.context)
+    logits = config.data.batch // config.trainer.accumulate * length * model.vocabulary
     needed = 16 * parameters + 4 * logits  # fp32 weights, gradients, Adam's two moments; then the largest activation
+    needed += 0 if on_gpu else held_bytes()
     if needed > there:
         raise BadInput(
             f"training {parameters:,} parameters with data.batch={config.data.batch} takes {size(needed)} at least, "
@@ -112,6 +113,8 @@ def train(config: TrainConfig) -> None:
     console = Console(quiet=rank() > 0)
     device = best_device(config.trainer.accelerator).where
     refuse_what_cannot_be_shared(config)
+    if config.model.source != "transformers":
+        refuse_beyond_memory(config, least_of(config))  # before the text is prepared, which can take its time
     precision, why = precision_of(config.precision, device)
     checkpoint = to_resume(config, console)
     if checkpoint is not None:
@@ -136,17 +139,24 @@ def train(config: TrainConfig) -> None:
         say(console, f"{parameters:,} parameters in {precision} ({why})")
         say(console, f"everything goes to {run_dir}")
         with tracker_of(config, run_dir, console, "train") as tracker:
+            remove(run_dir / TIME_IS_UP)
             with followers(config, checkpoint, train):
-                module, stopped = fit(config, model, corpus, run_dir, checkpoint, console, tracker)
+                module, outcome, stopped = fit(config, model, corpus, run_dir, checkpoint, console, tracker)
+            how = f"go on with: {call('train')} trainer.resume={shlex.quote(str(run_dir))}"
             if stopped is not None:
-                how = f"go on with: {call('train')} trainer.resume={run_dir}"
-                raise Stopped(stopped, f"stopped after step {module.global_step}; {how}")
+                raise Stopped(stopped, f"stopped after step {outcome.steps}; {how}")
+            if outcome.ended_by == TIME:
+                say(console, f"trainer.max_time is up; {how}")
+                write_atomically(run_dir / TIME_IS_UP, lambda file: file.write(b""))
             exported = export(module.model.cpu(), run_dir / "export", tokenizer=corpus.tokenizer)
+            tracker.outcome(outcome.numbers())
             tracker.export(exported, fingerprint_of(exported))
-        finish(config, module, corpus, run_dir, console)
+        finish(config, module, outcome, corpus, run_dir, console)
 
 
-def finish(config: TrainConfig, module: LitGPT, corpus: Corpus, run_dir: Path, console: Console) -> None:
+def finish(
+    config: TrainConfig, module: LitGPT, outcome: Outcome, corpus: Corpus, run_dir: Path, console: Console
+) -> None:
     """The weights' other life: exported, proven the same, measured beside training, and heard."""
     model, exported = module.model, run_dir / "export"
     served = load(exported)
@@ -154,6 +164,7 @@ def finish(config: TrainConfig, module: LitGPT, corpus: Corpus, run_dir: Path, c
     if differing := differing_logits(model, served.model, tokens):
         raise Integrity(f"{exported}: {differing} logits of the frozen forward differ from those of training's forward")
     say(console, f"exported to {exported}: the frozen forward gives training's logits, bit for bit")
+    device = best_device(config.trainer.accelerator).where  # Lightning has moved the module from there
     results = run_dir / "results.jsonl"
     results.unlink(missing_ok=True)  # of an attempt that did not finish
     if config.measure.enabled:
@@ -163,11 +174,12 @@ def finish(config: TrainConfig, module: LitGPT, corpus: Corpus, run_dir: Path, c
             export=str(exported),
             batch=config.data.batch,
             length=config.data.length,
+            hardware=config.hardware,
             accumulate=config.trainer.accumulate,
             checkpointing=config.trainer.checkpointing,
             compile=config.compile,
             precision=model.precision,
-            device=str(best_device(config.trainer.accelerator).where),  # Lightning has moved the module from there
+            device=str(device),
             threads=torch.get_num_threads(),
             seed=config.seed,
             optim=config.optim,
@@ -175,19 +187,22 @@ def finish(config: TrainConfig, module: LitGPT, corpus: Corpus, run_dir: Path, c
         )
         say(console, f"measuring both lives{at_most(config.measure)}")
         measure_both_lives(with_kernels(case), results, command_line())
+    known = read(results).environments if results.exists() else {}
+    where = (
+        next(iter(known.values()))
+        if known
+        else environment_of(command_line(), best_device(config.trainer.accelerator).where)
+    )
+    write(results, [*([] if known else [where]), *outcome.rows(where.id, text=corpus.hash[:12])])
     prompt = askable(config.sample_prompt, corpus)
     sample = harmless(prompt + str(served.generate(prompt, max_new_tokens=100, seed=config.seed)))
-    loss = float(module.trainer.callback_metrics.get("validation_loss", math.nan))
-    describe(config, model, corpus, run_dir, loss, [prompt, sample])
+    describe(config, model, outcome, corpus, run_dir, [prompt, sample])
     if config.measure.enabled:
         conclude(config, run_dir, console, job_type="inference", sample=sample)
     else:
         say(console, f"\n{sample}\n")
     say(console, lesson_of(run_dir))
-    latest = run_dir.parent / "latest"
-    waiting = latest.with_name(f".latest-{os.getpid()}")
-    waiting.symlink_to(run_dir.name)
-    waiting.replace(latest)
+    point_latest(run_dir, console)
     say(console, f"text     {call('generate')} checkpoint={run_dir} prompt={prompt!r}")
 
 
@@ -199,6 +214,21 @@ def lesson_of(run_dir: Path) -> str:
         return f"lesson   none: {refusal}"
 
 
+def point_latest(run_dir: Path, console: Console) -> None:
+    """runs/latest is the newest run that finished; some drives have no links, and a run is none the worse for it."""
+    whole = run_dir.resolve()
+    latest, waiting = whole.parent / "latest", whole.parent / f".latest-{os.getpid()}"
+    try:
+        if latest.exists() and not latest.is_symlink():
+            raise FileExistsError(errno.EEXIST, "something else is there")
+        waiting.symlink_to(whole.name)
+        waiting.replace(latest)
+    except OSError as error:
+        with suppress(OSError):
+            waiting.unlink()
+        say(console, f"{latest} was not made ({error.strerror}): name the run, checkpoint={run_dir}")
+
+
 def askable(prompt: str, corpus: Corpus) -> str:
     """The prompt, or none where a tokenizer of single characters has never met it: training is done by then."""
     try:
@@ -208,15 +238,15 @@ def askable(prompt: str, corpus: Corpus) -> str:
     return prompt
 
 
-def describe(config: TrainConfig, model: GPT, corpus: Corpus, run_dir: Path, loss: float, said: list[str]) -> None:
+def describe(config: TrainConfig, model: GPT, outcome: Outcome, corpus: Corpus, run_dir: Path, said: list[str]) -> None:
     """The export's card: its weights, their training, what the run measured, and a sample."""
-    data, plan = config.data, config.trainer
+    data = config.data
     facts = {
         "from": f"{config.model.path}" if config.model.source == "hf" else "fresh weights",
         "text": " ".join(corpus.description[:1]),
-        "steps": f"{plan.max_steps:,} of {data.batch} x {data.length} tokens",
+        "steps": f"{outcome.told_steps()}; a step is {data.batch} x {data.length} tokens",
         "optimizer": f"{config.optim.name}, learning rate {config.optim.lr:g}",
-        "validation loss": f"{loss:.3f} nats a token",
+        "validation loss": f"{outcome.told_loss()}, on {outcome.judged_tokens:,} tokens held out",
         "seed": config.seed,
     }
     manifest = read_manifest(run_dir / "export")
@@ -227,93 +257,3 @@ def describe(config: TrainConfig, model: GPT, corpus: Corpus, run_dir: Path, los
         (where, *_) = results.environments.values()
         sections.append(about_costs(compare(results), where.identity))
     write_card(run_dir / "export", [*sections, about_text(*said)])
-
-
-def fit(
-    config: TrainConfig,
-    model: GPT,
-    corpus: Corpus,
-    run_dir: Path,
-    checkpoint: Path | None,
-    console: Console,
-    tracker: Tracker | None = None,
-) -> tuple[LitGPT, int | None]:
-    """The trained module and the signal that ended it early. Without a tracker this is a rank that leaves no trace."""
-    plan = config.trainer
-    share = (rank(), plan.devices * plan.nodes)
-    together = config.data.batch // (plan.accumulate * share[1])
-    choose_backward(model, best_device(plan.accelerator).where, batch=together, length=config.data.length)
-    if config.compile:
-        model.compile_blocks()
-    module = LitGPT(model, config.optim, plan, seed=config.seed)
-    validate_every = min(plan.validate_every, plan.max_steps)
-    signals = StopOnSignal(validate_every)
-    watch = Watch(
-        console,
-        tokens_per_step=config.data.batch * config.data.length,
-        bytes_per_token=corpus.bytes_per_token,
-        live=plan.progress,
-    )
-    checkpoints = run_dir / "checkpoints"
-    callbacks: list[Callback] = []
-    if tracker is not None:
-        corpus.tokenizer.save(checkpoints / "tokenizer.json")
-        callbacks = [watch, Track(tracker, config, module)]
-        if plan.profiler is not None:
-            callbacks.append(Trace(run_dir / "trace.json"))
-    if plan.early_stopping is not None:
-        callbacks.append(EarlyStopping("validation_loss", patience=plan.early_stopping))
-    callbacks += [signals, KeepBest(checkpoints), KeepLast(checkpoints, plan.checkpoint_every, validate_every)]
-    quieten()
-    keep_freed_pages()
-    trainer = Trainer(
-        accelerator=plan.accelerator,
-        devices=plan.devices,
-        num_nodes=plan.nodes,
-        strategy=strategy_of(config),
-        max_steps=plan.max_steps,
-        max_time=plan.max_time,
-        max_epochs=-1,
-        val_check_interval=validate_every,
-        check_val_every_n_epoch=None,
-        limit_val_batches=plan.validation_batches,
-        num_sanity_val_steps=0,
-        logger=False,
-        callbacks=callbacks,
-        plugins=[StateFileIO(), environment()],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=run_dir,
-        use_distributed_sampler=False,
-    )
-    data = config.data
-    loader = DataLoader(
-        TrainingBatches(
-            corpus.train,
-            seed=config.seed,
-            batch=data.batch,
-            length=data.length,
-            steps=plan.max_steps,
-            start=0
-            if checkpoint is None
-            else checkpoint_file.load(checkpoint, only=("global_step",)).get("global_step", 0),
-            shard=share,
-        ),
-        batch_size=None,
-        num_workers=data.workers,
-    )
-    held_out = ValidationBatches(corpus.validation, batch=data.batch, length=data.length, shard=share)
-    validation = DataLoader(held_out, batch_size=None)
-    started = time.monotonic()
-    try:
-        with signals.listening():
-            trainer.fit(module, Timed(loader, module.waits_s), validation, ckpt_path=checkpoint)
-    except Exception as error:
-        if checkpoint is None or module.begun or isinstance(error, Refusal):
-            raise
-        said = shown(str(error).strip().partition("\n")[0])
-        raise Integrity(f"{checkpoint} is whole, but this training cannot go on from it: {said}") from error
-    if plan.strategy == "fsdp" or config.compile:
-        module.model = whole(module.model)
-    say(console, f"trained in {time.monotonic() - started:.0f} s")
-    return module, signals.received

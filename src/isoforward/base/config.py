@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
+from functools import cached_property
+from typing import Any
 
+from isoforward.base.architecture import CHOICES, FAMILIES, Architecture, check_rope_scaling
 from isoforward.base.errors import BadInput
 
 LARGEST = 2**21  # no real model has more positions, tokens, layers or features, and no batch more sequences
@@ -36,12 +40,28 @@ def within(key: str, value: float, low: float, high: float) -> None:
         raise BadInput(f"{key}={value} must lie between {low:g} and {high:g}")
 
 
+UNITS_S = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+
+
+def duration_s(key: str, text: str) -> int:
+    """2h, 90m, 1h30m, 45s, HH:MM:SS, and days before it as DD:HH:MM:SS or, as Slurm has it, D-HH:MM:SS."""
+    if re.fullmatch(r"(\d+d)?(\d+h)?(\d+m)?(\d+s)?", text):
+        seconds = sum(int(number) * UNITS_S[unit] for number, unit in re.findall(r"(\d+)([dhms])", text))
+    elif clock := re.fullmatch(r"(?:(\d+)[:-])?(\d+):(\d+):(\d+)", text):
+        seconds = sum(int(number or 0) * unit for number, unit in zip(clock.groups(), UNITS_S.values(), strict=True))
+    else:
+        seconds = 0
+    if not 0 < seconds < 2**31:
+        raise BadInput(f"{key}={text} is no duration; write 2h, 90m, 1h30m, HH:MM:SS or DD:HH:MM:SS")
+    return seconds
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A decoder-only GPT, as GPT-2 (`family=gpt2`) or as Llama (`family=llama`).
+    """A decoder-only model. `family` presets what architecture.py lists; each of that can be set on its own.
 
-    `source` says where weights come from: `fresh` (drawn from the seed), `hf` (a GPT-2 or Llama directory
-    at `path`, read into our forward) or `transformers` (any causal LM at `path`, wrapped as it is).
+    `source` says where weights come from: `fresh` (drawn from the seed), `hf` (a checkpoint at `path` of one of the
+    families, read into our forward) or `transformers` (any causal LM at `path`, wrapped as it is).
     """
 
     family: str = "gpt2"
@@ -49,24 +69,36 @@ class ModelConfig:
     heads: int = 4
     kv_heads: int | None = None  # None: one per head
     width: int = 128
-    ffn: int | None = None  # None: 4 x width (gpt2), 8/3 x width rounded up to 64 (llama)
+    head_dim: int | None = None  # None: width / heads
+    ffn: int | None = None  # None: 4 x width (gelu), 8/3 x width rounded up to 64 (swiglu, geglu)
     context: int = 256
     vocab: int | None = None  # None: the tokenizer's
     tied: bool = True
-    bias: bool | None = None  # None: gpt2 yes, llama no
+    norm: str | None = None  # None, here and in the next six: the family's
+    norm_position: str | None = None
+    mlp: str | None = None
+    positions: str | None = None
+    qk_norm: str | None = None
+    bias: bool | str | None = None  # none, qkv, attention or all; true and false are all and none
+    scaled_embedding: bool | None = None
     dropout: float = 0.0
     norm_eps: float = 1e-5
     rope_theta: float = 10000.0
-    rope_scaling: dict[str, float] | None = None  # Llama 3: factor, low_freq_factor, high_freq_factor, original_context
+    rope_scaling: dict[str, Any] | None = None  # type (linear, dynamic, yarn, llama3) and its settings
     source: str = "fresh"
     path: str | None = None
 
     def __post_init__(self) -> None:
-        one_of("model.family", self.family, ("gpt2", "llama"))
+        one_of("model.family", self.family, tuple(FAMILIES))
         one_of("model.source", self.source, ("fresh", "hf", "transformers"))
-        for name in ("layers", "heads", "kv_heads", "width", "ffn", "context", "vocab"):
+        if isinstance(self.bias, bool):
+            object.__setattr__(self, "bias", "all" if self.bias else "none")
+        for name, allowed in CHOICES.items():
+            if (chosen := getattr(self, name)) is not None:
+                one_of(f"model.{name}", chosen, allowed)
+        for name in ("layers", "heads", "kv_heads", "width", "head_dim", "ffn", "context", "vocab"):
             sized(f"model.{name}", getattr(self, name))
-        if self.width % self.heads:
+        if self.head_dim is None and self.width % self.heads:
             fits = [n for n in range(1, min(self.width, 128) + 1) if self.width % n == 0]
             near = sorted(sorted(fits, key=lambda n: abs(n - self.heads))[:4])
             raise BadInput(
@@ -75,18 +107,26 @@ class ModelConfig:
             )
         if self.heads % self.kv_head_count:
             raise BadInput(f"model.kv_heads={self.kv_heads} does not divide model.heads={self.heads}")
-        if self.family == "llama" and self.head_width % 2:
+        sized("model.heads x model.head_dim", self.heads * self.head_width)
+        if self.architecture.rope and self.head_width % 2:
+            odd = "model.width/model.heads" if self.head_dim is None else "model.head_dim"
             raise BadInput(
-                f"model.width/model.heads={self.head_width} is odd: rotary positions turn pairs of features; "
-                "choose an even head width"
+                f"{odd}={self.head_width} is odd: rotary positions turn pairs of features; choose an even head width"
             )
         within("model.dropout", self.dropout, 0.0, 0.99)
         if not (math.isfinite(self.norm_eps) and self.norm_eps > 0):
             raise BadInput(f"model.norm_eps={self.norm_eps} must be a positive number")
         if not (math.isfinite(self.rope_theta) and self.rope_theta > 0):
             raise BadInput(f"model.rope_theta={self.rope_theta} must be a positive number")
+        check_rope_scaling(self.rope_scaling)
         if self.source != "fresh" and not self.path:
             raise BadInput(f"model={self.source} needs model.path=DIRECTORY")
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        """The family's, with what is set here in its place."""
+        own = {key.name: getattr(self, key.name) for key in fields(Architecture)}
+        return replace(FAMILIES[self.family], **{key: value for key, value in own.items() if value is not None})
 
     @property
     def kv_head_count(self) -> int:
@@ -94,21 +134,31 @@ class ModelConfig:
 
     @property
     def head_width(self) -> int:
-        return self.width // self.heads
+        return self.width // self.heads if self.head_dim is None else self.head_dim
+
+    @property
+    def attention_width(self) -> int:
+        """Of the queries of all heads, side by side."""
+        return self.heads * self.head_width
 
     @property
     def kv_width(self) -> int:
         return self.kv_head_count * self.head_width
 
     @property
+    def qkv_widths(self) -> list[int]:
+        return [self.attention_width, self.kv_width, self.kv_width]
+
+    @property
+    def fused_rows(self) -> dict[str, list[int]]:
+        """Of the maps that one matrix holds, by the last part of its module's name."""
+        return {"qkv": self.qkv_widths, "gate_up": [self.ffn_width] * 2}
+
+    @property
     def ffn_width(self) -> int:
         if self.ffn is not None:
             return self.ffn
-        return 4 * self.width if self.family == "gpt2" else 64 * math.ceil(8 * self.width / 3 / 64)
-
-    @property
-    def has_bias(self) -> bool:
-        return self.family == "gpt2" if self.bias is None else self.bias
+        return 64 * math.ceil(8 * self.width / 3 / 64) if self.architecture.gated else 4 * self.width
 
     @property
     def vocabulary(self) -> int:
@@ -175,7 +225,7 @@ class OptimConfig:
 @dataclass(frozen=True, kw_only=True)
 class TrainerConfig:
     max_steps: int = 700
-    max_time: str | None = None  # DD:HH:MM:SS
+    max_time: str | None = None  # of this start: 2h, 90m, 1h30m, HH:MM:SS or DD:HH:MM:SS
     accelerator: str = "auto"
     devices: int = 1  # of each machine
     nodes: int = 1  # machines; more than one are started by torchrun
@@ -183,7 +233,7 @@ class TrainerConfig:
     accumulate: int = 1  # micro-batches that one optimizer step is cut into
     checkpointing: str = "none"  # activations: kept, or recomputed in backward
     validate_every: int = 100
-    validation_batches: int = 8
+    validation_batches: int = 8  # of 8 sequences each, whatever data.batch is: the text that is judged stays the same
     checkpoint_every: int = 100
     resume: str | None = None  # a checkpoint or run directory, or auto
     early_stopping: int | None = None  # validations without improvement
@@ -207,6 +257,8 @@ class TrainerConfig:
         at_least("trainer.early_stopping", self.early_stopping, 1)
         if self.profiler is not None:
             one_of("trainer.profiler", self.profiler, ("pytorch",))
+        if self.max_time is not None:
+            duration_s("trainer.max_time", self.max_time)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,10 +303,10 @@ class MeasureConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
-    mode: str = "auto"  # auto: W&B online where a key is set, else offline
-    project: str = "isoforward"
-    entity: str | None = None
-    group: str | None = None  # None: the run directory, which ties both lives of one model
+    mode: str = "auto"  # auto: as $WANDB_MODE says; where it says nothing, online where a key is set, else offline
+    project: str | None = None  # None: $WANDB_PROJECT or isoforward
+    entity: str | None = None  # None: $WANDB_ENTITY, or the key's own
+    group: str | None = None  # None: $WANDB_RUN_GROUP, or the run directory, which ties both lives of one model
     tags: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:

@@ -5,6 +5,7 @@ A further kind is one more subclass of Device. It is found by the name that torc
 
 from __future__ import annotations
 
+import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -94,6 +95,16 @@ class Device(ABC):
     def free_bytes(self) -> int | None:
         """That something new can take; None where the system does not say."""
 
+    # What torch.compile builds with, which it looks for only once the work has begun
+
+    def missing_compiler(self) -> str | None:
+        """What is not here, and how to get it."""
+        return None
+
+    def refuse_without_compiler(self) -> None:
+        if missing := self.missing_compiler():
+            raise BadInput(f"compile=true needs {missing}, or leave compile=true out")
+
     # What it is quick at
 
     def reference_kernel(self, dtype: torch.dtype = torch.float32) -> Callable[[], float]:
@@ -156,6 +167,17 @@ class CpuDevice(Device):
     def free_bytes(self) -> int | None:
         return hardware.memory_available_bytes()
 
+    def missing_compiler(self) -> str | None:
+        from torch._inductor.cpp_builder import get_cpp_compiler
+        from torch._inductor.exc import InvalidCxxCompiler
+
+        try:
+            get_cpp_compiler()
+        except InvalidCxxCompiler:
+            asked = f"CXX={os.environ['CXX']}" if "CXX" in os.environ else "g++ or clang++"
+            return f"a C++ compiler, and {asked} does not run here: install one, name it in CXX"
+        return None
+
 
 class CudaDevice(Device):
     """Marks are events on the current stream: no synchronisation between phases, so that overlap stays what it is."""
@@ -205,6 +227,11 @@ class CudaDevice(Device):
 
     def free_bytes(self) -> int:
         return torch.cuda.mem_get_info(self.where)[0]
+
+    def missing_compiler(self) -> str | None:
+        from torch.utils._triton import has_triton
+
+        return None if has_triton() else "Triton on a GPU, which is not here: pip install triton"
 
 
 def device_of(where: torch.device | str) -> Device:

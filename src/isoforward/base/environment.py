@@ -6,6 +6,7 @@ import hashlib
 import json
 import platform
 import subprocess
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,14 +36,14 @@ def environment(command: str, device: torch.device) -> Environment:
         home = str(Path.home())
         command = command if home == "/" else command.replace(home, "~")
     created = datetime.now(UTC).isoformat(timespec="seconds")
-    where = device_of(device)
+    asked = device_of(device)
     identity: dict[str, Condition] = {
         "device": device.type,
         "cpu": cpu_model(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "processors": len(processors()),
         "threads": torch.get_num_threads(),
-        **where.identity(),
+        **asked.identity(),
         "torch": torch.__version__,
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "python": ".".join(platform.python_version_tuple()[:2]),
@@ -61,7 +62,7 @@ def environment(command: str, device: torch.device) -> Environment:
         "cpu_limit": cpu_limit(),
         "memory_limit_bytes": memory_limit_bytes(),
         "memory_free_bytes": memory_free_bytes(),
-        "gpu_memory_bytes": where.total_bytes() if where.kind != "cpu" else None,
+        "gpu_memory_bytes": None if asked.kind == "cpu" else asked.total_bytes(),
     }
     digest = hashlib.sha256(json.dumps([identity, created, command]).encode()).hexdigest()
     return Environment(id=digest[:12], command=command, created=created, identity=identity, details=details)
@@ -83,3 +84,14 @@ def _commit() -> tuple[str | None, int | None]:
         return None, None
     commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain")
     return (commit or "").strip() or None, None if changes is None else len(changes.splitlines())
+
+
+# Until all callers ask the device itself
+
+
+def auto_precision(device: torch.device) -> tuple[str, str]:
+    return device_of(device).quicker_precision
+
+
+def reference_kernel(device: torch.device | str) -> Callable[[], float]:
+    return device_of(device).reference_kernel()

@@ -1,4 +1,4 @@
-"""Which machine this is: its processors, its memory, and the limits on both."""
+"""What the system says of this machine: its processors, its memory, and how much of both this process may have."""
 
 from __future__ import annotations
 
@@ -8,12 +8,6 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
-
-from isoforward.base.errors import BadInput
-
-if TYPE_CHECKING:
-    pass
 
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
 
@@ -118,29 +112,6 @@ def memory_available_bytes() -> int | None:
     """That something new can take; None where the system does not say."""
     known = [size for size in (memory_free_bytes(), memory_limit_bytes()) if size is not None]
     return min(known, default=None)
-
-
-def refuse_without_compiler() -> None:
-    """torch.compile looks for what it builds with only once the work has begun."""
-    import torch
-
-    if torch.cuda.is_available():
-        from torch.utils._triton import has_triton
-
-        if not has_triton():
-            raise BadInput("compile=true needs Triton on a GPU, which is not here: pip install triton, or leave it out")
-        return
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
-
-    try:
-        get_cpp_compiler()
-    except InvalidCxxCompiler:
-        asked = f"CXX={os.environ['CXX']}" if "CXX" in os.environ else "g++ or clang++"
-        raise BadInput(
-            f"compile=true needs a C++ compiler, and {asked} does not run here: install one, name it in CXX, "
-            "or leave compile=true out"
-        ) from None
 
 
 def memory_free_bytes() -> int | None:

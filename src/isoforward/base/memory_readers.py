@@ -59,6 +59,14 @@ class CudaMemory:
         torch.cuda.reset_peak_memory_stats()
 
 
+def held_bytes() -> int:
+    """By this process; 0 where the system does not say."""
+    try:
+        return ProcessMemory().now()
+    except (OSError, IndexError):
+        return 0
+
+
 def why_unreadable(device: str) -> str | None:
     """Why the peak of a phase on `device` cannot be read here; None where it can."""
     if device != "cpu":

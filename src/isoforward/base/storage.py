@@ -14,6 +14,7 @@ from typing import BinaryIO
 from isoforward.base.errors import StorageFailed
 
 DONE = ".done"  # marks the directory of a run or sweep that finished; of a run it holds the digest of config.yaml
+TIME_IS_UP = ".time_is_up"  # and its training was ended by time, before its last step: it can be gone on with
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:

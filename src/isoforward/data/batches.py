@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -51,10 +52,10 @@ class TrainingBatches(Dataset[tuple[Tensor, Tensor]]):
 
 
 class ValidationBatches(Dataset[tuple[Tensor, Tensor]]):
-    """The first windows of the validation part, in order and without overlap, `batch` at a time.
+    """The first `windows` windows of the validation part (None: all), in order and without overlap.
 
-    All batches are equal in size, so that a mean of their means is the mean: what is left over at the end is not
-    used, and a part that has fewer windows than `batch` is one smaller batch.
+    Which text that is depends neither on `batch`, the windows that are looked at together over all processes, nor on
+    `shard`. Where they do not come out even some batches have another number of rows: weigh each by its own.
     """
 
     def __init__(
@@ -63,25 +64,32 @@ class ValidationBatches(Dataset[tuple[Tensor, Tensor]]):
         *,
         batch: int,
         length: int,
-        count: int | None = None,
+        windows: int | None = None,
         shard: tuple[int, int] = (0, 1),
     ) -> None:
-        self.tokens, self.length, self.shard = tokens, length, shard
-        windows, world = (len(tokens) - 1) // length, shard[1]
-        self.rows = min(batch, windows) // world * world
-        if not self.rows:
+        there, (rank, world) = (len(tokens) - 1) // length, shard
+        self.tokens, self.length = tokens, length
+        self.windows = there if windows is None else min(windows, there)
+        if self.windows < world or there < 1:
             raise BadInput(
                 f"the validation part has {len(tokens)} tokens; data.length={length} on {world} devices "
                 f"needs at least {length * world + 1}"
             )
-        self.count = windows // self.rows if count is None else min(count, windows // self.rows)
+        mine = range(rank, self.windows, world)
+        most, least = math.ceil(self.windows / world), self.windows // world  # of any process
+        together = max(1, batch // world)
+        self.batches = np.array_split(mine, min(math.ceil(most / together), least))  # as many each: they wait for each
+
+    @property
+    def judged(self) -> np.ndarray[Any, Any]:
+        """The tokens that are predicted, over all processes."""
+        return self.tokens[1 : self.windows * self.length + 1]
 
     def __len__(self) -> int:
-        return self.count
+        return len(self.batches)
 
     def __getitem__(self, k: int) -> tuple[Tensor, Tensor]:
-        rows = range(k * self.rows, (k + 1) * self.rows)[self.shard[0] :: self.shard[1]]
-        return _windows(self.tokens, [row * self.length for row in rows], self.length)
+        return _windows(self.tokens, [int(row) * self.length for row in self.batches[k]], self.length)
 
 
 def _windows(tokens: np.ndarray[Any, Any], starts: list[int], length: int) -> tuple[Tensor, Tensor]:

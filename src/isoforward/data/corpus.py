@@ -42,6 +42,12 @@ class Corpus:
     hash: str  # of text, tokenizer and split
     description: tuple[str, ...]
 
+    def bytes_a_token(self, tokens: np.ndarray[Any, Any]) -> float | None:
+        """Of these tokens' text, in which an end of text is none; None where there is no text."""
+        if self.bytes_per_token is None:
+            return None
+        return len(self.tokenizer.decode(tokens.tolist()).encode()) / max(1, len(tokens))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
@@ -114,7 +120,8 @@ def _cached(source: Source, config: DataConfig, tokenizer: Tokenizer | None) -> 
 
 def _told(text: dict[str, Any], files: Sequence[str]) -> list[str]:
     empty = f", {text['empty']:,} without text passed over" if text["empty"] else ""
-    of = f"{text['documents']:,} documents{empty}, {text['characters']:,} characters, {text['bytes']:,} bytes"
+    documents = f"{text['documents']:,} document{'s'[: text['documents'] != 1]}{empty}"
+    of = f"{documents}, {text['characters']:,} characters, {text['bytes']:,} bytes"
     return [of, *files]
 
 

@@ -52,6 +52,7 @@ OPENERS: dict[str, Callable[..., Any]] = {
     ".xz": lzma.open,
     ".lzma": lzma.open,
     ".zst": zstandard,
+    ".zstd": zstandard,
 }
 UNREADABLE = (ValueError, OSError, EOFError, zlib.error, lzma.LZMAError, NotImplementedError)  # of pyarrow, too
 

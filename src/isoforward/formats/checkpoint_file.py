@@ -16,6 +16,7 @@ import math
 import warnings
 from collections.abc import Callable, Container, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache, partial
 from itertools import chain
 from pathlib import Path
@@ -114,6 +115,14 @@ def _write(header: bytes, tensors: Mapping[str, Tensor], file: BinaryIO) -> None
 
 def _bytes_of(tensor: Tensor) -> memoryview:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether `path` begins as what `save` writes; whether it is whole is verified when it is loaded."""
+    if path.is_file():
+        with suppress(OSError), path.open("rb") as file:
+            return file.read(DIGEST.start)[8:] == PREFIX
+    return False
 
 
 def verify(path: Path) -> None:

@@ -2,7 +2,7 @@
 
 An export is a directory: model.safetensors, config.json, tokenizer.json and tokenizer_config.json as Transformers has
 them, and manifest.json, which vouches for the rest and says what config.json cannot. A directory without a manifest is
-read as any GPT-2 or Llama of Transformers. Tensors come from safetensors alone: a pickle is never opened.
+read as a checkpoint of Transformers. Tensors come from safetensors alone: a pickle is never opened.
 
     python -m isoforward import DIRECTORY_OR_GGUF OUT
 """
@@ -13,10 +13,11 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,13 @@ from isoforward.base.errors import BadInput, Integrity, Refusal, StorageFailed
 from isoforward.base.storage import sha256_of, sync_directory
 from isoforward.base.terminal import print_what_can_be_encoded
 from isoforward.data.tokenizer import GENERATION, Tokenizer, end_ids
+from isoforward.formats.checkpoint_file import is_checkpoint
 from isoforward.formats.gguf_format import read_gguf, read_tokenizer
 from isoforward.formats.model_card import about_weights, write_card
 from isoforward.formats.transformers_format import pieces, read_transformers, to_transformers
 from isoforward.formats.transformers_tokenizer import has_foreign_tokenizer, read_foreign_tokenizer
-from isoforward.formats.untrusted import Checkpoint, checked, described, names_in, open_file, read_json, shown
-from isoforward.model.gpt import GPT, rotary_table
+from isoforward.formats.untrusted import FLOATS, Checkpoint, checked, described, names_in, open_file, read_json, shown
+from isoforward.model.gpt import GPT
 
 FORMAT = 1
 GGUF = ".gguf"
@@ -75,8 +77,6 @@ def allocate(model: GPT, dtype: torch.dtype, device: torch.device | str) -> None
     model._apply(filled)  # type: ignore[no-untyped-call]  # to_empty would load sympy
     if model.config.tied:
         model.unembedding.weight = model.embedding.weight
-    if model.config.family == "llama":
-        model.rotation = rotary_table(model.config).to(device)  # on the CPU, as in training: cosines differ elsewhere
 
 
 def export(model: GPT, directory: Path, *, tokenizer: Tokenizer | None, about: Mapping[str, Any] | None = None) -> Path:
@@ -193,9 +193,9 @@ def load(
     device: torch.device | str = "cpu",
     verify: bool = True,
 ) -> GPT:
-    """Frozen, from an export, from a GPT-2 or Llama directory of Transformers, or from a Llama's GGUF file.
+    """Frozen, from an export, a Transformers directory, a safetensors file beside its config, or a GGUF file.
 
-    `dtype` None keeps the stored one; a GGUF's blocks, quantized or not, are multiplied out to fp32.
+    `dtype` None keeps bf16; all else (16-bit floats of the other kind, 64 bits, a GGUF's blocks) is served in fp32.
 
     Integrity names the file or tensor that is not what it should be, BadInput what our forward does not do.
     """
@@ -225,8 +225,9 @@ def load_trainable(
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:
-    if directory.suffix == GGUF:
+    if is_gguf(directory):
         return read_tokenizer(directory)
+    directory = directory.parent if directory.is_file() else directory
     path = directory / "tokenizer.json"
     configs = [directory / name for name in ("config.json", GENERATION)]  # the model's own win over its tokenizer's
     ends = [end for config in configs if config.is_file() for end in end_ids(read_json(config))]
@@ -250,6 +251,9 @@ def build(
     checkpointing: str = "none",
 ) -> GPT:
     """Every name and shape is compared before anything is allocated, so that a forged size costs nothing."""
+    for name, tensor in found.tensors.items():
+        if tensor.dtype not in FLOATS:
+            raise Integrity(f"{tensor.file}: {shown(name)} holds {tensor.dtype}, which is none of {', '.join(FLOATS)}")
     if found.config.layers > len(found.tensors):
         raise Integrity(f"{found.where} claims {found.config.layers} layers and holds {len(found.tensors)} tensors")
     model = unfilled(found.config, dtype or torch.float32, checkpointing)
@@ -257,11 +261,12 @@ def build(
     for name, shape in wanted.items():
         if name not in found.tensors:
             raise Integrity(f"{found.where}: the tensor {name} is missing")
-        if found.tensors[name].shape != shape:
-            raise Integrity(f"{found.where}: {name} is {found.tensors[name].shape}, its config asks for {shape}")
+        if (tensor := found.tensors[name]).shape != shape:
+            raise Integrity(f"{tensor.file}: {name} is {tensor.shape}, its config asks for {shape}")
     if extra := sorted(found.tensors.keys() - wanted.keys()):
-        raise Integrity(f"{found.where}: the tensor {shown(extra[0])} has no place in the model")
-    model.dtype = dtype or found.tensors[next(iter(wanted))].dtype  # the embedding's
+        raise Integrity(f"{found.tensors[extra[0]].file}: the tensor {shown(extra[0])} has no place in the model")
+    stored = FLOATS[found.tensors[next(iter(wanted))].dtype]  # the embedding's
+    model.dtype = dtype or (stored if stored == torch.bfloat16 else torch.float32)
     allocate(model, masters or model.dtype, device)
     with torch.no_grad():
         for name, views in pieces(model):
@@ -271,11 +276,20 @@ def build(
     return model
 
 
-def find(directory: Path, verify: bool) -> Checkpoint:
-    if not directory.exists():
-        raise BadInput(f"{directory} does not exist")
-    if directory.suffix == GGUF:
-        return read_gguf(directory)
+def find(path: Path, verify: bool) -> Checkpoint:
+    """Of an export, a Transformers directory, one of the safetensors files in either, or a GGUF file."""
+    if not path.exists():
+        raise BadInput(f"{path} does not exist{hub_hint(path)}")
+    if is_gguf(path):
+        return read_gguf(path)
+    if is_checkpoint(path):
+        raise BadInput(f"{path} is a training checkpoint, and an export is needed: take the run that it belongs to")
+    if path.is_file() and not listed(path):
+        tensors = open_file(path)
+        if not (path.parent / "config.json").is_file():
+            raise BadInput(f"{path} says nothing of its model: put the config.json of Transformers beside it")
+        return read_transformers(path.parent, tensors)
+    directory = path.parent if path.is_file() else path
     manifest = read_manifest(directory, verify)
     if manifest is None:
         return read_transformers(directory)
@@ -284,6 +298,33 @@ def find(directory: Path, verify: bool) -> Checkpoint:
     except BadInput as error:
         raise Integrity(f"{directory / 'manifest.json'}: {error}") from error
     return Checkpoint(where=directory, config=config, tensors=open_file(directory / "model.safetensors"))
+
+
+def is_gguf(path: Path) -> bool:
+    if path.suffix == GGUF or not path.is_file():
+        return path.suffix == GGUF
+    with suppress(OSError), path.open("rb") as file:
+        return file.read(4) == b"GGUF"
+    return False
+
+
+def listed(file: Path) -> bool:
+    """Whether an export's manifest or an index of shards beside `file` speaks for it."""
+    index = file.with_name("model.safetensors.index.json")
+    if index.is_file():
+        return file.name in str(read_json(index).get("weight_map"))
+    return file.name == "model.safetensors" and file.with_name("manifest.json").is_file()
+
+
+def hub_hint(path: str | Path) -> str:
+    """What to do with a name of the Hugging Face Hub: nothing is downloaded unasked."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) or Path(path).parts[0] in ("runs", "..", "."):
+        return ""
+    name = Path(path).name
+    return (
+        f"; if it is a model of the Hugging Face Hub, download it first: hf download {path} --local-dir {name}, "
+        f"and give {name} instead"
+    )
 
 
 def read_manifest(directory: Path, verify: bool = False) -> dict[str, Any] | None:

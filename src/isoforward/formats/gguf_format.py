@@ -1,5 +1,7 @@
 """Weights as llama.cpp keeps them: one GGUF file, often in quantized blocks, a Llama's queries and keys reordered.
 
+Architectures are those of FAMILIES, and a tensor's name is looked up in our own names, by way of Names.
+
 The header is read here and not with the package `gguf`, whose reader believes every count in it and can be made to
 loop for ever; that package turns blocks into numbers.
 """
@@ -9,6 +11,8 @@ from __future__ import annotations
 import math
 import os
 import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,10 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from isoforward.base.architecture import FAMILIES
 from isoforward.base.config import ModelConfig
 from isoforward.base.errors import BadInput, Integrity
 from isoforward.data.tokenizer import Tokenizer
-from isoforward.formats.transformers_format import pieces
+from isoforward.formats.transformers_format import FORMATS, Names, pieces, written_as
 from isoforward.formats.transformers_tokenizer import read_foreign_tokenizer
 from isoforward.formats.untrusted import Checkpoint, Stored, checked, shown
 from isoforward.model.gpt import GPT
@@ -28,32 +33,49 @@ from isoforward.model.gpt import GPT
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
 COUNT_LIMIT, STRING_LIMIT = 2**16, 2**22  # far above any real file's
-NAMES = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "output": "lm_head",
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
+BASIC = Names(
+    outer={
+        "embedding": "token_embd",
+        "positions": "position_embd",
+        "norm": "output_norm",
+        "unembedding": "output",
+    },
+    layer="blk.{}.",
+    inner={
+        "attention_norm": "attn_norm",
+        "attention.qkv": "attn_q attn_k attn_v",
+        "attention.q_norm": "attn_q_norm",
+        "attention.k_norm": "attn_k_norm",
+        "attention.out": "attn_output",
+        "mlp_norm": "ffn_norm",
+        "mlp.gate_up": "ffn_gate ffn_up",
+        "mlp.up": "ffn_up",
+        "mlp.down": "ffn_down",
+    },
+)
+GGUF_NAMES = {  # by llama.cpp's architecture, which has the name of our family; Mistral and SmolLM are its llama
+    "llama": BASIC,
+    "qwen2": BASIC,
+    "qwen3": BASIC,
+    "gemma": BASIC,
+    "olmo2": replace(
+        BASIC, inner={**BASIC.inner, "attention_norm": "post_attention_norm", "mlp_norm": "post_ffw_norm"}
+    ),
+    "gpt2": replace(BASIC, inner={**BASIC.inner, "attention.qkv": "attn_qkv"}),
 }
-
-GPT2_NAMES = {
-    "wte": "token_embd",
-    "wpe": "position_embd",
-    "ln_f": "output_norm",
-    "lm_head": "output",
-    "ln_1": "attn_norm",
-    "attn.c_attn": "attn_qkv",
-    "attn.c_proj": "attn_output",
-    "ln_2": "ffn_norm",
-    "mlp.c_fc": "ffn_up",
-    "mlp.c_proj": "ffn_down",
+LLAMA_CPP = {"mistral": "llama"}  # its name for ours
+MUST_BE = {  # settings that change what is computed, and what our forward does
+    "expert_count": (None, 0),
+    "attention.scale": (None, 0.0),
+    "attention.max_alibi_bias": (None, 0.0),
+    "attention.clamp_kqv": (None, 0.0),
+    "attention.causal": (None, True),
+    "attn_logit_softcapping": (None, 0.0),
+    "final_logit_softcapping": (None, 0.0),
+    "logit_scale": (None, 0.0, 1.0),
+    "residual_scale": (None, 0.0, 1.0),
+    "embedding_scale": (None, 0.0, 1.0),
+    "use_parallel_residual": (None, False),
 }
 
 
@@ -130,12 +152,14 @@ def read_gguf(path: Path) -> Checkpoint:
         raise BadInput(f"{path} needs the package gguf: pip install isoforward[hf]") from error
     header, size = read_header(path)
     config = config_of(header, path)
-    reordered = {"attn_q": config.heads, "attn_k": config.kv_head_count}
+    places = transformers_names(config, str(header.settings["general.architecture"]))
 
-    def read(kind: Any, start: int, shape: tuple[int, ...], heads: int | None) -> Tensor:
+    def read(kind: Any, start: int, shape: tuple[int, ...], place: Place) -> Tensor:
         blocks = np.array(np.memmap(path, np.uint8, mode="r", offset=start, shape=shape))
         numbers = torch.from_numpy(dequantize(blocks, kind))
-        return numbers if heads is None else features_in_halves(numbers, heads)
+        if place.heads is not None:
+            numbers = features_in_halves(numbers, place.heads)
+        return numbers.T.contiguous() if place.transposed else numbers - place.shift
 
     tensors = {}
     for name, (shape, number, offset) in header.tensors.items():
@@ -148,12 +172,45 @@ def read_gguf(path: Path) -> Checkpoint:
         start = header.data_start + offset
         if not shape or shape[-1] % block or start + math.prod(shape) // block * block_bytes > size:
             raise Integrity(f"{path}: {shown(name)} of shape {shape} does not lie in the file")
-        blocks = (*shape[:-1], shape[-1] // block * block_bytes)
-        heads = reordered.get(part_of(name))
-        tensors[transformers_name(name, path)] = Stored(
-            shape=shape, dtype=torch.float32, read=partial(read, kind, start, blocks, heads)
+        if name not in places:
+            raise BadInput(f"{path}: the tensor {shown(name)} has no place in our {config.family}")
+        place, blocks = places[name], (*shape[:-1], shape[-1] // block * block_bytes)
+        tensors[place.name] = Stored(
+            file=path,
+            shape=shape[::-1] if place.transposed else shape,
+            dtype="F32",
+            read=partial(read, kind, start, blocks, place),
         )
     return Checkpoint(where=path, config=config, tensors=tensors)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a tensor of a GGUF belongs in a Transformers checkpoint, and what is done to it on the way."""
+
+    name: str
+    heads: int | None = None  # whose features llama.cpp's llama has in another order
+    transposed: bool = False  # GPT-2's matrices
+    shift: int = 0  # a GGUF's Gemma multiplies by the weight, not by 1 + weight
+
+
+def transformers_names(config: ModelConfig, architecture: str) -> dict[str, Place]:
+    """By the names in a GGUF."""
+    theirs, form = GGUF_NAMES[architecture], FORMATS[written_as(config) or config.family]
+    reordered = {"attn_q": config.heads, "attn_k": config.kv_head_count} if architecture == "llama" else {}
+    outer = [path for path in form.names.outer if path in theirs.outer]
+    modules = [*outer, *(f"blocks.{n}.{part}" for n in range(config.layers) for part in form.names.inner)]
+    places = {}
+    for module in modules:
+        for ours, named in zip(form.names.of(module), theirs.of(module), strict=True):
+            for kind in ("weight", "bias"):
+                places[f"{named}.{kind}"] = Place(
+                    name=f"{ours}.{kind}",
+                    heads=reordered.get(named.rpartition(".")[2]),
+                    transposed=form.conv1d and kind == "weight" and "blocks." in module and "norm" not in module,
+                    shift=int(config.architecture.norm == "rmsnorm_1p" and "norm" in module),
+                )
+    return places
 
 
 def read_header(path: Path) -> tuple[Header, int]:
@@ -169,56 +226,75 @@ def read_header(path: Path) -> tuple[Header, int]:
 
 
 def config_of(header: Header, path: Path) -> ModelConfig:
-    settings = header.settings
-    architecture = settings.get("general.architecture")
-    if architecture != "llama":
-        raise BadInput(f"{path}: architecture {shown(architecture)} is not one we implement: llama is")
-    for key, allowed in (("llama.expert_count", (None, 0)), ("llama.rope.scaling.type", (None, "none"))):
+    family = header.settings.get("general.architecture")
+    if not isinstance(family, str) or family not in GGUF_NAMES:
+        raise BadInput(f"{path}: architecture {shown(family)} is not one we implement: {', '.join(GGUF_NAMES)} are")
+    if header.settings.get("split.count", 0) not in (0, 1):
+        raise BadInput(f"{path} is one of several files of a model: join them first, with llama.cpp's gguf-split")
+    settings = {key.removeprefix(f"{family}."): value for key, value in header.settings.items()}
+    for key, allowed in MUST_BE.items():
         if settings.get(key) not in allowed:
-            raise BadInput(f"{path}: {key}={shown(settings[key])} is not what our llama does")
+            raise BadInput(f"{path}: {family}.{key}={shown(settings[key])} is not what our {family} does")
     if "rope_freqs.weight" in header.tensors:
         raise BadInput(f"{path}: its rotary frequencies are scaled by a table; take the safetensors of that model")
     embedding = header.tensors.get("token_embd.weight")
     if embedding is None or not embedding[0]:
         raise Integrity(f"{path}: the tensor token_embd.weight is missing")
+    learned = FAMILIES[family].norm == "layernorm"
     try:
-        config = checked(
-            {
-                "family": "llama",
-                "layers": settings["llama.block_count"],
-                "heads": settings["llama.attention.head_count"],
-                "kv_heads": settings.get("llama.attention.head_count_kv"),
-                "width": settings["llama.embedding_length"],
-                "ffn": settings["llama.feed_forward_length"],
-                "context": settings["llama.context_length"],
-                "vocab": embedding[0][0],
-                "tied": "output.weight" not in header.tensors,
-                "bias": "blk.0.attn_q.bias" in header.tensors,
-                "norm_eps": settings["llama.attention.layer_norm_rms_epsilon"],
-                "rope_theta": settings.get("llama.rope.freq_base", 10000.0),
-            }
-        )
+        heads, width = settings["attention.head_count"], settings["embedding_length"]
+        values = {
+            "family": family,
+            "layers": settings["block_count"],
+            "heads": heads,
+            "kv_heads": settings.get("attention.head_count_kv"),
+            "width": width,
+            "head_dim": settings.get("attention.key_length"),
+            "ffn": settings["feed_forward_length"],
+            "context": settings["context_length"],
+            "vocab": embedding[0][0],
+            "tied": "output.weight" not in header.tensors,
+            "norm_eps": settings["attention.layer_norm_epsilon" if learned else "attention.layer_norm_rms_epsilon"],
+            "rope_theta": settings.get("rope.freq_base", 10000.0),
+            "rope_scaling": rope_scaling_of(settings, family),
+        }
+        if family in ("llama", "qwen3", "gemma", "olmo2"):
+            values["bias"] = bias_of(header)
+        config = checked(values)
     except (BadInput, KeyError) as error:
         raise BadInput(f"{path}: {error}") from error
-    for key in ("llama.rope.dimension_count", "llama.attention.key_length", "llama.attention.value_length"):
+    if config.attention_width == config.width:
+        config = replace(config, head_dim=None)
+    for key in ("rope.dimension_count", "attention.value_length"):
         if settings.get(key) not in (None, config.head_width):
-            raise BadInput(f"{path}: {key}={shown(settings[key])} is not width / heads, as in our llama")
+            told = f"{family}.{key}={shown(settings[key])}"
+            raise BadInput(f"{path}: {told} is not the {config.head_width} features of a head, as in our {family}")
+    window = settings.get("attention.sliding_window")
+    if window and not (type(window) is int and window >= config.context):
+        raise BadInput(f"{path}: {family}.attention.sliding_window={shown(window)} is shorter than its context")
     return config
 
 
-def part_of(name: str) -> str:
-    """attn_q of blk.7.attn_q.weight"""
-    return name.rpartition(".")[0].rpartition(".")[2]
+def bias_of(header: Header) -> str:
+    if "blk.0.attn_q.bias" not in header.tensors:
+        return "none"
+    if "blk.0.attn_output.bias" not in header.tensors:
+        return "qkv"
+    return "all" if "blk.0.ffn_down.bias" in header.tensors else "attention"
 
 
-def transformers_name(name: str, path: Path) -> str:
-    part, (first, *rest) = part_of(name), name.split(".")
-    kind = rest[-1] if rest else ""
-    if part in NAMES and len(rest) == 1:
-        return f"{NAMES[part]}.{kind}"
-    if part in NAMES and first == "blk" and len(rest) == 3:
-        return f"model.layers.{rest[0]}.{NAMES[part]}.{kind}"
-    raise BadInput(f"{path}: the tensor {shown(name)} has no place in our llama")
+def rope_scaling_of(settings: Mapping[str, Any], family: str) -> dict[str, Any] | None:
+    """As llama.cpp reads it: linear where no type is said, and by a factor in either spelling; 0 and 1 are none."""
+    kind = settings.get("rope.scaling.type", "linear")
+    known = ("type", "factor", "original_context_length", "finetuned")
+    unknown = [key for key in settings if key.startswith("rope.scaling.") and key.split(".", 2)[2] not in known]
+    if kind == "none":
+        return None
+    if kind != "linear" or unknown:
+        key = "rope.scaling.type" if kind != "linear" else unknown[0]
+        raise BadInput(f"{family}.{key}={shown(settings[key])} is not what our {family} does: linear scaling is")
+    factor = settings.get("rope.scaling.factor", settings.get("rope.scale_linear", 0.0))
+    return None if factor in (0, 1) else {"type": "linear", "factor": factor}
 
 
 def features_in_pairs(weight: Tensor, heads: int) -> Tensor:
@@ -236,10 +312,13 @@ def write_gguf(model: GPT, path: Path) -> Path:
     from gguf import GGUFWriter
     from gguf.constants import GGMLQuantizationType
 
-    config, family = model.config, model.config.family
+    config, family = model.config, written_as(model.config)
+    architecture = LLAMA_CPP.get(str(family), family)
+    if architecture not in GGUF_NAMES:
+        raise BadInput("llama.cpp has no architecture that computes this model")
     if config.rope_scaling:
         raise BadInput("rotary frequencies that are scaled are not written to GGUF")
-    writer = GGUFWriter(path, family)
+    writer = GGUFWriter(path, str(architecture))
     writer.add_context_length(config.context)
     writer.add_embedding_length(config.width)
     writer.add_block_count(config.layers)
@@ -247,20 +326,21 @@ def write_gguf(model: GPT, path: Path) -> Path:
     writer.add_head_count(config.heads)
     writer.add_vocab_size(config.vocabulary)
     writer.add_tokenizer_model("none")
-    if family == "llama":
+    if config.architecture.rope:
         writer.add_head_count_kv(config.kv_head_count)
         writer.add_layer_norm_rms_eps(config.norm_eps)
         writer.add_rope_freq_base(config.rope_theta)
         writer.add_rope_dimension_count(config.head_width)
+        writer.add_key_length(config.head_width)
+        writer.add_value_length(config.head_width)
     else:
         writer.add_layer_norm_eps(config.norm_eps)
-    reordered = {"attn_q": config.heads, "attn_k": config.kv_head_count}
+    places = {place.name: (name, place) for name, place in transformers_names(config, str(architecture)).items()}
     for theirs, views in pieces(model):
-        name, tensor = gguf_name(theirs, family), torch.cat(list(views), dim=-1).detach().cpu()
-        if part_of(name) in reordered:
-            tensor = features_in_pairs(tensor, reordered[part_of(name)])
-        if family == "gpt2" and tensor.dim() == 2 and theirs.startswith("transformer.h."):
-            tensor = tensor.T  # Transformers' GPT-2 keeps (in, out), llama.cpp as everyone (out, in)
+        (name, place), tensor = places[theirs], torch.cat(list(views), dim=-1).detach().cpu()
+        if place.heads is not None:
+            tensor = features_in_pairs(tensor, place.heads)
+        tensor = tensor.T if place.transposed else tensor + place.shift
         if tensor.dtype == torch.bfloat16 and tensor.dim() == 2:
             bits = tensor.contiguous().view(torch.uint8).numpy()
             writer.add_tensor(name, bits, raw_dtype=GGMLQuantizationType.BF16)
@@ -271,16 +351,6 @@ def write_gguf(model: GPT, path: Path) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return path
-
-
-def gguf_name(theirs: str, family: str) -> str:
-    """blk.7.attn_q.weight of model.layers.7.self_attn.q_proj.weight"""
-    names = GPT2_NAMES if family == "gpt2" else {value.removeprefix("model."): key for key, value in NAMES.items()}
-    stem, _, kind = theirs.removeprefix("transformer.").removeprefix("model.").rpartition(".")
-    if stem in names:
-        return f"{names[stem]}.{kind}"
-    _, layer, part = stem.split(".", 2)  # h.7.ln_1, layers.7.self_attn.q_proj
-    return f"blk.{layer}.{names[part]}.{kind}"
 
 
 def read_tokenizer(path: Path) -> Tokenizer:

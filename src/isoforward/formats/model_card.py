@@ -36,12 +36,11 @@ def write_card(directory: Path, sections: Sequence[str]) -> None:
 
 
 def about_weights(model: ModelConfig, *, parameters: int, dtype: str, fingerprint: str) -> str:
-    kind = "GPT-2" if model.family == "gpt2" else "Llama"
     heads = f"{model.heads} heads" + (
         f" on {model.kv_heads} of keys" if model.kv_heads not in (None, model.heads) else ""
     )
     return (
-        f"{FRONT.format(family=model.family)}\n# A {kind} of {parameters:,} parameters, in {dtype}\n\n"
+        f"{FRONT.format(family=model.family)}\n# {model.family}, {parameters:,} parameters, in {dtype}\n\n"
         f"{model.layers} layers, {heads}, width {model.width}, context {model.context}, {model.vocabulary:,} tokens"
         f"{', embeddings tied' if model.tied else ''}. Weights `{fingerprint[:16]}`, as isoforward wrote them.\n{OPEN}"
     )

@@ -1,236 +1,357 @@
-"""GPT-2 and Llama as Transformers writes them down: their config.json and the names of their tensors, both ways."""
+"""Families as Transformers writes them down: their config.json and the names of their tensors, both ways.
+
+A family of its own needs a preset in base/architecture.py and an entry of FORMATS here.
+"""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from isoforward.base.architecture import FAMILIES
 from isoforward.base.config import ModelConfig
 from isoforward.base.errors import BadInput, Integrity
 from isoforward.data.tokenizer import Tokenizer, one_or_all
-from isoforward.formats.untrusted import Checkpoint, checked, open_tensors, read_json, shown
+from isoforward.formats.rope_format import rope_from_transformers, rope_to_transformers
+from isoforward.formats.untrusted import Checkpoint, Stored, checked, open_tensors, read_json, shown
 from isoforward.model.gpt import GPT
 
-FIXED: dict[str, dict[str, tuple[object, ...]]] = {  # what our forward does, and Transformers' default first
-    "gpt2": {
-        "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
-        "scale_attn_weights": (True,),
-        "scale_attn_by_inverse_layer_idx": (False,),
-        "add_cross_attention": (False,),
-        "quantization_config": (None,),
-    },
-    "llama": {"hidden_act": ("silu", "swish"), "quantization_config": (None,)},
-}
-ARCHITECTURES = {"gpt2": ["GPT2LMHeadModel"], "llama": ["LlamaForCausalLM"]}
-ROPE_SCALING = {  # of Llama 3: ours, theirs
-    "factor": "factor",
-    "low_freq_factor": "low_freq_factor",
-    "high_freq_factor": "high_freq_factor",
-    "original_context": "original_max_position_embeddings",
-}
-HEADLESS = {"gpt2": "transformer.", "llama": "model."}  # what a model saved without its head leaves out of its names
 BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")  # that old Transformers saved as if weights
 
 
+@dataclass(frozen=True, kw_only=True)
+class Names:
+    """Of tensors, by our modules; several where we keep as one matrix what is stored as several."""
+
+    outer: Mapping[str, str]
+    layer: str
+    inner: Mapping[str, str]
+
+    def of(self, module: str) -> list[str]:
+        """model.layers.7.self_attn.q_proj and its like, of blocks.7.attention.qkv"""
+        if not module.startswith("blocks."):
+            return [self.outer[module]]
+        _, number, part = module.split(".", 2)
+        return [self.layer.format(number) + name for name in self.inner[part].split()]
+
+
+GPT2_NAMES = Names(
+    outer={
+        "embedding": "transformer.wte",
+        "positions": "transformer.wpe",
+        "norm": "transformer.ln_f",
+        "unembedding": "lm_head",
+    },
+    layer="transformer.h.{}.",
+    inner={
+        "attention_norm": "ln_1",
+        "attention.qkv": "attn.c_attn",
+        "attention.out": "attn.c_proj",
+        "mlp_norm": "ln_2",
+        "mlp.up": "mlp.c_fc",
+        "mlp.down": "mlp.c_proj",
+    },
+)
+LLAMA_NAMES = Names(
+    outer={"embedding": "model.embed_tokens", "norm": "model.norm", "unembedding": "lm_head"},
+    layer="model.layers.{}.",
+    inner={
+        "attention_norm": "input_layernorm",
+        "attention.qkv": "self_attn.q_proj self_attn.k_proj self_attn.v_proj",
+        "attention.out": "self_attn.o_proj",
+        "mlp_norm": "post_attention_layernorm",
+        "mlp.gate_up": "mlp.gate_proj mlp.up_proj",
+        "mlp.down": "mlp.down_proj",
+    },
+)
+QK_NORMS = {"attention.q_norm": "self_attn.q_norm", "attention.k_norm": "self_attn.k_norm"}
+POST_NORMS = {"attention_norm": "post_attention_layernorm", "mlp_norm": "post_feedforward_layernorm"}
+
+GPT2_KEYS = {
+    "layers": "n_layer",
+    "heads": "n_head",
+    "width": "n_embd",
+    "ffn": "n_inner",
+    "context": "n_positions",
+    "vocab": "vocab_size",
+    "tied": "tie_word_embeddings",
+    "dropout": "resid_pdrop",
+    "norm_eps": "layer_norm_epsilon",
+}
+LLAMA_KEYS = {
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "width": "hidden_size",
+    "head_dim": "head_dim",
+    "ffn": "intermediate_size",
+    "context": "max_position_embeddings",
+    "vocab": "vocab_size",
+    "tied": "tie_word_embeddings",
+    "dropout": "attention_dropout",
+    "norm_eps": "rms_norm_eps",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """How Transformers writes one family down."""
+
+    architectures: tuple[str, ...]  # classes with the same forward; the first is written
+    names: Names = LLAMA_NAMES
+    keys: Mapping[str, str] = field(default_factory=lambda: LLAMA_KEYS)  # of config.json, by ours
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # Transformers' own, for keys that a file leaves out
+    fixed: Mapping[str, tuple[object, ...]] = field(default_factory=dict)  # what our forward does; the default first
+    written: Mapping[str, object] = field(default_factory=dict)  # what our forward does, where it must be said
+    biases: Mapping[tuple[bool, ...], str] = field(default_factory=dict)  # by the values of bias_keys
+    bias_keys: tuple[str, ...] = ()
+    conv1d: bool = False  # GPT-2: blocks have matrices as (in, out), biases everywhere, a key head for each query head
+
+
+NOT_QUANTIZED: dict[str, tuple[object, ...]] = {"quantization_config": (None,)}
+SILU: dict[str, tuple[object, ...]] = NOT_QUANTIZED | {"hidden_act": ("silu", "swish")}
+LLAMA_DEFAULTS = {"kv_heads": None, "head_dim": None, "tied": False, "dropout": 0.0, "norm_eps": 1e-6}
+ATTENTION_BIAS: dict[tuple[bool, ...], str] = {(False,): "none", (True,): "attention"}
+
+
+def llama_like(name: str, **more: Any) -> Format:
+    same: dict[str, Any] = {"defaults": LLAMA_DEFAULTS, "fixed": SILU, "written": {"hidden_act": "silu"}}
+    return Format(architectures=(f"{name}ForCausalLM", f"{name}Model"), **same | more)
+
+
+FORMATS = {
+    "gpt2": Format(
+        architectures=("GPT2LMHeadModel", "GPT2Model", "GPT2DoubleHeadsModel"),
+        names=GPT2_NAMES,
+        keys=GPT2_KEYS,
+        defaults={"ffn": None, "tied": True, "dropout": 0.1, "norm_eps": 1e-5},
+        fixed=NOT_QUANTIZED
+        | {
+            "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+            "scale_attn_weights": (True,),
+            "scale_attn_by_inverse_layer_idx": (False,),
+            "add_cross_attention": (False,),
+        },
+        written={"activation_function": "gelu_new"},
+        conv1d=True,
+    ),
+    "llama": llama_like(
+        "Llama",
+        bias_keys=("attention_bias", "mlp_bias"),
+        biases={(False, False): "none", (True, False): "attention", (True, True): "all"},
+    ),
+    "mistral": llama_like(
+        "Mistral",
+        defaults=LLAMA_DEFAULTS | {"kv_heads": 8},
+        written={"hidden_act": "silu", "sliding_window": None},
+    ),
+    "qwen2": llama_like(
+        "Qwen2",
+        defaults=LLAMA_DEFAULTS | {"kv_heads": 32},
+        written={"hidden_act": "silu", "use_sliding_window": False},
+    ),
+    "qwen3": llama_like(
+        "Qwen3",
+        names=replace(LLAMA_NAMES, inner={**LLAMA_NAMES.inner, **QK_NORMS}),
+        defaults=LLAMA_DEFAULTS | {"kv_heads": 32, "head_dim": 128},
+        written={"hidden_act": "silu", "use_sliding_window": False},
+        bias_keys=("attention_bias",),
+        biases=ATTENTION_BIAS,
+    ),
+    "olmo2": llama_like(
+        "Olmo2",
+        names=replace(LLAMA_NAMES, inner={**LLAMA_NAMES.inner, **QK_NORMS, **POST_NORMS}),
+        defaults=LLAMA_DEFAULTS | {"norm_eps": 1e-5},
+        bias_keys=("attention_bias",),
+        biases=ATTENTION_BIAS,
+    ),
+    "gemma": llama_like(
+        "Gemma",
+        defaults=LLAMA_DEFAULTS | {"kv_heads": 16, "head_dim": 256, "tied": True},
+        fixed=NOT_QUANTIZED
+        | {
+            "hidden_act": ("gelu_pytorch_tanh", "gelu"),  # Gemma's gelu has always meant the tanh one
+            "hidden_activation": (None, "gelu_pytorch_tanh"),
+            "use_bidirectional_attention": (None, False),
+        },
+        written={"hidden_act": "gelu_pytorch_tanh"},
+        bias_keys=("attention_bias",),
+        biases=ATTENTION_BIAS,
+    ),
+}
+
+
+def written_as(config: ModelConfig) -> str | None:
+    """The family whose class in Transformers computes what `config` says, its own before others; or none."""
+    for family in dict.fromkeys((config.family, *FORMATS)):
+        if family not in FORMATS:
+            continue
+        form, preset, own = FORMATS[family], FAMILIES[family], config.architecture
+        biased = form.conv1d or own.bias in (form.biases.values() or (preset.bias,))
+        heads = "head_dim" in form.keys or config.attention_width == config.width
+        if biased and heads and replace(own, bias=preset.bias) == preset:
+            return family
+    return None
+
+
 def pieces(model: GPT) -> Iterator[tuple[str, list[Tensor]]]:
-    """Every tensor of a Transformers checkpoint by name, as views of our parameters.
+    """Every tensor of a checkpoint by name, as views of our parameters; the embedding comes first.
 
     Joined along their last dimension, the views are the tensor; filled from it, they load it. What GPT-2 always has
     and our model lacks (biases, a key and a value head for each query head) is zeros that nothing refers to, or the
-    same view several times.
+    same view several times. A model that no class of Transformers computes keeps our own names.
     """
-    yield from gpt2_pieces(model) if model.config.family == "gpt2" else llama_pieces(model)
-    if not model.config.tied:
-        yield "lm_head.weight", [model.unembedding.weight]
-
-
-def gpt2_pieces(model: GPT) -> Iterator[tuple[str, list[Tensor]]]:
-    config = model.config
-    shared_by = config.heads // config.kv_head_count
-
-    def a_head_each(qkv: Tensor) -> list[Tensor]:
-        q, k, v = qkv.split_with_sizes([config.width, config.kv_width, config.kv_width], dim=-1)
-        return [q] + [
-            head for part in (k, v) for head in part.chunk(config.kv_head_count, -1) for _ in range(shared_by)
-        ]
-
-    blocks: Any = model.blocks
-    parts: list[tuple[str, Any]] = [("ln_f", model.norm)]
-    for layer, block in enumerate(blocks):
-        parts += [
-            (f"h.{layer}.ln_1", block.attention_norm),
-            (f"h.{layer}.attn.c_attn", block.attention.qkv),
-            (f"h.{layer}.attn.c_proj", block.attention.out),
-            (f"h.{layer}.ln_2", block.mlp_norm),
-            (f"h.{layer}.mlp.c_fc", block.mlp.up),
-            (f"h.{layer}.mlp.c_proj", block.mlp.down),
-        ]
-    assert model.positions is not None
-    yield "transformer.wte.weight", [model.embedding.weight]
-    yield "transformer.wpe.weight", [model.positions.weight]
-    for name, part in parts:
-        weight = part.weight.t()  # GPT-2's Conv1D keeps (in, out), a linear keeps (out, in); a norm has one dimension
-        bias = weight.new_zeros(weight.shape[-1]) if part.bias is None else part.bias
+    config, family = model.config, written_as(model.config)
+    if family is None:
+        for name, parameter in model.named_parameters():
+            yield name, [parameter]
+        return
+    form = FORMATS[family]
+    for path, module in model.named_modules():
+        weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+        if weight is None or (path == "unembedding" and config.tied):
+            continue
+        names = form.names.of(path)
+        if form.conv1d and path not in ("embedding", "positions", "unembedding"):
+            weight = weight.t()  # Conv1D keeps (in, out), a linear keeps (out, in); a norm has one dimension
+            bias = weight.new_zeros(weight.shape[-1]) if bias is None else bias
         for kind, tensor in (("weight", weight), ("bias", bias)):
-            yield f"transformer.{name}.{kind}", a_head_each(tensor) if name.endswith("c_attn") else [tensor]
+            if tensor is None:
+                continue
+            if form.conv1d and path.endswith("qkv"):
+                yield f"{names[0]}.{kind}", a_head_each(config, tensor)
+            else:
+                rows = config.fused_rows[path.rpartition(".")[2]] if len(names) > 1 else [len(tensor)]
+                for name, part in zip(names, tensor.split_with_sizes(rows), strict=True):
+                    yield f"{name}.{kind}", [part]
 
 
-def llama_pieces(model: GPT) -> Iterator[tuple[str, list[Tensor]]]:
-    yield "model.embed_tokens.weight", [model.embedding.weight]
-    yield "model.norm.weight", [model.norm.weight]  # type: ignore[list-item]
-    blocks: Any = model.blocks
-    for layer, block in enumerate(blocks):
-        at = f"model.layers.{layer}"
-        yield f"{at}.input_layernorm.weight", [block.attention_norm.weight]
-        yield f"{at}.post_attention_layernorm.weight", [block.mlp_norm.weight]
-        for kind in ("weight", "bias") if model.config.has_bias else ("weight",):
-            q, k, v = getattr(block.attention.qkv, kind).split(block.attention.widths)
-            gate, up = getattr(block.mlp.gate_up, kind).chunk(2)
-            yield f"{at}.self_attn.q_proj.{kind}", [q]
-            yield f"{at}.self_attn.k_proj.{kind}", [k]
-            yield f"{at}.self_attn.v_proj.{kind}", [v]
-            yield f"{at}.self_attn.o_proj.{kind}", [getattr(block.attention.out, kind)]
-            yield f"{at}.mlp.gate_proj.{kind}", [gate]
-            yield f"{at}.mlp.up_proj.{kind}", [up]
-            yield f"{at}.mlp.down_proj.{kind}", [getattr(block.mlp.down, kind)]
+def a_head_each(config: ModelConfig, qkv: Tensor) -> list[Tensor]:
+    """Grouped keys and values, once for every query head that reads them."""
+    q, k, v = qkv.split_with_sizes(config.qkv_widths, dim=-1)
+    shared_by = config.heads // config.kv_head_count
+    return [q] + [head for part in (k, v) for head in part.chunk(config.kv_head_count, -1) for _ in range(shared_by)]
 
 
 def to_transformers(config: ModelConfig, dtype: torch.dtype, tokenizer: Tokenizer | None) -> dict[str, Any]:
     """config.json, in the spelling that Transformers 4 and 5 both read."""
+    family = written_as(config)
     shared = {
-        "architectures": ARCHITECTURES[config.family],
-        "model_type": config.family,
+        "model_type": family or "isoforward",
         "torch_dtype": str(dtype).removeprefix("torch."),
         "vocab_size": config.vocabulary,
         "tie_word_embeddings": config.tied,
         "bos_token_id": tokenizer and tokenizer.start,
         "eos_token_id": tokenizer and one_or_all(tokenizer.ends),
     }
-    if config.family == "gpt2":
-        return shared | {
-            "n_positions": config.context,
-            "n_embd": config.width,
-            "n_layer": config.layers,
-            "n_head": config.heads,
-            "n_inner": config.ffn_width,
-            "activation_function": "gelu_new",
-            "layer_norm_epsilon": config.norm_eps,
-            **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.dropout),
-        }
-    scaling: dict[str, Any] | None = None
-    if config.rope_scaling:
-        scaling = {theirs: config.rope_scaling[ours] for ours, theirs in ROPE_SCALING.items()}
-        scaling["original_max_position_embeddings"] = int(scaling["original_max_position_embeddings"])
-        scaling["rope_type"] = "llama3"
-    return shared | {
-        "max_position_embeddings": config.context,
-        "hidden_size": config.width,
-        "intermediate_size": config.ffn_width,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.kv_head_count,
-        "head_dim": config.head_width,
-        "hidden_act": "silu",
-        "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope_theta,
-        "rope_scaling": scaling,
-        "attention_bias": config.has_bias,
-        "mlp_bias": config.has_bias,
-        "attention_dropout": config.dropout,
-    }
+    if family is None:
+        return shared  # the rest is in manifest.json
+    form = FORMATS[family]
+    own = {"ffn": config.ffn_width, "head_dim": config.head_width, "kv_heads": config.kv_head_count}
+    values = {theirs: own.get(ours, getattr(config, ours)) for ours, theirs in form.keys.items()}
+    written = {"architectures": [form.architectures[0]], **shared, **values, **form.written}
+    if form.conv1d:
+        return written | dict.fromkeys(("embd_pdrop", "attn_pdrop"), config.dropout)
+    flags = next((flags for flags, bias in form.biases.items() if bias == config.architecture.bias), ())
+    return written | dict(zip(form.bias_keys, flags, strict=True)) | rope_to_transformers(config)
 
 
 def from_transformers(raw: Mapping[str, Any]) -> ModelConfig:
     """Reads a config.json; BadInput names what our forward does not do."""
     family = raw.get("model_type")
-    architectures = raw.get("architectures") or ARCHITECTURES.get(str(family))
-    if not isinstance(family, str) or family not in FIXED or architectures != ARCHITECTURES[family]:
+    form = FORMATS.get(family) if isinstance(family, str) else None
+    named = raw.get("architectures") or (form and [form.architectures[0]])
+    if form is None or not isinstance(named, list) or not set(map(str, named)) <= set(form.architectures):
+        known = ", ".join(form.architectures[0] for form in FORMATS.values())
         raise BadInput(
-            f"architecture {shown(architectures or family)} (model_type {shown(family)}) is not one we implement: "
-            "GPT2LMHeadModel and LlamaForCausalLM are; write model=transformers to measure any other as it is"
+            f"architecture {shown(named or family)} (model_type {shown(family)}) is not one we implement: "
+            f"{known} are; write model=transformers to measure any other as it is"
         )
-    for key, allowed in FIXED[family].items():
+    for key, allowed in form.fixed.items():
         if raw.get(key, allowed[0]) not in allowed:
             raise BadInput(f"{key}={shown(raw[key])} is not what our {family} does, which is {shown(allowed[0])}")
     try:
-        config = checked({"family": family} | (gpt2_values(raw) if family == "gpt2" else llama_values(raw)))
+        values = {
+            ours: raw.get(theirs, form.defaults[ours]) if ours in form.defaults else raw[theirs]
+            for ours, theirs in form.keys.items()
+        }
+        if not form.conv1d:
+            values |= bias_of(raw, form) | rope_from_transformers(raw)
+            refuse_short_windows(raw, str(family), values["context"])
+        config = checked({"family": family} | values)
     except KeyError as error:
         raise BadInput(f"{error.args[0]} is missing") from error
-    if raw.get("head_dim") not in (None, config.head_width):
-        raise BadInput(f"head_dim={shown(raw['head_dim'])} is not hidden_size / num_attention_heads, as in our Llama")
+    if config.head_dim is not None and config.head_dim * config.heads == config.width:
+        return replace(config, head_dim=None)
     return config
 
 
-def gpt2_values(raw: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "layers": raw["n_layer"],
-        "heads": raw["n_head"],
-        "width": raw["n_embd"],
-        "ffn": raw.get("n_inner"),
-        "context": raw["n_positions"],
-        "vocab": raw["vocab_size"],
-        "tied": raw.get("tie_word_embeddings", True),
-        "dropout": raw.get("resid_pdrop", 0.1),
-        "norm_eps": raw.get("layer_norm_epsilon", 1e-5),
-    }
+def bias_of(raw: Mapping[str, Any], form: Format) -> dict[str, str]:
+    flags = tuple(raw.get(key, False) for key in form.bias_keys)
+    if not form.biases:
+        return {}
+    if not all(type(flag) is bool for flag in flags) or flags not in form.biases:
+        told = ", ".join(f"{key}={shown(flag)}" for key, flag in zip(form.bias_keys, flags, strict=True))
+        raise BadInput(f"{told} is not what our forward does: the MLP has biases only where attention has them")
+    return {"bias": form.biases[flags]}
 
 
-def llama_values(raw: Mapping[str, Any]) -> dict[str, Any]:
-    theta, scaling = rotary_values(raw)
-    if raw.get("mlp_bias", False) != raw.get("attention_bias", False):
-        raise BadInput("attention_bias and mlp_bias differ; our Llama has biases everywhere or nowhere")
-    return {
-        "layers": raw["num_hidden_layers"],
-        "heads": raw["num_attention_heads"],
-        "kv_heads": raw.get("num_key_value_heads"),
-        "width": raw["hidden_size"],
-        "ffn": raw["intermediate_size"],
-        "context": raw["max_position_embeddings"],
-        "vocab": raw["vocab_size"],
-        "tied": raw.get("tie_word_embeddings", False),
-        "bias": raw.get("attention_bias", False),
-        "dropout": raw.get("attention_dropout", 0.0),
-        "norm_eps": raw.get("rms_norm_eps", 1e-6),
-        "rope_theta": theta,
-        "rope_scaling": scaling,
-    }
-
-
-def rotary_values(raw: Mapping[str, Any]) -> tuple[Any, dict[str, Any] | None]:
-    """Theta and scaling, in the spelling of Transformers 4 (rope_theta, rope_scaling) or of 5 (rope_parameters)."""
-    rope = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
-    if not isinstance(rope, dict):
-        raise BadInput(f"rope_scaling={shown(rope)} is not a table of settings")
-    theta = rope.get("rope_theta", raw.get("rope_theta", 10000.0))
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    partial = rope.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0))
-    if kind not in ("default", "llama3") or partial not in (1, None):
+def refuse_short_windows(raw: Mapping[str, Any], family: str, context: object) -> None:
+    """A sliding window as long as the context never cuts anything off, and only then is left out."""
+    defaults: dict[str, int | None] = {"mistral": 4096, "qwen2": 4096, "qwen3": 4096}
+    layers, window = raw.get("layer_types"), raw.get("sliding_window", defaults.get(family))
+    if isinstance(layers, list):
+        if odd := [kind for kind in layers if kind not in ("full_attention", "sliding_attention")]:
+            raise BadInput(f"layer_types has {shown(odd[0])}, which our forward does not do")
+        slides = "sliding_attention" in layers
+    elif family == "mistral":
+        slides = True
+    else:
+        slides = bool(raw.get("use_sliding_window", False))
+    if not slides or window is None or not isinstance(context, int):
+        return
+    if type(window) is not int or window < context:
         raise BadInput(
-            f"rope_type {shown(kind)} (partial_rotary_factor {shown(partial)}) is not one we implement: "
-            "default and llama3, on whole heads, are"
+            f"sliding_window={shown(window)} cuts attention off within the context of {context}, which our forward "
+            "does not do; with max_position_embeddings no longer than the window it is the same model"
         )
-    return theta, {ours: rope[theirs] for ours, theirs in ROPE_SCALING.items()} if kind == "llama3" else None
 
 
-def read_transformers(directory: Path) -> Checkpoint:
-    """A directory as `save_pretrained` leaves it, today's or an earlier one's."""
-    tensors = open_tensors(directory)
+def read_transformers(directory: Path, tensors: Mapping[str, Stored] | None = None) -> Checkpoint:
+    """A directory as `save_pretrained` leaves it, today's or an earlier one's; its `tensors` where they are elsewhere.
+
+    Masks that old versions saved are passed over, whatever their dtype, and so are heads beside the language model's.
+    """
+    tensors = open_tensors(directory) if tensors is None else tensors
     try:
         config = from_transformers(read_json(directory / "config.json"))
     except BadInput as error:
         raise BadInput(f"{directory / 'config.json'}: {error}") from error
-    prefix = HEADLESS[config.family]
-    named = {
-        name if name.startswith((prefix, "lm_head.")) else prefix + name: tensor
-        for name, tensor in tensors.items()
-        if not name.endswith(BUFFERS)
-    }
+    form = FORMATS[config.family]
+    outer = form.names.outer["embedding"], form.names.outer["norm"], form.names.layer
+    prefix = outer[0].partition(".")[0] + "."  # which a model saved without its head leaves out
+    own = {name.removeprefix(prefix).partition(".")[0] for name in (*outer, form.names.outer.get("positions", ""))}
+    named, others = {}, []
+    for name, tensor in tensors.items():
+        if name.endswith(BUFFERS):
+            continue
+        if name.startswith((prefix, "lm_head.")):
+            named[name] = tensor
+        elif name.partition(".")[0] in own:
+            named[prefix + name] = tensor
+        else:
+            others.append(name)
+    if others:
+        told = shown(others[0]) + (f" and {len(others) - 1} more" if others[1:] else "")
+        warnings.warn(f"{directory}: passed over {told}, which the language model does not use", stacklevel=2)
     head = named.pop("lm_head.weight", None) if config.tied else None
-    embedding = named.get(f"{prefix}wte.weight", named.get(f"{prefix}embed_tokens.weight"))
+    embedding = named.get(form.names.outer["embedding"] + ".weight")
     if head and embedding and (head.shape != embedding.shape or not torch.equal(head.read(), embedding.read())):
-        raise Integrity(f"{directory}: tie_word_embeddings is true, but lm_head.weight is not the embedding")
+        raise Integrity(f"{head.file}: tie_word_embeddings is true, but lm_head.weight is not the embedding")
     return Checkpoint(where=directory, config=config, tensors=named)

@@ -19,10 +19,9 @@ from isoforward.base.config import LARGEST, ModelConfig
 from isoforward.base.errors import BadInput, Integrity
 
 TEXT_LIMIT = 4 * 2**20  # bytes of a JSON file or of a safetensors header: far above any real one
-FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 ORIGIN = ("source", "path")  # what a ModelConfig says of where it came from
-SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_context")
 LINE = 120  # characters
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
 DESCRIBE = reprlib.Repr()  # never walks the whole of a large value
@@ -33,8 +32,9 @@ DESCRIBE.maxstring = DESCRIBE.maxother = LINE
 class Stored:
     """A tensor in a file, before its numbers are read."""
 
+    file: Path
     shape: tuple[int, ...]
-    dtype: torch.dtype
+    dtype: str  # as safetensors names it
     read: Callable[[], Tensor]
 
 
@@ -60,7 +60,7 @@ def harmless(text: str) -> str:
 
 def described(config: ModelConfig) -> dict[str, Any]:
     """What `checked` turns back into `config`, as far as it is about the model and not about where it came from."""
-    return {name: value for name, value in asdict(config).items() if name not in ORIGIN}
+    return {name: value for name, value in asdict(config).items() if name not in ORIGIN and value is not None}
 
 
 def checked(values: Mapping[str, Any]) -> ModelConfig:
@@ -74,13 +74,6 @@ def checked(values: Mapping[str, Any]) -> ModelConfig:
             raise BadInput(f"model.{key}={shown(value)} is not of the right type")
         if type(value) is int and abs(value) > (LARGEST if int in kinds else 2**63):
             raise BadInput(f"model.{key}={shown(value)} is more than any model has ({LARGEST})")
-    scaling = values.get("rope_scaling")
-    if scaling is not None:
-        finite = scaling.keys() == set(SCALING) and all(
-            type(value) in (int, float) and 0 < value < 2**63 for value in scaling.values()
-        )
-        if not finite or scaling["low_freq_factor"] >= scaling["high_freq_factor"]:
-            raise BadInput(f"rope_scaling={shown(scaling)} is not Llama 3's: {', '.join(SCALING)}, low below high")
     return ModelConfig(**values)
 
 
@@ -148,8 +141,6 @@ def open_file(path: Path) -> dict[str, Stored]:
         raise Integrity(f"{path} is not a safetensors file: {shown(str(error))}") from error
     tensors = {}
     for name, part in slices.items():
-        dtype = FLOATS.get(part.get_dtype())
-        if dtype is None:
-            raise Integrity(f"{path}: {shown(name)} holds {part.get_dtype()}, which is none of {', '.join(FLOATS)}")
-        tensors[name] = Stored(shape=tuple(part.get_shape()), dtype=dtype, read=partial(file.get_tensor, name))
+        read = partial(file.get_tensor, name)
+        tensors[name] = Stored(file=path, shape=tuple(part.get_shape()), dtype=part.get_dtype(), read=read)
     return tensors

@@ -69,7 +69,7 @@ def learning_curve(config: TrainConfig, corpus: Corpus, *, seed: int, length: in
         enable_model_summary=False,
     )
     batches = TrainingBatches(corpus.train, seed=seed, batch=data.batch, length=data.length, steps=plan.max_steps)
-    held_out = ValidationBatches(corpus.validation, batch=WINDOWS, length=length, count=BATCHES)
+    held_out = ValidationBatches(corpus.validation, batch=WINDOWS, length=length, windows=WINDOWS * BATCHES)
     loaders = (DataLoader(each, batch_size=None) for each in (batches, held_out))
     trainer.fit(LitGPT(model, config.optim, plan, seed=seed), *loaders)
     return curve.points

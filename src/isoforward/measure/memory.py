@@ -20,7 +20,7 @@ import torch
 
 from isoforward.base.device import device_of
 from isoforward.base.errors import BadInput
-from isoforward.base.memory_readers import Memory
+from isoforward.base.memory_readers import Memory, why_unreadable
 from isoforward.base.results import Row
 from isoforward.base.subprocesses import Failed, run_isolated
 from isoforward.base.vocabulary import Condition
@@ -180,8 +180,20 @@ def memory_rows(case: Case, life: str, found: Account, conditions: dict[str, Con
         yield case.row(**about, value=float(size), provenance=how, conditions={**conditions, **more})
 
 
+def unreadable_row(case: Case, life: str, why: str) -> Row:
+    phase, per = {"training": ("step", "step"), "generation": ("run", "sequence"), "forward": ("forward", "sequence")}[
+        life
+    ]
+    conditions = case.decoding() if life == "generation" else case.training()
+    about: dict[str, Any] = {"life": "training" if life == "training" else "inference", "phase": phase, "per": per}
+    how: dict[str, Any] = {"value": None, "provenance": "unavailable", "reason": why}
+    return case.row(**about, **how, quantity="memory", conditions=conditions)
+
+
 def account_rows(case: Case, life: str) -> list[Row]:
-    """Measured now. BadInput with the reason where the process failed."""
+    """Measured now, or a row that says why the system does not tell. BadInput where the process failed."""
+    if why := why_unreadable(case.device):
+        return [unreadable_row(case, life, why)]
     found = account(case, life)
     if isinstance(found, Failed):
         raise BadInput(f"the memory of {life} could not be measured: {found.reason}")

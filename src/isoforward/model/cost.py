@@ -3,8 +3,8 @@
 What follows from them on devices, in time and in money is economics.py's.
 
 Letters: B sequences, T tokens of each, S tokens cached before them, L layers, C width, H heads, K key/value heads,
-F ffn width, V vocabulary, N parameters, D tokens trained on. Counts are exact integers; a FLOP is a multiplication or
-an addition, and only matrix products count, as torch's FlopCounterMode and PaLM count them.
+D head width, F ffn width, V vocabulary, N parameters. Counts are exact integers; a FLOP is a multiplication or an
+addition, and only matrix products count, as torch's FlopCounterMode and PaLM count them.
 
 Conventions for FLOPs, of which one is named in every comparison:
     model      the whole attention square, backward 2x forward, nothing for recomputation (PaLM, appendix B; nanoGPT)
@@ -46,6 +46,7 @@ class Matrix(NamedTuple):
     part: str
     inputs: int
     outputs: int
+    biased: bool
 
     @property
     def weights(self) -> int:
@@ -54,34 +55,44 @@ class Matrix(NamedTuple):
 
 def block_matrices(config: ModelConfig) -> tuple[Matrix, ...]:
     """One layer's, as the model stores them: q, k, v in one, a gated MLP's gate and up in one."""
-    C, F, gates = config.width, config.ffn_width, 2 if config.family == "llama" else 1
+    C, F, arch = config.width, config.ffn_width, config.architecture
     return (
-        Matrix("projections", C, C + 2 * config.kv_width),
-        Matrix("projections", C, C),
-        Matrix("mlp", C, gates * F),
-        Matrix("mlp", F, C),
+        Matrix("projections", C, sum(config.qkv_widths), arch.biased("qkv")),
+        Matrix("projections", config.attention_width, C, arch.biased("out")),
+        Matrix("mlp", C, (1 + arch.gated) * F, arch.biased("mlp")),
+        Matrix("mlp", F, C, arch.biased("mlp")),
     )
 
 
-def parameters(config: ModelConfig) -> Parts:
-    """GPT-2's (Radford 2019, section 2.3) or Llama's (Touvron 2023, section 2.2), exact.
-
-    `embedding` is the token table and GPT-2's learned positions; biases lie with their matrices; a tied head is 0, its
-    weights being the embedding's (Press & Wolf 2017).
-    """
-    L, C = config.layers, config.width
-    positions = config.context if config.family == "gpt2" else 0
-    shifts = config.family == "gpt2" and config.has_bias  # an RMSNorm has none
-    parts = Parts(embedding=(config.vocabulary + positions) * C, norm=(2 * L + 1) * C * (1 + shifts))
-    for matrix in block_matrices(config):
-        parts += {matrix.part: L * (matrix.weights + config.has_bias * matrix.outputs)}
-    return parts + {"head": 0 if config.tied else config.vocabulary * C}
+def norm_parameters(config: ModelConfig) -> tuple[int, int]:
+    """Of one layer's norms, those of queries and keys among them, and of the last one. A LayerNorm has biases too."""
+    arch = config.architecture
+    each = 1 + arch.biased("norm")
+    normed = {"none": 0, "head": 2 * config.head_width, "width": sum(config.qkv_widths[:2])}[arch.qk_norm]
+    return each * (2 * config.width + normed), each * config.width
 
 
 def layer_parameters(config: ModelConfig) -> int:
-    parts = parameters(config)
-    final_norm = parts["norm"] // (2 * config.layers + 1)
-    return (parts["projections"] + parts["mlp"] + parts["norm"] - final_norm) // config.layers
+    return norm_parameters(config)[0] + sum(m.weights + m.biased * m.outputs for m in block_matrices(config))
+
+
+def parameters(config: ModelConfig) -> Parts:
+    """As GPT-2 (Radford 2019, section 2.3), Llama (Touvron 2023, section 2.2) and what differs from them, exact.
+
+    `embedding` is the token table and the learned positions; biases lie with their matrices; a tied head is 0, its
+    weights being the embedding's (Press & Wolf 2017).
+    """
+    L, C = config.layers, config.width
+    in_layer, last = norm_parameters(config)
+    parts = Parts(embedding=(config.vocabulary + learned_positions(config)) * C, norm=L * in_layer + last)
+    for matrix in block_matrices(config):
+        parts += {matrix.part: L * (matrix.weights + matrix.biased * matrix.outputs)}
+    return parts + {"head": 0 if config.tied else config.vocabulary * C}
+
+
+def learned_positions(config: ModelConfig) -> int:
+    """Rows of their table."""
+    return 0 if config.architecture.rope else config.context
 
 
 def non_embedding_parameters(config: ModelConfig) -> int:
@@ -114,11 +125,11 @@ def attention_pairs(*, length: int, cached: int = 0, convention: str = "model") 
 def _products(config: ModelConfig, *, tokens: int, pairs: int, logits: int, lora_rank: int | None = None) -> Parts:
     """A forward's FLOPs are linear in three counts: tokens through the blocks, query-key pairs, positions at the head.
 
-    Two a weight and token (Kaplan 2020, table 1); scores and weighted values, 2 x 2C a pair and layer (PaLM, appendix
+    Two a weight and token (Kaplan 2020, table 1); scores and weighted values, 2 x 2HD a pair and layer (PaLM, appendix
     B), whatever K is: grouped heads share what they store, not what they compute. Looking up is no product.
     """
     L, C = config.layers, config.width
-    parts = Parts(embedding=0, projections=0, scores=4 * C * pairs * L, mlp=0)
+    parts = Parts(embedding=0, projections=0, scores=4 * config.attention_width * pairs * L, mlp=0)
     for matrix in block_matrices(config):
         parts += {matrix.part: 2 * tokens * L * matrix.weights}
     parts["head"] = 2 * logits * C * config.vocabulary
@@ -161,7 +172,7 @@ def recomputed_flops(
     """What backward does again of the forward.
 
     full: every block (Narayanan 2021, eq. 3); torch's checkpoint stops at the input of the last product (`early_stop`),
-    or, where dropout follows it, behind it.
+    or, where dropout or a norm follows it, behind it.
     selective: what is not a matrix product, and attention where no flash kernel keeps its result (Korthikanti 2022, 5).
     """
     one_of("kernel", kernel, KERNELS)
@@ -169,7 +180,7 @@ def recomputed_flops(
     forward = forward_flops(config, batch=batch, length=length)
     if checkpointing == "full":
         last = 2 * batch * length * config.layers * block_matrices(config)[-1].weights
-        last *= early_stop and not config.dropout
+        last *= early_stop and not config.dropout and config.architecture.norm_position == "pre"
         return Parts(projections=forward["projections"], scores=forward["scores"], mlp=forward["mlp"] - last)
     return Parts(scores=forward["scores"] if checkpointing == "selective" and kernel == "math" else 0)
 
@@ -219,15 +230,14 @@ def korthikanti_hardware_flops(config: ModelConfig, *, batch: int, length: int, 
 
 
 def palm_flops(config: ModelConfig, *, length: int, parameters_counted: int | None = None) -> int:
-    """One sequence's training step as T(6N + 12LCT): PaLM, appendix B, and every MFU that follows it.
+    """One sequence's training step as T(6N + 12LHDT): PaLM, appendix B, and every MFU that follows it.
 
     N is without learned positions (nanoGPT) unless given; llm-foundry counts them too. Norms, biases and, untied, the
     token table are in N though no product: the difference from the exact count.
     """
     if parameters_counted is None:
-        positions = config.context * config.width if config.family == "gpt2" else 0
-        parameters_counted = parameters(config).total - positions
-    return length * (6 * parameters_counted + 12 * config.layers * config.width * length)
+        parameters_counted = parameters(config).total - learned_positions(config) * config.width
+    return length * (6 * parameters_counted + 12 * config.layers * config.attention_width * length)
 
 
 def decode_flops(
@@ -300,8 +310,8 @@ def updated(config: ModelConfig, optimizer: str) -> dict[str, int]:
 
 def separate_matrices(config: ModelConfig) -> tuple[tuple[int, int], ...]:
     """Outputs and inputs of one layer's maps, one by one: Muon makes orthogonal what is stored as one apart."""
-    C, F, KV, gates = config.width, config.ffn_width, config.kv_width, 2 if config.family == "llama" else 1
-    return ((C, C), (KV, C), (KV, C), (C, C), *[(F, C)] * gates, (C, F))
+    C, F, gates = config.width, config.ffn_width, 1 + config.architecture.gated
+    return (*((rows, C) for rows in config.qkv_widths), (C, config.attention_width), *[(F, C)] * gates, (C, F))
 
 
 def optimizer_flops(config: ModelConfig, *, optimizer: str = "adamw") -> Parts:

@@ -17,6 +17,7 @@ from isoforward.model.cost import (
     lora_parameters,
     matmul_weights,
     non_embedding_parameters,
+    norm_parameters,
     optimizer_bytes,
     parameters,
     updated,
@@ -36,7 +37,7 @@ def weight_bytes(config: ModelConfig, *, dtype: str = "bf16") -> int:
 
 
 def kv_bytes(config: ModelConfig, *, batch: int = 1, length: int = 1, dtype: str = "bf16") -> int:
-    """Keys and values of every layer, 2L(KC/H) a token (Shazeer 2019; grouped: Ainslie 2023).
+    """Keys and values of every layer, 2LKD a token (Shazeer 2019; grouped: Ainslie 2023).
 
     EleutherAI's calc_mem lacks the 2 and, as LLM-Viewer's flash decode, takes H for K.
     """
@@ -57,7 +58,7 @@ def inference_bytes(
     Weights once, however many the sequences (Pope 2022, section 2); the rows of the tables that are looked up; every
     cached key and value, the new ones with them, read, and the new ones written. Activations are left out.
     """
-    C, tables, kv_dtype = config.width, 2 if config.family == "gpt2" else 1, kv_dtype or dtype
+    C, tables, kv_dtype = config.width, 2 - config.architecture.rope, kv_dtype or dtype
     return Parts(
         weights=size_of(dtype) * (non_embedding_parameters(config) + config.vocabulary * C),
         embedding=size_of(dtype) * batch * length * tables * C,
@@ -126,46 +127,61 @@ def saved_bytes(
 
     With kernel=math and dropout a 16-bit GPT-2 layer's are Korthikanti 2022, eq. 1: sbh(34 + 5as/h); with kernel=flash
     their selective recomputation's 34sbh (eq. 6); checkpointing=full leaves 2sbh (section 5). Our own selective keeps
-    what matrix products and attention give. `cast` is the 16-bit copy of fp32 masters that each product saves.
+    what matrix products and attention give. `cast` is the 16-bit copy of fp32 masters that each product saves, and the
+    1 + weight of an rmsnorm_1p.
     `fused_norm`: RMSNorm is one kernel (CUDA), and does not keep an fp32 copy of its input and of its result.
     """
     one_of("kernel", kernel, KERNELS)
     one_of("checkpointing", checkpointing, CHECKPOINTING)
-    e, C, H, KV, F = size_of(dtype), config.width, config.heads, config.kv_width, config.ffn_width
-    llama, drops = config.family == "llama", config.dropout > 0
-    norm = e * 2 * C + (4 if llama else 2 * e)  # its input and output; deviation, and LayerNorm's mean
-    if llama and not fused_norm:
+    e, arch, drops = size_of(dtype), config.architecture, config.dropout > 0
+    C, A, H, KV, F = config.width, config.attention_width, config.heads, config.kv_width, config.ffn_width
+    qkv, apart = A + 2 * KV, _queries_and_keys_apart(config) * (A + KV)
+    if arch.norm == "layernorm" or fused_norm:
+        statistics = 2 * e if arch.norm == "layernorm" else 4  # of a vector: deviation, and LayerNorm's mean
+        norm, qk_norm = 2 * e * C + statistics, statistics * _qk_vectors(config)  # q and k are saved already
+    else:
         norm = 8 * C + 4 + e * C
-    flash = e * (C + 2 * KV + llama * (C + KV) + C) + 4 * H  # q, k, v, rotated q and k, result, log-sum-exp
-    math = e * 4 * C + H * length * (e + drops * (e + 1))  # q, k, v, result; softmax, and it dropped, and which
+        qk_norm = (arch.qk_norm != "none") * (4 if dtype == "fp32" else 8) * (A + KV) + 4 * _qk_vectors(config)
+    flash = e * (qkv + apart + A) + 4 * H  # q, k, v, normed or rotated q and k, result, log-sum-exp
+    math = e * 4 * A + H * length * (e + drops * (e + 1))  # q, k, v, result; softmax, and it dropped, and which
     per_token = {
         "none": {
-            "norm": 2 * norm,
+            "norm": 2 * norm + qk_norm,
             "attention": flash if kernel == "flash" else math,
-            "mlp": e * F * (4 if llama else 2),
+            "mlp": e * F * (4 if arch.gated else 2),
             "dropout": 2 * C * drops,
         },
         "selective": {
             "norm": e * C,
-            "attention": e * (2 * C + 2 * KV) + (e * C + 4 * H if kernel == "flash" else 0),
-            "mlp": e * (F * (1 + llama) + C),
+            "attention": e * (qkv + C) + (e * A + 4 * H if kernel == "flash" else 0),
+            "mlp": e * (F * (1 + arch.gated) + C),
         },
         "full": {"norm": e * C},
     }
     tokens = batch * length
     parts = Parts({kind: config.layers * tokens * kept for kind, kept in per_token[checkpointing].items()})
     parts += {"norm": tokens * norm, "dropout": tokens * C * drops}
+    everything = checkpointing == "none"
     if dtype != "fp32":
-        cast = C * config.vocabulary + C * (1 + (config.has_bias and not llama))
-        if checkpointing == "none":
-            cast = matmul_weights(config) + parameters(config)["norm"]
-        parts["cast"] = e * cast
+        parts["cast"] = e * (matmul_weights(config) if everything else C * config.vocabulary)
+    if dtype != "fp32" or arch.norm == "rmsnorm_1p":
+        parts += {"cast": e * (parameters(config)["norm"] if everything else norm_parameters(config)[1])}
     return parts
 
 
+def _queries_and_keys_apart(config: ModelConfig) -> bool:
+    """Whether attention reads other queries and keys than the projection wrote."""
+    return config.architecture.rope or config.architecture.qk_norm != "none"
+
+
+def _qk_vectors(config: ModelConfig) -> int:
+    """That a token's queries and keys are normed as."""
+    return {"none": 0, "head": config.heads + config.kv_head_count, "width": 2}[config.architecture.qk_norm]
+
+
 def rotary_bytes(config: ModelConfig) -> int:
-    """Llama's table of cosines and sines, fp32: a buffer, no parameter."""
-    return 8 * config.context * config.head_width if config.family == "llama" else 0
+    """Rotary frequencies, fp32: a buffer, no parameter."""
+    return 2 * config.head_width * config.architecture.rope
 
 
 def training_state(
@@ -189,9 +205,11 @@ def training_state(
 
 def _widest(config: ModelConfig, *, length: int, seen: int, kernel: str) -> int:
     """Elements that a block without gradients holds at its widest, for one sequence's `length` tokens."""
-    C, F, KV, llama = config.width, config.ffn_width, config.kv_width, config.family == "llama"
-    attention = 4 * C + 2 * KV + llama * (C + KV) + (2 * config.heads * seen if kernel == "math" else 0)
-    return length * max(attention, 3 * C + F * (4 if llama else 2))
+    C, A, F, KV = config.width, config.attention_width, config.ffn_width, config.kv_width
+    stream = C * (2 if config.architecture.norm_position == "pre" else 1)  # the residual stream, and it normed
+    apart = _queries_and_keys_apart(config) * (A + KV)
+    attention = 2 * A + 2 * KV + apart + (2 * config.heads * seen if kernel == "math" else 0)
+    return length * (stream + max(attention, C + F * (4 if config.architecture.gated else 2)))
 
 
 def training_peaks(
@@ -210,7 +228,8 @@ def training_peaks(
 
     `batch` is a micro-batch's. The loss is fp32, a slice of the logits at a time, whatever they are; its gradient is as
     large as they. Backward is widest there, at the head, in its first or last block, or at its end. Memory within
-    kernels and an unfused optimizer's temporaries are left out.
+    kernels and an unfused optimizer's temporaries are left out. Norms behind the MLP, and those of queries and keys
+    under selective checkpointing, free what they saved a little sooner than is counted here (up to 3 % of the peak).
     """
     L, C, F, tokens = config.layers, config.width, config.ffn_width, batch * length
     part = 4 * config.vocabulary * min(tokens, max(1, LOSS_SLICE // config.vocabulary))
@@ -223,7 +242,7 @@ def training_peaks(
     kept = before + saved
     to_come = 0 if accumulate > 1 else 4 * layer_parameters(config) + (not config.tied) * table
     block = e * ((L - 1) * tokens * C + batch * _widest(config, length=length, seen=length, kernel=kernel))
-    in_mlp = e * tokens * F * (2 if config.family == "llama" else 1) + (whole - saved) // L
+    in_mlp = e * tokens * F * (1 + config.architecture.gated) + (whole - saved) // L
     return {
         "forward": max(kept + e * logits, before + block if checkpointing == "full" else 0),
         "loss": kept + e * logits + 4 * tokens + (part if dtype != "fp32" else 0),

@@ -1,7 +1,7 @@
-"""The forward that both lives share: a decoder-only GPT that can be GPT-2 or Llama.
+"""The forward that both lives share: a decoder-only GPT, of whatever family its config describes.
 
 Shapes: B batch, T query positions, S cached positions, C width, H heads, K key/value heads, D head width,
-F ffn width, V vocabulary.
+F ffn width, V vocabulary. H x D is C unless the config says otherwise.
 
 Parameters are cast to the activations' dtype where they are used. Training keeps fp32 masters and pays that cast
 on every step; an export stores the cast weights, so that the cast is free and the arithmetic, bit for bit, the same.
@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 from isoforward.base.config import ModelConfig
 from isoforward.base.errors import BadInput
 from isoforward.model.linear_kernels import FEW, few_rows, padded
+from isoforward.model.rotary import Rotary, rotate
 
 
 def cast(layer: nn.Linear | nn.LayerNorm, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
@@ -58,6 +59,23 @@ class LayerNorm(nn.LayerNorm):
 class RMSNorm(nn.RMSNorm):
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
+class RMSNorm1p(nn.RMSNorm):
+    """Multiplies by 1 + weight, so that weight decay pulls towards one."""
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, 1 + self.weight.to(x.dtype), self.eps)
+
+
+def norm(config: ModelConfig, width: int) -> nn.Module:
+    arch = config.architecture
+    if arch.norm == "layernorm":
+        return LayerNorm(width, eps=config.norm_eps, bias=arch.biased("norm"))
+    return {"rmsnorm": RMSNorm, "rmsnorm_1p": RMSNorm1p}[arch.norm](width, eps=config.norm_eps)
 
 
 class KVCache:
@@ -155,52 +173,34 @@ class KVCache:
         return shared
 
 
-def rotary_table(config: ModelConfig, device: torch.device | str | None = None) -> Tensor:
-    """Cosines and sines of every position, (2, context, D).
-
-    RoFormer (Su 2021, eq. 15), features paired as Llama's weights expect: i with i + D/2. Scaling is Llama 3.1's:
-    slow frequencies are divided by `factor`, fast ones kept, those between interpolated.
-    """
-    half = torch.arange(0, config.head_width, 2, dtype=torch.float32, device=device) / config.head_width
-    frequency = 1.0 / config.rope_theta**half  # (D/2,)
-    if config.rope_scaling:
-        factor, low, high, original = (
-            config.rope_scaling[key] for key in ("factor", "low_freq_factor", "high_freq_factor", "original_context")
-        )
-        wavelength = 2 * math.pi / frequency
-        blend = ((original / wavelength - low) / (high - low)).clamp(0, 1)
-        frequency = (1 - blend) * frequency / factor + blend * frequency
-    angles = torch.outer(torch.arange(config.context, dtype=torch.float32, device=device), frequency)
-    angles = torch.cat((angles, angles), dim=-1)  # (context, D)
-    return torch.stack((angles.cos(), angles.sin()))
-
-
-def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """x (B, H, T, D) by rotation (2, T, D) or (2, B, 1, T, D)."""
-    cosine, sine = rotation
-    first, second = x.chunk(2, dim=-1)
-    rotated: Tensor = x * cosine + torch.cat((-second, first), dim=-1) * sine
-    return rotated
-
-
 class Attention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        arch = config.architecture
         self.heads, self.kv_heads, self.head_width = config.heads, config.kv_head_count, config.head_width
-        self.widths = [config.width, config.kv_width, config.kv_width]
+        self.widths = config.qkv_widths
         self.dropout = config.dropout
         self.attend: Callable[..., Tensor] | None = None  # in place of torch's own
-        self.qkv = Linear(config.width, sum(self.widths), bias=config.has_bias)
-        self.out = Linear(config.width, config.width, bias=config.has_bias)
+        self.qkv = Linear(config.width, sum(self.widths), bias=arch.biased("qkv"))
+        self.out = Linear(config.attention_width, config.width, bias=arch.biased("out"))
+        self.qk_norm = arch.qk_norm
+        if arch.qk_norm != "none":
+            normed = [config.head_width] * 2 if arch.qk_norm == "head" else self.widths
+            self.q_norm, self.k_norm = norm(config, normed[0]), norm(config, normed[1])
 
     def forward(
         self, x: Tensor, rotation: Tensor | None, cache: KVCache | None, layer: int, mask: Tensor | None
     ) -> Tensor:
-        B, T, C = x.shape
+        B, T, _ = x.shape
         q, k, v = self.qkv(x).split(self.widths, dim=-1)
-        q = q.view(B, T, self.heads, self.head_width).transpose(1, 2)  # (B, H, T, D)
-        k = k.view(B, T, self.kv_heads, self.head_width).transpose(1, 2)  # (B, K, T, D)
+        if self.qk_norm == "width":
+            q, k = self.q_norm(q), self.k_norm(k)
+        q = q.view(B, T, self.heads, self.head_width)  # (B, T, H, D)
+        k = k.view(B, T, self.kv_heads, self.head_width)  # (B, T, K, D)
         v = v.view(B, T, self.kv_heads, self.head_width).transpose(1, 2)  # (B, K, T, D)
+        if self.qk_norm == "head":
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = q.transpose(1, 2), k.transpose(1, 2)  # (B, H, T, D), (B, K, T, D)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
         fresh = cache is None or cache.fresh
@@ -218,14 +218,14 @@ class Attention(nn.Module):
             is_causal=fresh and T > 1,
             enable_gqa=self.heads != self.kv_heads,
         )
-        return self.out(y.transpose(1, 2).reshape(B, T, C))  # type: ignore[no-any-return]
+        return self.out(y.transpose(1, 2).reshape(B, T, self.widths[0]))  # type: ignore[no-any-return]
 
 
 class GeluMLP(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.up = Linear(config.width, config.ffn_width, bias=config.has_bias)
-        self.down = Linear(config.ffn_width, config.width, bias=config.has_bias)
+        self.up = Linear(config.width, config.ffn_width, bias=config.architecture.biased("mlp"))
+        self.down = Linear(config.ffn_width, config.width, bias=config.architecture.biased("mlp"))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(F.gelu(self.up(x), approximate="tanh"))  # type: ignore[no-any-return]
@@ -236,27 +236,32 @@ class SwiGLU(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate_up = Linear(config.width, 2 * config.ffn_width, bias=config.has_bias)
-        self.down = Linear(config.ffn_width, config.width, bias=config.has_bias)
+        self.gate_up = Linear(config.width, 2 * config.ffn_width, bias=config.architecture.biased("mlp"))
+        self.down = Linear(config.ffn_width, config.width, bias=config.architecture.biased("mlp"))
+
+    def activate(self, gate: Tensor) -> Tensor:
+        return F.silu(gate)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)  # type: ignore[no-any-return]
+        return self.down(self.activate(gate) * up)  # type: ignore[no-any-return]
 
 
-def norm(config: ModelConfig) -> nn.Module:
-    if config.family == "gpt2":
-        return LayerNorm(config.width, eps=config.norm_eps, bias=config.has_bias)
-    return RMSNorm(config.width, eps=config.norm_eps)
+class GeGLU(SwiGLU):
+    def activate(self, gate: Tensor) -> Tensor:
+        return F.gelu(gate, approximate="tanh")
+
+
+MLPS: dict[str, type[nn.Module]] = {"gelu": GeluMLP, "swiglu": SwiGLU, "geglu": GeGLU}
 
 
 class Block(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.attention_norm = norm(config)
+        self.attention_norm = norm(config, config.width)
         self.attention = Attention(config)
-        self.mlp_norm = norm(config)
-        self.mlp = GeluMLP(config) if config.family == "gpt2" else SwiGLU(config)
+        self.mlp_norm = norm(config, config.width)
+        self.mlp = MLPS[config.architecture.mlp](config)
         self.dropout = config.dropout
 
     def forward(
@@ -267,6 +272,19 @@ class Block(nn.Module):
 
     def dropped(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout) if self.training and self.dropout else x
+
+
+class PostNormBlock(Block):
+    """OLMo 2 (2024), section 3.1: norms on what is added to the residual stream, none on what is read from it."""
+
+    def forward(
+        self, x: Tensor, rotation: Tensor | None, cache: KVCache | None, layer: int, mask: Tensor | None
+    ) -> Tensor:
+        x = x + self.dropped(self.attention_norm(self.attention(x, rotation, cache, layer, mask)))
+        return x + self.dropped(self.mlp_norm(self.mlp(x)))
+
+
+BLOCKS = {"pre": Block, "post": PostNormBlock}
 
 
 def plain(block: nn.Module, *inputs: Any) -> Tensor:
@@ -303,15 +321,15 @@ class GPT(nn.Module):
         self.dtype = dtype
         self.run_block = RUN_BLOCK[checkpointing]
         self.embedding = Embedding(config.vocabulary, config.width)
-        self.positions = Embedding(config.context, config.width) if config.family == "gpt2" else None
+        arch = config.architecture
+        self.positions = None if arch.rope else Embedding(config.context, config.width)
+        self.rotary = Rotary(config) if arch.rope else None
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.norm = norm(config)
+        self.blocks = nn.ModuleList(BLOCKS[arch.norm_position](config) for _ in range(config.layers))
+        self.norm = norm(config, config.width)
         self.unembedding = Linear(config.width, config.vocabulary, bias=False)
         if config.tied:
             self.unembedding.weight = self.embedding.weight
-        rotation = rotary_table(config) if config.family == "llama" else None
-        self.register_buffer("rotation", rotation, persistent=False)  # (2, context, D)
         self.initialise()
 
     @property
@@ -343,13 +361,11 @@ class GPT(nn.Module):
         positions = torch.arange(T, device=tokens.device) if cache is None else cache.positions(T)
         mask = None if cache is None else cache.mask(T)
         x = F.embedding(tokens, self.embedding.weight).to(self.dtype)
-        rotation = None
+        if self.config.architecture.scaled_embedding:
+            x = x * torch.tensor(math.sqrt(self.config.width), dtype=self.dtype)  # rounded first, as Transformers does
         if self.positions is not None:
             x = x + F.embedding(positions, self.positions.weight).to(self.dtype)
-        else:
-            rotation = self.rotation[:, positions].to(self.dtype)  # type: ignore[index]
-            if positions.dim() == 2:
-                rotation = rotation.unsqueeze(2)  # (2, B, 1, T, D): one for all heads
+        rotation = None if self.rotary is None else self.rotary(positions, self.dtype)
         x = self.dropout(x)
         for layer, block in enumerate(self.blocks):
             x = self.run_block(block, x, rotation, cache, layer, mask)

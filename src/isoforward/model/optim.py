@@ -48,12 +48,11 @@ def muon_groups(model: GPT, matrices: Mapping[str, Tensor], config: OptimConfig)
     parts: dict[str, list[Tensor]] = defaultdict(list)
     for name, matrix in matrices.items():
         parts[name.split(".", 2)[2]].append(matrix)  # blocks.3.mlp.up.weight: mlp.up.weight
-    c = model.config
-    fused = {"attention.qkv.weight": [c.width, c.kv_width, c.kv_width], "mlp.gate_up.weight": [c.ffn_width] * 2}
+    fused = model.config.fused_rows
     return [
         {
             "params": alike,
-            "rows": fused.get(part, [alike[0].shape[0]]),
+            "rows": fused.get(part.split(".")[-2], [alike[0].shape[0]]),
             "momentum": config.momentum,
             "weight_decay": config.weight_decay,
             "peak_lr": config.muon_lr,

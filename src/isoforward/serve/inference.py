@@ -18,7 +18,8 @@ from isoforward.base.errors import BadInput, Integrity
 from isoforward.data.chat import Message, chat_text
 from isoforward.data.tokenizer import Tokenizer
 from isoforward.formats import checkpoint_file
-from isoforward.formats.export import allocate, freeze, load_export, load_tokenizer, unfilled
+from isoforward.formats.checkpoint_file import is_checkpoint
+from isoforward.formats.export import allocate, freeze, hub_hint, is_gguf, load_export, load_tokenizer, unfilled
 from isoforward.formats.untrusted import ORIGIN, checked, shown
 from isoforward.model.gpt import GPT
 from isoforward.serve.continuation import Continuation
@@ -162,16 +163,18 @@ class InferenceModule(nn.Module):
 
 
 def find_export(checkpoint: str | Path) -> Path:
-    """The export that `checkpoint` means: an export directory itself, or the one in a run directory."""
+    """What `checkpoint` means: the export in a run directory, or else what it names itself, a file or a directory."""
     path = Path(checkpoint)
     if not path.exists():
-        hint = "; train one with: python train.py" if "latest" in path.parts else ""
+        hint = "; train one with: python train.py" if "latest" in path.parts else hub_hint(path)
         raise BadInput(f"checkpoint={checkpoint} does not exist{hint}")
     if path.is_dir():
         for directory in (path, path / "export"):
             if (directory / "config.json").is_file():
                 return directory
-        raise BadInput(f"checkpoint={checkpoint} holds no export (config.json, model.safetensors) and no export/")
+        files = sorted(file.name for file in path.iterdir() if is_gguf(file))
+        hint = f"; take its {files[0]}: checkpoint={path / files[0]}" if files else ""
+        raise BadInput(f"checkpoint={checkpoint} holds no export (config.json, model.safetensors) and no export/{hint}")
     return path
 
 
@@ -207,7 +210,7 @@ def load(
     draft_tokens: int = 4,
     compile: bool = False,
 ) -> InferenceModule:
-    """From an export directory, a run directory or a training checkpoint file.
+    """From a run, an export, a training checkpoint, a Transformers directory, a safetensors or a GGUF file.
 
     `precision` auto keeps the dtype of the export; int8 changes the forward. `draft` is another such place. Raises
     BadInput where nothing is there, Integrity where a file is not what its manifest says, or the draft's tokenizer
@@ -218,7 +221,7 @@ def load(
     if precision == "int8":
         refuse_unquantisable(torch.device(device))
     dtype = torch.float32 if precision == "int8" else DTYPES.get(precision)
-    if path.is_file():
+    if is_checkpoint(path) or path.suffix == ".ckpt":  # by its name where its beginning is damaged
         model, tokenizer = freeze(from_checkpoint(path), dtype=dtype).to(device), load_tokenizer(path.parent)
     else:
         model, tokenizer = load_export(path, dtype=dtype, device=device)

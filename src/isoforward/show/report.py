@@ -117,10 +117,17 @@ def render(runs: Runs, *, sample: str | None, headline: str | None, title: str) 
 
 @cache
 def javascript() -> str:
-    """Vega, which draws the pictures; bundling it takes seconds."""
+    """Vega, which draws the pictures; bundling it takes seconds. BadInput where its engine does not start."""
     import vl_convert
 
-    bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", charts.vega_lite())
+    try:
+        bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", charts.vega_lite())
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of the Rust library is no Exception
+        raise BadInput(
+            "a report cannot be made here: the engine of its charts wants a /proc that it can read"
+        ) from error
     return bundle
 
 

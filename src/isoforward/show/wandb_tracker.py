@@ -37,6 +37,9 @@ class Tracker:
     def live(self, step: int, metrics: Mapping[str, float]) -> None:
         """Takes some 0.5 ms: never call it inside a timed region."""
 
+    def outcome(self, numbers: Mapping[str, float]) -> None:
+        """What training came to, as summary metrics."""
+
     def rows(self, results: Results) -> None:
         """All rows as a table, the charts that they make, and the comparison of both lives as summary metrics."""
 
@@ -80,6 +83,9 @@ class WandbTracker(Tracker):
 
     def live(self, step: int, metrics: Mapping[str, float]) -> None:
         self.attempt("training", lambda: self.run.log({"step": step, **metrics}))
+
+    def outcome(self, numbers: Mapping[str, float]) -> None:
+        self.attempt("outcome", lambda: self.run.summary.update(dict(numbers)))
 
     def rows(self, results: Results) -> None:
         def log() -> None:
@@ -156,42 +162,26 @@ def open_tracker(
 
     `job_type` is one of JOB_TYPES. `resume_id` goes on with an online run; an offline one starts anew in its group.
     """
-    if config.mode == "none":
+    if config.mode == "none" or (config.mode == "auto" and switched_off()):
         return Tracker()
-    wandb_dir = run_dir.resolve() / "wandb"
-    os.environ.update(
-        dict.fromkeys(("WANDB_ARTIFACT_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"), f"{wandb_dir}/staging")
-    )
+    holder = Path(os.environ.get("WANDB_DIR") or run_dir).resolve()
+    wandb_dir = holder / "wandb"
+    stage(run_dir.resolve() / "wandb" / "staging")
     quieten()
     try:
         wandb_dir.mkdir(parents=True, exist_ok=True)
         import wandb
 
-        settings = wandb.Settings(
-            silent=True,
-            console="off",
-            init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT", INIT_TIMEOUT_S)),
-            finish_timeout=float(os.environ.get("WANDB_FINISH_TIMEOUT", FINISH_TIMEOUT_S)),
-            finish_timeout_raises=True,
-            host="",
-            disable_code=True,
-            disable_git=True,
-            disable_job_creation=True,
-            label_disable=True,
-            save_code=False,
-            x_disable_machine_info=True,
-            x_disable_meta=True,
-            x_disable_stats=True,
-            x_save_requirements=False,
-        )
+        ours = {name: value for name, value in OURS.items() if f"WANDB_{name.upper()}" not in os.environ}
+        settings = wandb.Settings(**ours)
         about: dict[str, Any] = {
-            "dir": str(run_dir.resolve()),
-            "project": config.project,
-            "entity": config.entity,
-            "group": config.group or group,
-            "job_type": job_type,
-            "name": name,
-            "tags": [*config.tags, *tags],
+            "dir": str(holder),
+            "project": config.project or os.environ.get("WANDB_PROJECT") or "isoforward",
+            "entity": config.entity or os.environ.get("WANDB_ENTITY"),
+            "group": config.group or os.environ.get("WANDB_RUN_GROUP") or group,
+            "job_type": os.environ.get("WANDB_JOB_TYPE") or job_type,
+            "name": os.environ.get("WANDB_NAME") or name,
+            "tags": [*(config.tags or [tag for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag]), *tags],
             "config": dict(resolved_config),
             "settings": settings,
         }
@@ -202,6 +192,41 @@ def open_tracker(
     except Exception as error:
         say(f"W&B: not tracking ({first_line(error)})")
         return Tracker()
+
+
+OURS: dict[str, Any] = {  # settings; those whose WANDB_ variable is set are left to it
+    "silent": True,
+    "console": "off",
+    "init_timeout": INIT_TIMEOUT_S,
+    "finish_timeout": FINISH_TIMEOUT_S,
+    "finish_timeout_raises": True,
+    "host": "",
+    "disable_code": True,
+    "disable_git": True,
+    "disable_job_creation": True,
+    "label_disable": True,
+    "save_code": False,
+    "x_disable_machine_info": True,
+    "x_disable_meta": True,
+    "x_disable_stats": True,
+    "x_save_requirements": False,
+}
+
+
+STAGED = dict[str, str]()  # W&B's variables as they were set here, for the run before in this process
+
+
+def stage(directory: Path) -> None:
+    """What W&B keeps on its way goes into the run, unless its own variables say where."""
+    for variable in ("WANDB_ARTIFACT_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
+        if os.environ.get(variable, "") in ("", STAGED.get(variable)):
+            os.environ[variable] = STAGED[variable] = str(directory)
+
+
+def switched_off() -> bool:
+    """By W&B's own variables, the older of which Transformers still reads."""
+    disabled = os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes", "on")
+    return disabled or os.environ.get("WANDB_MODE") == "disabled"
 
 
 def quieten() -> None:

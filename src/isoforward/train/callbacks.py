@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,10 +16,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from isoforward.base.config import TrainConfig
+from isoforward.base.datasheets import lookup
 from isoforward.base.device import device_of
+from isoforward.base.memory_readers import why_unreadable
 from isoforward.base.vocabulary import PHASES
 from isoforward.model import cost
 from isoforward.train.lightning_module import LitGPT
+from isoforward.train.pace import Pace, told_loss
 
 
 class LiveTracker(Protocol):
@@ -39,7 +41,6 @@ class Watch(Callback):  # type: ignore[misc]
         self.bytes_per_token = bytes_per_token
         self.validation: float | None = None
         self.loss = math.nan
-        self.marks: list[tuple[int, float]] = []
         self.live: Live | None = None
         self.wanted = live and console.is_terminal
         self.progress = Progress(
@@ -48,8 +49,6 @@ class Watch(Callback):  # type: ignore[misc]
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.task = self.progress.add_task("train", total=trainer.max_steps, completed=trainer.global_step)
-        self.started = time.monotonic()
-        self.first = trainer.global_step
         if self.wanted:
             self.live = Live(self.progress, console=self.console, refresh_per_second=4, transient=True)
             self.live.start()
@@ -60,7 +59,11 @@ class Watch(Callback):  # type: ignore[misc]
         self.progress.update(self.task, completed=trainer.global_step)
         self.loss = module.loss.item() if trainer.global_step % 5 == 0 or index == 0 else self.loss
         self.live.update(
-            Group(self.progress, self.numbers(trainer.global_step), bar_of(shares_of(module.recent, module.waits_s)))
+            Group(
+                self.progress,
+                self.numbers(trainer.global_step, module.pace),
+                bar_of(shares_of(module.recent, module.waits_s)),
+            )
         )
 
     def on_validation_end(self, trainer: Trainer, module: Any) -> None:
@@ -68,7 +71,7 @@ class Watch(Callback):  # type: ignore[misc]
             return
         self.validation = float(trainer.callback_metrics["validation_loss"])
         self.loss = module.loss.item()
-        line = self.numbers(trainer.global_step)
+        line = self.numbers(trainer.global_step, module.pace)
         (self.live.console if self.live else self.console).print(line)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
@@ -82,21 +85,22 @@ class Watch(Callback):  # type: ignore[misc]
             self.live.stop()
             self.live = None
 
-    def numbers(self, step: int) -> Text:
-        rate = (step - self.first) * self.tokens_per_step / max(time.monotonic() - self.started, 1e-9)
+    def numbers(self, step: int, pace: Pace) -> Text:
+        """tokens/s of all steps so far, without validation and checkpoints."""
         line = f"step {step:5d}  loss {self.loss:.3f}"
         if self.validation is not None:
-            line += f"  val {self.validation:.3f} nats/token"
-            if self.bytes_per_token is not None:
-                line += f" {self.validation / math.log(2) / self.bytes_per_token:.3f} bits/byte"
-        return Text(f"{line}  {rate:,.0f} tokens/s")
+            per_byte = self.bytes_per_token
+            bits = None if per_byte is None else self.validation / math.log(2) / per_byte
+            line += f"  val {told_loss(self.validation, bits)}"
+        rate = pace.steps_per_s()
+        return Text(line if rate is None else f"{line}  {rate * self.tokens_per_step:,.0f} tokens/s")
 
 
 class Track(Callback):  # type: ignore[misc]
     """Tells the tracker how training goes, between steps. FLOPs are in the model convention."""
 
     def __init__(self, tracker: LiveTracker, config: TrainConfig, module: LitGPT, every: int = 10) -> None:
-        self.tracker, self.every = tracker, every
+        self.tracker, self.every, self.hardware = tracker, every, config.hardware
         self.tokens_per_step = config.data.batch * config.data.length
         shape: dict[str, Any] = {"batch": config.data.batch, "length": config.data.length}
         model = module.model.config
@@ -104,8 +108,8 @@ class Track(Callback):  # type: ignore[misc]
 
     def on_fit_start(self, trainer: Trainer, module: LitGPT) -> None:
         device = device_of(module.device)
-        self.memory = device.memory
-        known = device.peaks()
+        self.memory = None if why_unreadable(module.device.type) else device.memory
+        known = device.peaks() if self.hardware == "here" else lookup(self.hardware)
         peak = known.peak_flops_per_s.get(module.model.precision) if known else None
         self.peak_flops_per_s = None if peak is None else peak * trainer.world_size
 
@@ -117,7 +121,9 @@ class Track(Callback):  # type: ignore[misc]
         whole_s = sum(lap["step"] for lap in module.recent) + sum(module.waits_s)
         rate = len(module.recent) * self.tokens_per_step / whole_s
         figures = {"loss": module.loss.item(), "gradient_norm": module.norm.item(), "tokens_per_s": rate}
-        figures |= {"memory_bytes": self.memory.now(), "flops_per_s": rate * self.flops_per_step / self.tokens_per_step}
+        figures["flops_per_s"] = rate * self.flops_per_step / self.tokens_per_step
+        if self.memory is not None:
+            figures["memory_bytes"] = self.memory.now()
         if self.peak_flops_per_s is not None:
             figures["mfu"] = figures["flops_per_s"] / self.peak_flops_per_s
         self.tracker.live(step, figures | shares)

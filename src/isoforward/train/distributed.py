@@ -37,6 +37,12 @@ def rank() -> int:
 
 def refuse_what_cannot_be_shared(config: TrainConfig) -> None:
     plan = config.trainer
+    started, asked = int(os.environ.get("WORLD_SIZE", 1)), plan.devices * plan.nodes
+    if "TORCHELASTIC_RUN_ID" in os.environ and started != asked:
+        raise BadInput(
+            f"torchrun started {started} processes, and trainer.devices x trainer.nodes is {asked}; "
+            f"write trainer.devices={os.environ.get('LOCAL_WORLD_SIZE', started)}"
+        )
     if plan.devices == 1 and rank() == 0 and plan.strategy == "auto":
         return
     device = best_device(plan.accelerator)

@@ -29,6 +29,7 @@ from isoforward.model.loss import next_token_loss
 from isoforward.model.optim import build, learning_rate, set_learning_rate
 from isoforward.model.steps import train_step
 from isoforward.train.distributed import shard, travelling
+from isoforward.train.pace import Pace
 
 RECENT = 20  # steps that the live display averages over
 
@@ -48,6 +49,7 @@ class LitGPT(LightningModule):  # type: ignore[misc]
         self.stopwatch = Stopwatch(clock_for(torch.device("cpu")))
         self.recent: deque[dict[str, float]] = deque(maxlen=RECENT)  # seconds by phase, a training step each
         self.waits_s: deque[float] = deque(maxlen=RECENT)  # for the data of those steps
+        self.pace = Pace()
         self.loss = torch.tensor(math.nan)  # of the step before
         self.restored_step = 0
         self.begun = False  # a step is done: whatever was restored has proven itself
@@ -79,7 +81,8 @@ class LitGPT(LightningModule):  # type: ignore[misc]
                     raise ValueError(f"its optimizer holds {name} of {[*value.shape]} for {[*parameter.shape]}")
 
     def on_fit_start(self) -> None:
-        self.stopwatch = Stopwatch(clock_for(self.device))
+        clock = clock_for(self.device)
+        self.stopwatch, self.pace = Stopwatch(clock), Pace(clock.settle)
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         optimizer: Any = self.optimizers()
@@ -115,12 +118,22 @@ class LitGPT(LightningModule):  # type: ignore[misc]
                 ) from error
         self.norm = norm.full_tensor() if isinstance(norm, DTensor) else norm  # the gradient's, before it is cut
         self.loss = self.trainer.strategy.reduce(loss, reduce_op="mean")
+        self.pace.step_done()
         return loss
 
     def on_train_batch_end(self, *_: Any) -> None:
         self.begun = True
         if self.device.type == "cpu" or self.global_step % RECENT == 0:
             self.recent.extend(self.stopwatch.laps())
+
+    def on_validation_start(self) -> None:
+        self.pace.pause()
+
+    def on_validation_end(self) -> None:
+        self.pace.resume()
+
+    def on_train_end(self) -> None:
+        self.pace.pause()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
         tokens, targets = batch

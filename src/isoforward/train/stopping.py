@@ -6,7 +6,8 @@ import dataclasses
 import math
 import os
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from rich.console import Console
 
 from isoforward.base.config import TrainConfig
 from isoforward.base.errors import BadInput, Integrity
-from isoforward.base.storage import DONE
+from isoforward.base.storage import DONE, TIME_IS_UP
 from isoforward.base.terminal import say
 from isoforward.data.tokenizer import Tokenizer
 from isoforward.formats.checkpoint_file import newest_good, verify
@@ -71,6 +72,32 @@ class StopOnSignal(Callback):  # type: ignore[misc]
                 trainer.limit_val_batches = 0
 
 
+class StopOnTime(Callback):  # type: ignore[misc]
+    """Ends training after the step under way once its time is up. Each start of a run has all of it, which Lightning's
+    own limit, kept in checkpoints, would not give.
+    """
+
+    def __init__(self, limit_s: float, now: Callable[[], float] = time.monotonic) -> None:
+        self.limit_s, self.now = limit_s, now
+        self.up = False
+
+    def on_train_start(self, *_: Any) -> None:
+        self.started = self.now()
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self.up = trainer.strategy.reduce_boolean_decision(self.now() - self.started >= self.limit_s, all=False)
+        trainer.should_stop = trainer.should_stop or self.up
+
+
+class ValidateLast(Callback):  # type: ignore[misc]
+    """The weights that are left are judged: Lightning validates where it is stopped, and not at a last step that comes
+    between two validations.
+    """
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        trainer.should_stop = trainer.should_stop or trainer.global_step >= trainer.max_steps
+
+
 class KeepBest(Checkpoint):  # type: ignore[misc]
     """Training's state at the lowest validation loss."""
 
@@ -102,7 +129,8 @@ class KeepLast(Checkpoint):  # type: ignore[misc]
         self.saved = -1
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        if trainer.global_step % self.validate_every:
+        validated = trainer.should_stop and trainer.limit_val_batches
+        if trainer.global_step % self.validate_every and not validated:
             self.save_if_due(trainer)
 
     def on_validation_end(self, trainer: Trainer, module: Any) -> None:
@@ -124,19 +152,24 @@ class KeepLast(Checkpoint):  # type: ignore[misc]
 def keep(trainer: Trainer, directory: Path, name: str) -> None:
     """The newest alone of its name; what it replaces goes after it is there."""
     newest = directory / f"{name}-{trainer.global_step:06d}.ckpt"
-    trainer.save_checkpoint(newest)
-    for path in set(directory.glob(f"{name}-*.ckpt")) - {newest}:
-        trainer.strategy.remove_checkpoint(path)
+    with trainer.lightning_module.pace.paused():
+        trainer.save_checkpoint(newest)
+        for path in set(directory.glob(f"{name}-*.ckpt")) - {newest}:
+            trainer.strategy.remove_checkpoint(path)
 
 
 def to_resume(config: TrainConfig, console: Console) -> Path | None:
-    """The checkpoint that `trainer.resume` means: a file, or the newest good one of a run that has not finished."""
+    """The checkpoint that `trainer.resume` means: a file, or the newest good one of a run that has not finished, or
+    whose time was up.
+    """
     wanted = config.trainer.resume
     if wanted is None:
         return None
     if wanted == "auto":
-        runs = sorted(Path(config.run_dir).parent.glob("*/checkpoints"), key=lambda path: path.stat().st_mtime)
-        unfinished = [path for path in runs if not (path.parent / DONE).exists()]
+        beside = Path(os.path.normpath(Path(config.run_dir, ".."))).glob("*/checkpoints")
+        runs = [path for path in beside if not path.parent.is_symlink()]
+        runs.sort(key=lambda path: path.stat().st_mtime)
+        unfinished = [path for path in runs if not (path.parent / DONE).exists() or (path.parent / TIME_IS_UP).exists()]
         for directory in reversed(unfinished):
             if (found := newest_good(directory)) is not None:
                 say(console, f"going on from {found}")

@@ -1,0 +1,68 @@
+"""What came of a training: the same numbers for the log, the card, the rows and W&B."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from isoforward.base.results import Row
+from isoforward.train.pace import told_loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    steps: int  # taken, those before a resume among them
+    tokens_per_step: int
+    loss: float | None  # nats a token of the text held out, after the last step; None where it was not judged
+    judged_tokens: int
+    bytes_per_token: float | None  # of those
+    tokens_per_s: float | None
+    ended_by: str | None = None  # what ended it before its last step
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        if self.loss is None or self.bytes_per_token is None:
+            return None
+        return self.loss / math.log(2) / self.bytes_per_token
+
+    @property
+    def perplexity(self) -> float | None:
+        return None if self.loss is None else math.exp(min(self.loss, 700.0))
+
+    def numbers(self) -> Mapping[str, float]:
+        """Those that are known."""
+        every = {
+            "steps": float(self.steps),
+            "validation_loss": self.loss,
+            "bits_per_byte": self.bits_per_byte,
+            "perplexity": self.perplexity,
+            "tokens_per_s": self.tokens_per_s,
+        }
+        return {name: value for name, value in every.items() if value is not None}
+
+    def told_loss(self) -> str:
+        if self.loss is None:
+            return "not judged"
+        return told_loss(self.loss, self.bits_per_byte) + f", perplexity {self.perplexity:.4g}"
+
+    def told_steps(self) -> str:
+        rate = "" if self.tokens_per_s is None else f", {self.tokens_per_s:,.0f} tokens/s"
+        return f"{self.steps:,} steps{f', ended by {self.ended_by}' if self.ended_by else ''}{rate}"
+
+    def rows(self, environment: str, *, text: str) -> Iterator[Row]:
+        """`text` is what the corpus is known by."""
+        about: dict[str, Any] = {"experiment": "train", "life": "training", "phase": "run", "environment": environment}
+        about["conditions"] = {"steps": self.steps, "text": text, "held_out_tokens": self.judged_tokens}
+        yield known(self.loss, "it was not judged", **about, quantity="loss", unit="nats", per="token")
+        if self.bits_per_byte is not None:
+            yield Row(**about, quantity="bits_per_byte", unit="bit", per="run", value=self.bits_per_byte)
+        few = "a single step, which loads libraries, tells no rate"
+        yield known(self.tokens_per_s, few, **about, quantity="throughput", unit="token/s", per="run")
+
+
+def known(value: float | None, why_not: str, **about: Any) -> Row:
+    if value is None:
+        return Row(**about, value=None, provenance="unavailable", reason=why_not)
+    return Row(**about, value=value)
