@@ -16,8 +16,8 @@ from isoforward.app.train import train
 from isoforward.base.config import DataConfig, MeasureConfig, ModelConfig, OptimConfig, TrackingConfig, TrainConfig
 from isoforward.base.config import TrainerConfig as Plan
 from isoforward.base.device import CudaDevice
+from isoforward.base.environment import environment
 from isoforward.base.errors import BadInput, Integrity
-from isoforward.base.hardware import environment
 from isoforward.base.results import read, select
 from isoforward.base.storage import DONE, TIME_IS_UP
 from isoforward.formats import checkpoint_file

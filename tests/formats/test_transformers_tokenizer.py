@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from isoforward.base.errors import BadInput
-from isoforward.formats import transformers_tokenizer
 from isoforward.formats.export import export, load_export, load_tokenizer
 from tests.data.kinds import BPE, HARD, TEXT
 
@@ -53,9 +53,8 @@ def test_a_sentencepiece_model_without_its_package_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>")
-    real = transformers_tokenizer.find_spec
-    without = lambda name: None if name == "sentencepiece" else real(name)  # noqa: E731
-    monkeypatch.setattr(transformers_tokenizer, "find_spec", without)
+    without = lambda name: None if name == "sentencepiece" else find_spec(name)  # noqa: E731
+    monkeypatch.setattr("isoforward.formats.transformers_tokenizer.find_spec", without)
     with pytest.raises(BadInput, match=r"tokenizer\.model is a SentencePiece model.*pip install sentencepiece"):
         load_tokenizer(tmp_path)
 

@@ -32,6 +32,8 @@ QUANTITIES = {
     "energy": Quantity(("joule",), "energy of one execution, idle power subtracted"),
     "money": Quantity(("usd",), "what the device's time costs"),
     "loss": Quantity(("nat",), "mean cross-entropy of a token"),
+    "bits_per_byte": Quantity(("bit",), "the same, for each byte of the text"),
+    "throughput": Quantity(("token/s",), "tokens trained a second, validation and checkpoints apart"),
     "loss_by_flops": Quantity(("nat",), "the same, against the FLOPs of training so far"),
     "time_to_loss": Quantity(("s",), "training time until a loss is reached"),
     "identity": Quantity(("differing logits",), "logits of the frozen forward that are not training's, bit for bit"),
@@ -99,6 +101,7 @@ CONDITIONS = {
     "temperature": "of sampling",
     "recipe": "a named training recipe",
     "text": "hash of the corpus",
+    "held_out_tokens": "of the text that was judged",
     "logits": "how many were compared",
     "seed": "of weights and data",
     # what is compared

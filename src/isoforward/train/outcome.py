@@ -54,12 +54,12 @@ class Outcome:
     def rows(self, environment: str, *, text: str) -> Iterator[Row]:
         """`text` is what the corpus is known by."""
         about: dict[str, Any] = {"experiment": "train", "life": "training", "phase": "run", "environment": environment}
-        about["conditions"] = {"steps": self.steps, "text": text, "held_out_tokens": self.judged_tokens}
-        yield known(self.loss, "it was not judged", **about, quantity="loss", unit="nats", per="token")
+        about["conditions"] = {"step": self.steps, "text": text, "held_out_tokens": self.judged_tokens}
+        yield known(self.loss, "it was not judged", **about, quantity="loss", per="token")
         if self.bits_per_byte is not None:
-            yield Row(**about, quantity="bits_per_byte", unit="bit", per="run", value=self.bits_per_byte)
+            yield Row(**about, quantity="bits_per_byte", per="run", value=self.bits_per_byte)
         few = "a single step, which loads libraries, tells no rate"
-        yield known(self.tokens_per_s, few, **about, quantity="throughput", unit="token/s", per="run")
+        yield known(self.tokens_per_s, few, **about, quantity="throughput", per="run")
 
 
 def known(value: float | None, why_not: str, **about: Any) -> Row:
