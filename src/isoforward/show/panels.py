@@ -16,7 +16,7 @@ Points = list[list[str | float]]
 JOB_TYPES = ("train", "inference", "experiment")
 COLUMNS = (
     *("experiment", "life", "phase", "quantity", "unit", "per", "value", "low", "high"),
-    *("provenance", "convention", "reason", "warnings", "conditions", "environment"),
+    *("interval", "confidence", "provenance", "convention", "reason", "warnings", "conditions", "environment"),
 )
 
 
@@ -24,7 +24,7 @@ def table(results: Results) -> list[list[str | float | None]]:
     return [
         [
             *(row.experiment, row.life, row.phase, row.quantity, row.unit, row.per, row.value, row.low, row.high),
-            *(row.provenance, row.convention, row.reason, "; ".join(row.warnings)),
+            *(row.interval, row.confidence, row.provenance, row.convention, row.reason, "; ".join(row.warnings)),
             *(json.dumps(dict(row.conditions), sort_keys=True), row.environment),
         ]
         for row in results.rows
