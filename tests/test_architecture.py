@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from isoforward.app.scripts import questions
+from isoforward.base.vocabulary import CONDITIONS
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "src" / "isoforward").rglob("*.py"))
@@ -20,20 +21,24 @@ WALKS = {
 }
 
 # What may only fall: lower a limit whenever the count does.
-FILES_THAT_NAME_A_QUESTION = 4
+FILES_THAT_NAME_A_QUESTION = 3
 FILES_THAT_NAME_CUDA = 9
 WITHOUT_A_TEST_FILE = {  # their tests stand in the file of a module that they once were part of
     "app/question",
     "base/architecture",
+    "base/distributions",
     "base/memory_readers",
-    "data/tables",
-    "data/text",
+    "base/vocabulary",
     "formats/rope_format",
+    "measure/both_lives",
     "measure/case",
+    "measure/cold",
     "measure/operators",
+    "measure/passes",
+    "measure/remote",
+    "measure/roofline",
     "measure/train_and_serve",
     "measure/transformers_lives",
-    "measure/trust",
     "measure/variants",
     "model/footprint",
 }
@@ -90,6 +95,7 @@ def strings(path: Path) -> Iterator[str]:
 
 def test_the_source_names_few_questions() -> None:
     names = {question.name for question in questions() if "_" in question.name}  # others are words of everyday
+    names -= CONDITIONS.keys()
     naming = [path for path in SOURCES if names & set(strings(path))]
     assert len(naming) <= FILES_THAT_NAME_A_QUESTION, naming
 

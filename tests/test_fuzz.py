@@ -27,12 +27,14 @@ from hypothesis import strategies as st
 from isoforward.base import results
 from isoforward.base.errors import Refusal
 from isoforward.base.results import Environment, Row, Verdict
+from isoforward.base.statistics import judge
 from isoforward.base.storage import sha256_of
 from isoforward.data.tokenizer import Tokenizer
 from isoforward.formats import checkpoint_file, export
 from isoforward.model.gpt import GPT
 from isoforward.serve import inference
 from isoforward.train import stopping
+from tests import planted
 from tests.conftest import tiny
 from tests.formats.test_checkpoint_file import sealed
 from tests.formats.test_gguf_format import gguf_file
@@ -218,10 +220,14 @@ class Kinds:
         self.gguf = gguf_file(where / "model.gguf", gpt).read_bytes()
         place = Environment(id="e", command="c", created="2026", identity={"cpu": "x"}, details={"load": 1.0})
         row = Row(
-            experiment="q", life="training", phase="forward", quantity="time", unit="s", per="step",
-            value=1.0, low=0.5, high=2.0, samples=(0.5, 2.0), conditions={"batch": 8}, environment="e",
+            experiment="q", life="training", phase="forward", quantity="time", per="step",
+            value=1.0, low=0.5, high=2.0, interval="order statistics", confidence=0.95, samples=(0.5, 2.0),
+            conditions={"batch": 8}, environment="e",
         )  # fmt: skip
-        results.write(where / "results.jsonl", [place, row, Verdict(experiment="q", trusted=True), row])
+        served = planted.timed("inference", "forward", "step", planted.noisy(1.0), batch=8)
+        trained = planted.timed("training", "forward", "step", planted.noisy(2.0), batch=8)
+        records = [place, row, planted.compared(trained, served), Verdict(experiment="q", trusted=True), row]
+        results.write(where / "results.jsonl", records)
         self.results = (where / "results.jsonl").read_bytes()
         self.config = (
             b"model:\n  layers: 2\n  rope_scaling: null\ntracking:\n  tags: [a, b]\noptim:\n  lr: 0.003\nseed: 1\n"
@@ -230,7 +236,9 @@ class Kinds:
     def read_results(self, how: Edits) -> None:
         path = self.where / "results.jsonl"
         path.write_bytes(mutated(self.results, how))
-        results.read(path)
+        found = results.read(path)
+        for one in found.comparisons:
+            judge(one.ratio.inverse(), margin=one.margin)
 
     def read_config(self, how: Edits) -> None:
         path = self.where / "config.yaml"

@@ -56,7 +56,7 @@ def test_rows_24_and_25_a_case_that_dies_is_a_row_and_what_is_finished_is_never_
     assert reason(sweep / "1") == "failed: killed by SIGKILL: the system does so where memory runs out"
     assert reason(sweep / "2") == "failed: out of memory (MemoryError: no room for the case)"
     assert reason(sweep / "3") == "failed: the gradient is not finite"
-    assert read(sweep / "1" / "results.jsonl").rows[0].conditions == {"seed": "2"}
+    assert read(sweep / "1" / "results.jsonl").rows[0].conditions == {"change": "seed=2"}
 
     (here / "mended").touch()
     before = (sweep / "0" / "config.yaml").stat().st_mtime_ns

@@ -15,7 +15,6 @@ from typing import Any
 
 from isoforward.base.errors import Refusal, StorageFailed
 from isoforward.base.locks import is_locked
-from isoforward.base.results import Row, write
 from isoforward.base.storage import DONE, sha256_of, write_atomically
 from isoforward.base.subprocesses import Failed, run_isolated
 
@@ -61,17 +60,18 @@ def run_case(main: Callable[[Any], None], config: Any, script: Path, overrides: 
 
 
 def failed(config: Any, reason: str, overrides: Sequence[str]) -> str:
+    from isoforward.base.results import Row, write  # loads numpy, which a mistake in a command need not wait for
+
     row = Row(
         experiment="sweep",
         life="training" if hasattr(config, "trainer") else "inference",
         phase="run",
         quantity="time",
-        unit="s",
         per="run",
         value=None,
         provenance="unavailable",
         reason=f"failed: {reason}",
-        conditions=dict(override.partition("=")[::2] for override in overrides),
+        conditions={"change": " ".join(overrides)},
     )
     write(Path(config.run_dir) / "results.jsonl", [row])
     return reason

@@ -109,7 +109,7 @@ CONDITIONS = {
     "axis": "what is scaled",
     "factor": "by how much",
     "busy": "share of the device's time that is used",
-    "change": "the setting changed",
+    "change": "the setting changed, or the overrides of a sweep's run",
     "compared": "which pair",
     "draft_tokens": "tokens proposed before each forward",
     "forward": "another forward than training's, and which",
