@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 from isoforward.base import results
 from isoforward.base.errors import Refusal
-from isoforward.base.results import Environment, Row, Verdict
+from isoforward.base.results import Environment, Record, Row, Verdict
 from isoforward.base.statistics import judge
 from isoforward.base.storage import sha256_of
 from isoforward.data.tokenizer import Tokenizer
@@ -226,7 +226,13 @@ class Kinds:
         )  # fmt: skip
         served = planted.timed("inference", "forward", "step", planted.noisy(1.0), batch=8)
         trained = planted.timed("training", "forward", "step", planted.noisy(2.0), batch=8)
-        records = [place, row, planted.compared(trained, served), Verdict(experiment="q", trusted=True), row]
+        records: list[Record] = [
+            place,
+            row,
+            planted.compared(trained, served),
+            Verdict(experiment="q", trusted=True),
+            row,
+        ]
         results.write(where / "results.jsonl", records)
         self.results = (where / "results.jsonl").read_bytes()
         self.config = (

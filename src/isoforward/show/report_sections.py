@@ -103,7 +103,7 @@ def figure(row: Row | None, doubted: Mapping[str, str], divisor: float = 1.0) ->
     hint = [
         row.provenance + (f" in the {row.convention} convention" if row.convention else ""),
         f"median of {len(row.samples)} samples" if row.samples else "",
-        row_charts.kind_of(row.interval, row.confidence),
+        f"interval: {row_charts.kind_of(row.interval, row.confidence)}" if row.interval else "",
         *reasons,
     ]
     return Cell(
@@ -163,7 +163,7 @@ def judged(found: Judgement, origin: str, doubted: str = "") -> Cell:
     ratio, interval = found.ratio, found.ratio.interval
     ends = f"{units.times(ratio.low)} to {units.times(ratio.high)}"
     below = {"equal": f"equal within {found.margin:.0%}", "undecided": f"undecided, {ends}"}.get(found.outcome, ends)
-    hint = [origin, found.outcome, row_charts.kind_of(interval.kind, interval.confidence), doubted]
+    hint = [origin, found.outcome, f"interval: {row_charts.kind_of(interval.kind, interval.confidence)}", doubted]
     return told(origin, doubted, text=units.times(ratio.value), below=below, hint="; ".join(filter(None, hint)))
 
 

@@ -157,11 +157,9 @@ def interval(row: Row, divisor: float = 1.0) -> str:
     return f"{units.quantity(row.low / divisor, row.unit)} to {units.quantity(row.high / divisor, row.unit)}"
 
 
-def kind_of(interval: str | None, confidence: float | None) -> str:
+def kind_of(interval: str, confidence: float | None) -> str:
     """How an interval was had, and how surely it holds; files written earlier do not tell the latter."""
-    if interval is None:
-        return ""
-    return f"interval: {interval}" + ("" if confidence is None else f", {confidence:.3g}")
+    return interval + ("" if confidence is None else f", {confidence:.3g}")
 
 
 def figures(row: Row, divisor: float = 1.0, unit: str | None = None) -> Record:

@@ -34,7 +34,7 @@ def show_rows(console: Console, results: Results) -> None:
 def explain_intervals(console: Console, rows: Sequence[Row]) -> None:
     kinds = dict.fromkeys(kind_of(row.interval, row.confidence) for row in rows if row.interval)
     if kinds:
-        console.print(f"± half the {'; '.join(kinds)}", style="dim", markup=False, highlight=False)
+        console.print(f"± half the interval: {'; '.join(kinds)}", style="dim", markup=False, highlight=False)
 
 
 def of_quantity(quantity: str, rows: list[Row]) -> Table:
