@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import isoforward
-from isoforward import compare_phases, ratio, read
+from isoforward import compare_phases, read
 from isoforward.app import any_module
 from isoforward.base.errors import BadInput
 from isoforward.model.gpt import GPT
@@ -87,8 +87,9 @@ def test_what_is_printed_and_written_is_what_was_measured(tmp_path: Path) -> Non
         assert word in str(found)
     found.write(tmp_path / "results.jsonl")
     assert read(tmp_path / "results.jsonl").rows == found.rows
-    step, forward = found.time("training", "step"), found.time("inference", "forward")
-    assert found.against_forward("step") == ratio(step.samples, forward.samples)
+    (pairs,) = (each for each in found.results.comparisons if each.first.phase == "step")
+    assert found.against_forward("step") == pairs.ratio
+    assert pairs.second.life == "inference"
     with pytest.raises(BadInput, match="decode"):
         found.time("inference", "decode")
 

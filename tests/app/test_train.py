@@ -139,7 +139,7 @@ def test_log_card_rows_and_tracker_tell_the_same_numbers(config, tmp_path, capsy
         "validation_loss": rows["loss"].value,
         "bits_per_byte": rows["bits_per_byte"].value,
         "tokens_per_s": rows["throughput"].value,
-        "steps": rows["loss"].conditions["steps"],
+        "steps": rows["loss"].conditions["step"],
     }
     loss, bits = f"{rows['loss'].value:.3f} nats/token", f"{rows['bits_per_byte'].value:.3f} bits/byte"
     last = f"{loss} {bits}, perplexity {math.exp(rows['loss'].value):.4g}"

@@ -12,10 +12,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config
 from isoforward.app.question import case_of, wrapped_case
 from isoforward.base.config import ExperimentConfig, MeasureConfig, ModelConfig, OptimConfig
 from isoforward.base.errors import BadInput, Integrity
-from isoforward.base.results import read
+from isoforward.base.results import read, write
 from isoforward.measure import transformers_lives
 from isoforward.measure.case import Case
 from isoforward.measure.flops import count_decode, count_training
+from isoforward.measure.passes import merged, time_here
 from isoforward.model import steps
 from isoforward.serve.transformers_model import WrappedCache, described, frozen_copy, load_wrapped
 from isoforward.show.compare import compare
@@ -130,7 +131,8 @@ def test_both_lives_are_compared_and_what_is_unknown_says_why(tmp_path):
     measure = MeasureConfig(repeats=5, warmup=1, prompt=8, new_tokens=4, context=32)
     subject = case(saved("gpt_neox", tmp_path / "pythia"), measure=measure)
     results = tmp_path / "results.jsonl"
-    transformers_lives.time({"case": subject.pack(), "results": str(results), "command": "test"})
+    where, records = merged(subject, [time_here(subject, transformers_lives.bench, (), "test")])
+    write(results, [where, *records])
     found = read(results)
     comparison = compare(found)
     assert comparison.flops_ratio == 3
@@ -153,7 +155,8 @@ def test_an_architecture_that_cannot_be_counted_is_compared_without_flops(tmp_pa
     measure = MeasureConfig(repeats=5, warmup=1, prompt=8, new_tokens=4, context=32)
     subject = case(saved("opt", tmp_path / "opt"), measure=measure)
     results = tmp_path / "results.jsonl"
-    transformers_lives.time({"case": subject.pack(), "results": str(results), "command": "test"})
+    where, records = merged(subject, [time_here(subject, transformers_lives.bench, (), "test")])
+    write(results, [where, *records])
     found = read(results)
     reasons = {row.reason for row in found.rows if row.quantity == "flops" and row.convention == "model"}
     assert reasons == {"not countable without data: aten::nonzero"}

@@ -54,6 +54,7 @@ class Work:
 
     parts: tuple[Part, ...]
     run: Callable[[int], Sequence[float]]
+    most: int | None = None  # executions that one sample can hold
 
     def labelled(self, **more: Condition) -> Work:
         """The same work, with more conditions in the rows of all its parts."""
@@ -70,6 +71,7 @@ def timed(
     *,
     count: int = 1,
     prepare: Callable[[int], object] | None = None,
+    most: int | None = None,
 ) -> Work:
     """One call of `execute` is `count` executions; `prepare(n)` runs before the n calls of a sample, untimed."""
 
@@ -83,7 +85,7 @@ def timed(
         clock.settle()
         return (clock.seconds(start, end) / (n * count),)
 
-    return Work(parts=(part,), run=run)
+    return Work(parts=(part,), run=run, most=most)
 
 
 def phased(clock: Clock, parts: Mapping[str, Part], step: Callable[[Stopwatch], object]) -> Work:
@@ -283,7 +285,8 @@ def _count(work: Work, warmup: int) -> tuple[int, float]:
     times = work.run(1)
     whole_s = time.perf_counter() - begun  # with what is prepared and not timed
     shortest_s = max(min(times), 1e-9)
-    count = max(1, min(math.ceil(SHORTEST_S / shortest_s), math.floor(LONGEST_S / max(whole_s, 1e-9))))
+    wanted, room = math.ceil(SHORTEST_S / shortest_s), math.floor(LONGEST_S / max(whole_s, 1e-9))
+    count = max(1, min(wanted, room, work.most or wanted))
     return count, count * whole_s
 
 

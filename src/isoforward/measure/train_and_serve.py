@@ -148,9 +148,10 @@ class Serving:
         def prepare(n: int) -> None:
             self.past.rewind(max(0, min(context - 1 - n // 2, self.case.contexts[-1] - n)))
 
-        return timed(
-            self.case.clock, part, lambda: self.decode_step(self.frozen, self.token, self.past), prepare=prepare
-        )
+        def decode() -> object:
+            return self.decode_step(self.frozen, self.token, self.past)
+
+        return timed(self.case.clock, part, decode, prepare=prepare, most=max(1, context // 2))
 
     def uncached(self, context: int) -> Work:
         conditions = self.case.at_context(context, cache=False)
