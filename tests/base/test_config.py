@@ -1,9 +1,11 @@
 """What a config means where a key is left out, and what it refuses."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 
+from isoforward.base.architecture import FAMILIES
 from isoforward.base.config import ModelConfig, TrainConfig, TrainerConfig
 from isoforward.base.errors import BadInput
 
@@ -28,3 +30,35 @@ def test_a_batch_that_processes_cannot_share_names_the_nearest_that_they_can() -
 def test_configs_cannot_be_changed() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         ModelConfig().layers = 3  # type: ignore[misc]  # which is what is tested
+
+
+def test_a_preset_gives_way_to_what_is_set() -> None:
+    config = ModelConfig(family="llama", norm="layernorm", bias=True, mlp="gelu")
+    assert config.architecture == dataclasses.replace(FAMILIES["llama"], norm="layernorm", bias="all", mlp="gelu")
+    assert config.ffn_width == 4 * config.width
+
+
+def test_biases_of_before_they_had_kinds_are_all_or_none() -> None:
+    assert ModelConfig(bias=True) == ModelConfig(bias="all")
+    assert ModelConfig(bias=False) == ModelConfig(bias="none")
+    assert ModelConfig(bias=None).architecture.bias == "all"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"norm": "rmsnrom"}, r"model\.norm=rmsnrom.*did you mean rmsnorm"),
+        ({"family": "qwen3", "head_dim": 5}, r"model\.head_dim=5 is odd"),
+        ({"rope_scaling": [2.0]}, r"model\.rope_scaling=\[2\.0\] is no table"),
+        ({"rope_scaling": {"type": "longrope"}}, r"rope_scaling\.type=longrope is not one of linear, dynamic"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "needs original_context"),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 2.0, "beta_fast": 1.0}},
+            "beta_fast is no setting of",
+        ),
+        ({"rope_scaling": {"type": "linear", "factor": float("nan")}}, r"rope_scaling\.factor=nan"),
+    ],
+)
+def test_what_no_architecture_has_is_named(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        ModelConfig(**given)

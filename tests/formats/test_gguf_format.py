@@ -1,8 +1,11 @@
 """GGUF files, in and out; hostile ones are read or refused."""
 
+import json
+import re
 import struct
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,11 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isoforward.base.errors import BadInput, Integrity, Refusal
+from isoforward.data.tokenizer import Tokenizer
 from isoforward.formats import export as export_module
 from isoforward.formats.export import freeze
 from isoforward.formats.gguf_format import write_gguf
 from isoforward.model.gpt import GPT
-from tests.formats.exports import TINY, logits, trained
+from isoforward.serve.inference import load as serve
+from tests.formats.exports import TINY, TOKENS, logits, trained
 
 
 def gguf_file(path: Path, model: GPT, **settings: object) -> Path:
@@ -34,7 +39,8 @@ def gguf_file(path: Path, model: GPT, **settings: object) -> Path:
     writer.add_array("tokenizer.ggml.tokens", ["a", "b"])
     writer.add_array("tokenizer.ggml.scores", [0.0, 1.0])
     for key, value in settings.items():
-        writer.add_string(f"llama.{key.replace('__', '.')}", str(value))
+        add = writer.add_float32 if isinstance(value, float) else writer.add_string
+        add(f"llama.{key.replace('__', '.')}", value)  # type: ignore[operator]  # each takes one of the two
 
     def permute(weight: torch.Tensor, heads: int) -> torch.Tensor:
         halves = weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:])
@@ -120,11 +126,105 @@ def test_llama_cpp_gives_the_logits_of_the_model_that_was_written(family: str, t
     torch.testing.assert_close(found, model(torch.tensor([tokens]))[0, -1], atol=2e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("settings", [{"rope__scaling__type": "yarn"}, {"expert_count": "8"}])
-def test_a_gguf_of_another_kind_of_llama_is_refused_by_name(settings: dict[str, str], tmp_path: Path) -> None:
+OF_EACH_FAMILY: dict[str, dict[str, Any]] = {
+    "gpt2": {},
+    "mistral": {"kv_heads": 2, "head_dim": 12},
+    "qwen2": {"kv_heads": 2},
+    "qwen3": {"kv_heads": 2, "head_dim": 16, "tied": False},
+    "olmo2": {"kv_heads": 2},
+    "gemma": {"kv_heads": 1, "head_dim": 16},
+}
+
+
+@pytest.mark.parametrize("family", OF_EACH_FAMILY)
+def test_what_is_written_of_a_family_is_read_as_the_same_model(family: str, tmp_path: Path) -> None:
+    from gguf.constants import MODEL_ARCH_NAMES, MODEL_TENSORS, TENSOR_NAMES
+
+    model = freeze(trained(replace(TINY, family=family, **OF_EACH_FAMILY[family])))
+    path = write_gguf(model, tmp_path / "model.gguf")
+    assert torch.equal(logits(export_module.load(path)), logits(model))
+    architecture = next(
+        arch for arch, name in MODEL_ARCH_NAMES.items() if name == {"mistral": "llama"}.get(family, family)
+    )
+    known = {TENSOR_NAMES[kind] for kind in MODEL_TENSORS[architecture]}
+    named = {re.sub(r"^blk\.\d+\.", "blk.{bid}.", name.rpartition(".")[0]) for name in tensors_of(path)}
+    assert named <= known
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_transformers_reads_a_written_gguf_as_the_same_model(family: str, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    model = freeze(trained(replace(TINY, family=family, kv_heads=2)))
+    write_gguf(model, tmp_path / "model.gguf")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(logits(model), theirs(TOKENS).logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("key", ["rope__scaling__factor", "rope__scale_linear"])
+def test_linear_scaling_is_computed_in_either_spelling_and_one_is_none(key: str, tmp_path: Path) -> None:
+    model = trained(SMALL_LLAMA)
+    scaled = GPT(replace(SMALL_LLAMA, rope_scaling={"type": "linear", "factor": 4.0}))
+    scaled.load_state_dict(model.state_dict())
+    assert torch.equal(logits(export_module.load(gguf_file(tmp_path / "4.gguf", model, **{key: 4.0}))), logits(scaled))
+    assert torch.equal(logits(export_module.load(gguf_file(tmp_path / "1.gguf", model, **{key: 1.0}))), logits(model))
+    assert not torch.equal(logits(scaled), logits(model))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"rope__scaling__type": "yarn", "rope__scaling__factor": 4.0},
+        {"rope__scaling__attn_factor": 0.5},
+        {"expert_count": "8"},
+        {"attention__scale": 0.5},
+        {"attention__sliding_window": 16.0},
+        {"final_logit_softcapping": 30.0},
+    ],
+)
+def test_a_gguf_of_another_kind_of_llama_is_refused_by_name(settings: dict[str, object], tmp_path: Path) -> None:
     file = gguf_file(tmp_path / "model.gguf", trained(SMALL_LLAMA), **settings)
     with pytest.raises(BadInput, match=next(iter(settings)).replace("__", r"\.")):
         export_module.load(file)
+
+
+def test_a_gguf_is_told_by_its_beginning_whatever_its_name(tmp_path: Path) -> None:
+    model = trained(SMALL_LLAMA)
+    file = gguf_file(tmp_path / "sha256-4ca5e1", model)
+    assert torch.equal(logits(export_module.load(file)), logits(model))
+
+
+def with_tokenizer(path: Path, monkeypatch: pytest.MonkeyPatch) -> Tokenizer:
+    """Writes a GGUF with a byte-pair tokenizer in it."""
+    import gguf
+
+    tokenizer = Tokenizer.train_bpe(["the king and the queen went down to the sea. " * 20], 270)
+    tokenizer.save(path.parent / "tokenizer.json")
+    kept = json.loads((path.parent / "tokenizer.json").read_text())
+    (path.parent / "tokenizer.json").unlink()
+    tokens = kept["model"]["vocab"] | {added["content"]: added["id"] for added in kept["added_tokens"]}
+
+    class Writer(gguf.GGUFWriter):
+        def add_tokenizer_model(self, name: str) -> None:
+            super().add_tokenizer_model("gpt2")
+            self.add_token_list(sorted(tokens, key=lambda token: tokens[token]))
+            self.add_token_merges([" ".join(pair) for pair in kept["model"]["merges"]])
+            self.add_eos_token_id(tokenizer.ends[0])
+            self.add_bos_token_id(tokenizer.ends[0])
+
+    monkeypatch.setattr(gguf, "GGUFWriter", Writer)
+    write_gguf(freeze(trained(replace(SMALL_LLAMA, vocab=tokenizer.vocabulary))), path)
+    return tokenizer
+
+
+def test_a_gguf_is_a_checkpoint_that_text_is_generated_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers")
+    tokenizer = with_tokenizer(tmp_path / "model.gguf", monkeypatch)
+    module = serve(tmp_path / "model.gguf")
+    assert module.encode("the king went") == tokenizer.encode("the king went")
+    assert isinstance(module.generate("the king", max_new_tokens=4, temperature=0), str)
+    with pytest.raises(BadInput, match=r"take its model\.gguf: checkpoint=\S+/model\.gguf"):
+        serve(tmp_path)
 
 
 def test_a_gguf_whose_counts_are_lies_is_refused_at_once(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+from isoforward.base.config import ModelConfig
 from isoforward.formats.export import load
+from isoforward.formats.model_card import about_weights
 
 
 def test_an_export_has_a_card_that_anybody_may_add_to(exported: Path) -> None:
@@ -12,3 +14,8 @@ def test_an_export_has_a_card_that_anybody_may_add_to(exported: Path) -> None:
     assert "AutoModelForCausalLM.from_pretrained" in text
     card.write_text(text + "\nAdded by hand.\n")
     load(exported)
+
+
+def test_a_model_that_transformers_does_not_compute_is_not_said_to_open_there() -> None:
+    config = ModelConfig(positions="rope", vocab=96)
+    assert "transformers" not in about_weights(config, parameters=1, dtype="float32", fingerprint="0")

@@ -1,8 +1,13 @@
+from types import SimpleNamespace
+
 import pytest
+import torch
 
 from isoforward.base.config import ModelConfig
+from isoforward.base.device import CpuDevice
+from isoforward.measure import learning_curves
 from isoforward.measure.case import Case
-from isoforward.measure.learning_curves import Point, loss_rows, reached_s
+from isoforward.measure.learning_curves import Curve, Point, loss_rows, reached_s
 
 
 def curve(*points: tuple[float, float]) -> list[Point]:
@@ -16,6 +21,16 @@ def curve(*points: tuple[float, float]) -> list[Point]:
 def test_a_loss_is_reached_on_the_straight_line_that_first_comes_down_to_it(loss: float, time_s: float | None) -> None:
     points = curve((1, 3.0), (2, 2.5), (3, 2.6), (4, 2.2), (6, 2.0))
     assert reached_s(points, loss) == (None if time_s is None else pytest.approx(time_s))
+
+
+def test_steps_that_the_device_has_not_done_yet_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = [0.0]
+    monkeypatch.setattr(learning_curves, "time", SimpleNamespace(perf_counter=lambda: now_s[0]))
+    monkeypatch.setattr(CpuDevice, "settle", lambda device: now_s.append(now_s.pop() + 3.0))
+    watch = Curve()
+    watch.on_train_start()
+    watch.on_validation_start(None, SimpleNamespace(device=torch.device("cpu")))
+    assert watch.spent_s == 3.0
 
 
 def test_a_mark_is_the_median_of_the_seeds_between_the_lowest_and_the_highest() -> None:

@@ -8,12 +8,14 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -41,6 +43,12 @@ def llama(layers: int, width: int, heads: int, kv_heads: int, ffn: int, vocab: i
     return ModelConfig(
         family="llama", layers=layers, width=width, heads=heads, kv_heads=kv_heads, ffn=ffn, vocab=vocab, tied=False
     )
+
+
+def conf(name: str) -> ModelConfig:
+    """As conf/model/NAME.yaml has it."""
+    values = OmegaConf.load(Path(__file__).parents[2] / "conf" / "model" / f"{name}.yaml")
+    return ModelConfig(**{str(key): value for key, value in values.items() if key != "defaults"})
 
 
 GPT2 = gpt2(12, 768, heads=12)
@@ -95,6 +103,11 @@ def one_thread() -> Iterator[None]:
         ("model card, Llama-3.1-8B", llama(32, 4096, 32, 8, 14336, 128256), 8030261248),
         ("model card, Llama-3.1-70B", llama(80, 8192, 64, 8, 28672, 128256), 70553706496),
         ("model card, Llama-3.1-405B", llama(126, 16384, 128, 8, 53248, 128256), 405853388800),
+        ("model card, Qwen2.5-0.5B: 0.49B", conf("qwen2_5_0_5b"), 494032768),
+        ("safetensors index on the Hub, Qwen3-0.6B", conf("qwen3_0_6b"), 596049920),
+        ("safetensors index on the Hub, Mistral-7B-v0.3", conf("mistral_7b"), 7248023552),
+        ("safetensors index on the Hub, OLMo-2-1124-7B", conf("olmo2_7b"), 7298617344),
+        ("safetensors index on the Hub, gemma-2b", conf("gemma_2b"), 2506172416),
         ("llm-foundry benchmarking README, 125m", gpt2(12, 768, vocab=50368, context=2048), 125311488),
         ("llm-foundry benchmarking README, 1b", gpt2(24, 2048, vocab=50368, context=2048), 1315950592),
         ("llm-foundry benchmarking README, 7b", MPT_7B, 6658859008),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from isoforward.base.errors import BadInput
 
@@ -69,10 +68,12 @@ ROPE_SCALING = {  # by type: what must be given, what may be
 }
 
 
-def check_rope_scaling(scaling: Mapping[str, Any] | None) -> None:
+def check_rope_scaling(scaling: object) -> None:
     """`type` is llama3 where it is left out, as it was before there were others."""
     if scaling is None:
         return
+    if not isinstance(scaling, Mapping):
+        raise BadInput(f"model.rope_scaling={str(scaling)[:40]} is no table; write {{type: linear, factor: 2.0}}")
     kind = scaling.get("type", "llama3")
     if not isinstance(kind, str) or kind not in ROPE_SCALING:
         raise BadInput(f"model.rope_scaling.type={str(kind)[:40]} is not one of {', '.join(ROPE_SCALING)}")

@@ -84,7 +84,9 @@ class ModelConfig:
     dropout: float = 0.0
     norm_eps: float = 1e-5
     rope_theta: float = 10000.0
-    rope_scaling: dict[str, Any] | None = None  # type (linear, dynamic, yarn, llama3) and its settings
+    # A dict: type (linear, dynamic, yarn, llama3) and its settings. Any, since OmegaConf merges no dict into an
+    # optional one
+    rope_scaling: Any = None
     source: str = "fresh"
     path: str | None = None
 

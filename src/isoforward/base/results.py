@@ -29,7 +29,6 @@ from isoforward.base.vocabulary import (
     PROVENANCES,
     QUANTITIES,
     WHOLES,
-    Condition,
 )
 
 SCHEMA = 2
@@ -39,6 +38,7 @@ LARGEST_FILE = 256 * 2**20
 LARGEST = int(sys.float_info.max)
 
 Number = Annotated[int, Field(ge=-LARGEST, le=LARGEST)] | float  # an integer may have more digits than a float
+Told = str | Number | bool | None  # a Condition, checked
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
@@ -75,7 +75,7 @@ class Row:
     convention: str | None = None  # FLOPs only
     reason: str | None = None
     warnings: tuple[str, ...] = ()  # why not to trust it too far
-    conditions: Mapping[str, Condition] = dataclasses.field(default_factory=dict)
+    conditions: Mapping[str, Told] = dataclasses.field(default_factory=dict)
     environment: str = ""  # Environment.id
 
     def __post_init__(self) -> None:
@@ -116,7 +116,7 @@ class Subject:
 
     life: str
     phase: str
-    conditions: Mapping[str, Condition] = dataclasses.field(default_factory=dict)
+    conditions: Mapping[str, Told] = dataclasses.field(default_factory=dict)
 
     def names(self, row: Row) -> bool:
         same = (self.life, self.phase) == (row.life, row.phase)
@@ -170,8 +170,8 @@ class Environment:
     id: str
     command: str
     created: str  # ISO 8601, UTC
-    identity: Mapping[str, Condition]  # cpu, gpu, threads, torch, dtype support, ...: what must match
-    details: Mapping[str, Condition]  # what may differ: commit, load, governor, affinity
+    identity: Mapping[str, Told]  # cpu, gpu, threads, torch, dtype support, ...: what must match
+    details: Mapping[str, Told]  # what may differ: commit, load, governor, affinity
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -181,7 +181,7 @@ class Verdict:
     experiment: str
     trusted: bool
     reasons: tuple[str, ...] = ()
-    figures: Mapping[str, Condition] = dataclasses.field(default_factory=dict)  # what it was judged by
+    figures: Mapping[str, Told] = dataclasses.field(default_factory=dict)  # what it was judged by
     environment: str = ""  # Environment.id
 
     def __post_init__(self) -> None:

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from isoforward.base.config import ModelConfig
+from isoforward.formats.transformers_format import written_as
 
 CARD = "README.md"
 FRONT = """---
-library_name: transformers
+library_name: {library}
 pipeline_tag: text-generation
 tags: [isoforward, {family}]
 ---
@@ -23,11 +24,12 @@ OPEN = """
 ```python
 from isoforward import load
 print(load("DIRECTORY").generate("ROMEO:"))
-
+{transformers}```
+"""
+TRANSFORMERS = """
 from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("DIRECTORY")
 tokenizer = AutoTokenizer.from_pretrained("DIRECTORY")
-```
 """
 
 
@@ -36,11 +38,14 @@ def write_card(directory: Path, sections: Sequence[str]) -> None:
 
 
 def about_weights(model: ModelConfig, *, parameters: int, dtype: str, fingerprint: str) -> str:
+    known = written_as(model) is not None
+    front = FRONT.format(library="transformers" if known else "isoforward", family=model.family)
     heads = f"{model.heads} heads" + (
         f" on {model.kv_heads} of keys" if model.kv_heads not in (None, model.heads) else ""
     )
     return (
-        f"{FRONT.format(family=model.family)}\n# {model.family}, {parameters:,} parameters, in {dtype}\n\n"
+        f"{front}\n# {model.family}, {parameters:,} parameters, in {dtype}\n\n"
         f"{model.layers} layers, {heads}, width {model.width}, context {model.context}, {model.vocabulary:,} tokens"
-        f"{', embeddings tied' if model.tied else ''}. Weights `{fingerprint[:16]}`, as isoforward wrote them.\n{OPEN}"
+        f"{', embeddings tied' if model.tied else ''}. Weights `{fingerprint[:16]}`, as isoforward wrote them.\n"
+        f"{OPEN.format(transformers=TRANSFORMERS if known else '')}"
     )

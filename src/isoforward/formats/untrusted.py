@@ -69,6 +69,8 @@ def checked(values: Mapping[str, Any]) -> ModelConfig:
     for key, value in values.items():
         if key not in hints:
             raise BadInput(f"{shown(key)} is not a setting of a model")
+        if hints[key] is Any:
+            continue  # ModelConfig looks at it itself
         kinds = {get_origin(kind) or kind for kind in get_args(hints[key]) or (hints[key],)}
         if type(value) not in (kinds | {int} if float in kinds else kinds):
             raise BadInput(f"model.{key}={shown(value)} is not of the right type")

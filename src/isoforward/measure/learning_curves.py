@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from torch.utils.data import DataLoader
 
 from isoforward.base.config import TrainConfig
+from isoforward.base.device import device_of
 from isoforward.base.results import Row
 from isoforward.base.vocabulary import Condition
 from isoforward.data.batches import TrainingBatches, ValidationBatches
@@ -38,7 +39,8 @@ class Curve(Callback):  # type: ignore[misc]
     def on_train_start(self, *_: Any) -> None:
         self.mark = time.perf_counter()
 
-    def on_validation_start(self, *_: Any) -> None:
+    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
+        device_of(module.device).settle()  # else a GPU's last steps would be counted to validation
         self.spent_s += time.perf_counter() - self.mark
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
