@@ -9,8 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from isoforward.app.any_module import Phases as Phases
     from isoforward.app.any_module import compare_phases as compare_phases
+    from isoforward.attach.lightning_callback import PhaseCosts as PhaseCosts
+    from isoforward.attach.plain_loop import phase_costs as phase_costs
+    from isoforward.attach.transformers_callback import PhaseCostsCallback as PhaseCostsCallback
     from isoforward.base.errors import Refusal as Refusal
     from isoforward.base.results import Results as Results
     from isoforward.base.results import Row as Row
@@ -19,12 +21,16 @@ if TYPE_CHECKING:
     from isoforward.base.statistics import ratio as ratio
     from isoforward.formats.export import export as export
     from isoforward.serve.inference import load as load
+    from isoforward.show.phases import Phases as Phases
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "compare_phases": "app.any_module",
-    "Phases": "app.any_module",
+    "Phases": "show.phases",
+    "phase_costs": "attach.plain_loop",
+    "PhaseCosts": "attach.lightning_callback",
+    "PhaseCostsCallback": "attach.transformers_callback",
     "load": "serve.inference",
     "export": "formats.export",
     "read": "base.results",

@@ -17,6 +17,11 @@ from isoforward.app.scripts import SCRIPTS, questions, read_script, scripts
 from isoforward.base.terminal import print_what_can_be_encoded
 
 MODULES = {  # as `python -m` runs them
+    "attach": (
+        "isoforward.attach.script",
+        [],
+        "Runs a training script of yours unchanged, and says what each phase of its steps costs.",
+    ),
     "lesson": ("isoforward.lesson.page", [], "Makes the lesson of a run: both lives of its model, in one page."),
     "report": ("isoforward.show.report", [], "Makes the report of one run or several again, from their results.jsonl."),
     "import": (

@@ -17,21 +17,16 @@ True
 from __future__ import annotations
 
 import copy
-import io
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from isoforward.base.config import MeasureConfig
 from isoforward.base.environment import environment
-from isoforward.base.results import Comparison, Results, Row, only, write
-from isoforward.base.statistics import Ratio
+from isoforward.base.results import Comparison, Results, Row
 from isoforward.base.stopwatch import clock_for
 from isoforward.base.vocabulary import TRAINING, Condition
 from isoforward.measure.benchmark import Part, measure, phased, timed
@@ -39,44 +34,9 @@ from isoforward.measure.passes import comparison, derived_fields, fields
 from isoforward.measure.trust import findings, verdict
 from isoforward.model import steps
 from isoforward.model.loss import next_token_loss
+from isoforward.show.phases import Phases
 
 NAME = "compare_phases"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Phases:
-    """The rows of one comparison, with the environment they hold in and the verdict on them. `print` shows them."""
-
-    results: Results
-
-    @property
-    def rows(self) -> tuple[Row, ...]:
-        return self.results.rows
-
-    @property
-    def trusted(self) -> bool:
-        """Whether the machine was quiet enough for the numbers to be believed; the verdict has the reasons."""
-        return all(verdict.trusted for verdict in self.results.verdicts)
-
-    def time(self, life: str, phase: str) -> Row:
-        """Of `training`: forward, loss, backward, optimizer, step, residual; of `inference`: forward."""
-        return only(self.results, life=life, phase=phase, quantity="time")
-
-    def against_forward(self, phase: str) -> Ratio:
-        """Time of a phase of training, or of its whole `step`, against the forward of inference, pair by pair."""
-        return self.results.judge(self.time("training", phase), self.time("inference", "forward")).ratio
-
-    def write(self, path: Path | str) -> None:
-        """Appends to a results.jsonl, which `isoforward.read` and `isoforward report` open."""
-        found = self.results
-        write(path, [*found.environments.values(), *found.rows, *found.comparisons, *found.verdicts])
-
-    def __str__(self) -> str:
-        from isoforward.show.tables import show_rows
-
-        shown = io.StringIO()
-        show_rows(Console(file=shown, width=80), self.results)
-        return shown.getvalue()
 
 
 def compare_phases(

@@ -12,7 +12,17 @@ Condition = str | int | float | bool | None  # the value of one
 LIVES = ("training", "inference")
 TRAINING = ("forward", "loss", "backward", "optimizer")
 PHASES = (*TRAINING, "prefill", "decode")
-BESIDE = ("data", "framework", "communication", "residual")
+BESIDE = (
+    "data",
+    "transfer",
+    "clipping",
+    "logging",
+    "validation",
+    "checkpointing",
+    "framework",
+    "communication",
+    "residual",
+)
 WHOLES = ("step", "token", "run")
 PER = ("step", "token", "sequence", "run")
 PROVENANCES = ("measured", "counted", "predicted", "estimated", "unavailable")

@@ -1,0 +1,1 @@
+"""Phases of a training loop that is not ours, found by hooks that are undone afterwards."""

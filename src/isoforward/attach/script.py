@@ -1,0 +1,63 @@
+"""`isoforward attach train_script.py [its arguments]`: the script runs as it is, and its steps are timed by phase."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from isoforward.attach.account import Sampling
+from isoforward.attach.measurement import Measurement, sentence
+from isoforward.base.stopwatch import Clock
+from isoforward.show.phases import Phases
+from isoforward.show.report import write_report
+
+USAGE = """usage: isoforward attach SCRIPT [argument ...]
+
+Runs a training script of yours as Python would, with these arguments, and times the phases of its optimizer steps:
+data, transfer, forward, loss, backward, clipping, optimizer, and validation. Then the forward alone, as inference runs
+it. Nothing in the script is changed; results.jsonl and report.html are written to runs/<date>_<time>_attach."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    if not arguments or arguments[0] in ("--help", "-h"):
+        print(USAGE)
+        return 0 if arguments else 2
+    script, *rest = arguments
+    if not Path(script).is_file():
+        print(f"error: {script} is not a file: name the script that trains, then its arguments", file=sys.stderr)
+        return 2
+    run = Path("runs").absolute() / f"{datetime.now():%Y-%m-%d_%H-%M-%S}_attach"
+    run_script(script, rest, run)
+    return 0
+
+
+def run_script(script: str, arguments: Sequence[str], run: Path, *, clock: Clock | None = None) -> Phases:
+    """Whatever the script raises is raised here, after the rows of its steps until then were written to `run`."""
+    measurement = Measurement(Sampling(), clock=clock, validation_by_mode=True)
+    argv, path = sys.argv, list(sys.path)
+    sys.argv = [script, *arguments]
+    sys.path.insert(0, str(Path(script).absolute().parent))
+    measurement.start()
+    ended = False
+    try:
+        runpy.run_path(script, run_name="__main__")
+        ended = True
+    except SystemExit as error:
+        ended = error.code in (None, 0)
+        raise
+    finally:
+        sys.argv, sys.path[:] = argv, path
+        measurement.stop()
+        phases = measurement.phases(frozen=ended, command=f"isoforward attach {Path(script).name}")
+        phases.write(run / "results.jsonl")
+        told = sentence(phases, measurement.calls)
+        report = write_report(phases.results, run / "report.html", headline=told, title=Path(script).name)
+        print(f"{phases}\n{told}\n{report}", file=sys.stderr)
+    return phases
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

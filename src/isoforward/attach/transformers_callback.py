@@ -1,0 +1,88 @@
+"""`Trainer(callbacks=[PhaseCostsCallback()])`: phases of a training with Transformers."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import CallbackHandler
+
+from isoforward.attach.account import Sampling
+from isoforward.attach.measurement import Measurement, sentence
+from isoforward.base.errors import BadInput
+from isoforward.base.stopwatch import Clock
+from isoforward.show.phases import Phases
+
+
+class PhaseCostsCallback(TrainerCallback):  # type: ignore[misc]
+    """Times data, transfer, forward, loss, backward, clipping, optimizer, logging, validation and checkpointing.
+
+    What the Trainer logs, to wherever it reports, has `phase/<name>_s` beside it. `phases` has the rows after `train`;
+    they are appended to `phase_costs/results.jsonl` in its output directory, or to `results`.
+    """
+
+    def __init__(
+        self,
+        *,
+        every: int = 4,
+        warmup: int = 3,
+        flops: bool = True,
+        results: str | Path | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.sampling = Sampling(every=every, warmup=warmup, count_flops=flops)
+        self.results, self.clock = results, clock
+        self.measurement: Measurement | None = None
+        self.phases: Phases | None = None
+
+    def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """No event tells a callback that training failed: the loop itself is watched until it has ended."""
+        loop, own = Trainer._inner_training_loop, self
+
+        @functools.wraps(loop)
+        def watched(trainer: Any, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return loop(trainer, *args, **kwargs)
+            finally:
+                if any(callback is own for callback in trainer.callback_handler.callbacks):
+                    Trainer._inner_training_loop = loop
+                    own._finish(trainer.args, frozen=False)
+
+        Trainer._inner_training_loop = watched
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if args.world_size > 1:
+            raise BadInput("PhaseCostsCallback measures one process: leave it out, or start one process")
+        self._finish(args, frozen=False)  # what an earlier training left, where it failed
+        self.measurement = Measurement(self.sampling, clock=self.clock)
+        hooks = self.measurement.start([kwargs["model"]])
+        hooks.time(CallbackHandler, "call_event", "logging")
+        hooks.replace(CallbackHandler, "on_log", self._with_phases(CallbackHandler.on_log))
+        hooks.time(Trainer, "_evaluate", "validation")
+        hooks.time(Trainer, "_save_checkpoint", "checkpointing")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._finish(args, frozen=True)
+
+    def _finish(self, args: Any, *, frozen: bool) -> None:
+        measurement, self.measurement = self.measurement, None
+        if measurement is None:
+            return
+        measurement.stop()
+        self.phases = measurement.phases(frozen=frozen)
+        path = Path(self.results or Path(args.output_dir) / "phase_costs/results.jsonl")
+        self.phases.write(path)
+        print(f"{self.phases}\n{sentence(self.phases, measurement.calls)}\n{path}", file=sys.stderr)
+
+    def _with_phases(self, function: Any) -> Any:
+        def on_log(handler: Any, args: Any, state: Any, control: Any, logs: Any, **kwargs: Any) -> Any:
+            if self.measurement is not None:
+                self.measurement.account.resolve()
+                recent = self.measurement.recent()
+                logs |= {f"phase/{phase}_s": seconds for phase, seconds in recent.items()}
+            return function(handler, args, state, control, logs, **kwargs)
+
+        return on_log

@@ -1,0 +1,211 @@
+"""A loop of one's own: planted times land in their phase and nowhere else, and training is what it would have been."""
+
+import copy
+import doctest
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
+
+from isoforward import phase_costs
+from isoforward.attach import plain_loop
+from isoforward.attach.account import Sampling
+from isoforward.attach.measurement import Measurement
+from isoforward.base.errors import BadInput
+from tests.attach import planted_training as plant
+
+ALL = Sampling(every=1, warmup=0, count_flops=False)
+
+
+def costs_of(model: nn.Module, optimizer: Optimizer, clock: plant.PlantedClock) -> plain_loop.StepCosts:
+    measurement = Measurement(ALL, clock=clock, validation_by_mode=True)
+    return plain_loop.StepCosts(measurement, model, optimizer)
+
+
+def train(clock: plant.PlantedClock, *, batches: int, accumulate: int, attached: bool = True) -> Any:
+    model, criterion = plant.Model(clock), plant.Criterion(clock)
+    optimizer = plant.update(model, clock)
+    with (
+        plant.slow_clipping(clock),
+        costs_of(model, optimizer, clock) if attached else nullcontext() as costs,
+    ):
+        for index, batch in enumerate(plant.loader(clock, batches)):
+            loss = criterion(model(batch)) / accumulate
+            loss.backward()
+            if (index + 1) % accumulate == 0 or index + 1 == batches:
+                clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                optimizer.zero_grad()
+        if attached:
+            model.eval()
+            for batch in plant.loader(clock, 1):
+                with torch.no_grad():
+                    model(batch)
+                    clock.take(plant.VALIDATION)
+            model.train()
+    return costs, model
+
+
+@pytest.fixture
+def clock() -> plant.PlantedClock:
+    return plant.PlantedClock()
+
+
+def test_what_is_planted_in_a_phase_is_found_there_and_nowhere_else(clock: plant.PlantedClock) -> None:
+    costs, _ = train(clock, batches=6, accumulate=1)
+    steps = costs.measurement.account.steps
+    assert [plant.told(step.phases) for step in steps] == [plant.planted(1)] * 6
+    rows = {row.phase: row.value for row in costs.phases.rows if row.quantity == "time" and row.life == "training"}
+    assert plant.told(rows) == plant.planted(1) | {
+        "step": sum(plant.planted(1).values()),
+        "validation": plant.FORWARD + plant.VALIDATION,
+    }
+    assert costs.phases.time("inference", "forward").value == plant.FORWARD
+
+
+def test_three_micro_batches_make_one_step_and_seven_batches_three(clock: plant.PlantedClock) -> None:
+    costs, _ = train(clock, batches=7, accumulate=3)
+    account = costs.measurement.account
+    assert [plant.told(step.phases) for step in account.steps] == [plant.planted(n) for n in (3, 3, 1)]
+    assert costs.phases.time("training", "forward").value == 3 * plant.FORWARD
+    assert costs.phases.time("training", "forward").conditions["micro_batches"] == 3
+    assert costs.phases.time("inference", "forward").value == 3 * plant.FORWARD  # the same three batches
+
+
+def test_every_moment_belongs_to_a_phase(clock: plant.PlantedClock) -> None:
+    costs, _ = train(clock, batches=7, accumulate=3)
+    steps = costs.measurement.account.steps
+    assert all(sum(step.phases.values()) == step.seconds for step in steps)
+
+
+def test_training_is_bit_for_bit_what_it_would_have_been() -> None:
+    model, state, random = {}, {}, {}
+    for attached in (False, True):
+        torch.manual_seed(7)
+        own = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.2), nn.BatchNorm1d(8), nn.Linear(8, 3))
+        optimizer = torch.optim.AdamW(own.parameters())
+        with phase_costs(own, optimizer, every=2, warmup=1) if attached else nullcontext():
+            for _ in range(20):
+                loss = own(torch.randn(6, 4)).square().mean()
+                loss.backward()
+                clip_grad_norm_(own.parameters(), 0.1)
+                optimizer.step()
+                optimizer.zero_grad()
+        model[attached], state[attached] = own.state_dict(), optimizer.state_dict()["state"]
+        random[attached] = torch.get_rng_state()
+        assert own.training and all(part.training for part in own.modules())
+    assert all(torch.equal(value, model[True][name]) for name, value in model[False].items())
+    assert all(
+        torch.equal(state[False][k][name], state[True][k][name]) for k in state[False] for name in state[False][k]
+    )
+    assert torch.equal(random[False], random[True])
+
+
+def replaced() -> list[object]:
+    from torch.optim import optimizer
+    from torch.utils.data import DataLoader, dataloader
+
+    return [
+        torch.autograd.backward,
+        torch.Tensor.to,
+        Optimizer.zero_grad,
+        DataLoader.__iter__,
+        dataloader._BaseDataLoaderIter.__next__,
+        torch.nn.utils.clip_grad._get_total_norm,
+        len(optimizer._global_optimizer_pre_hooks),
+        len(optimizer._global_optimizer_post_hooks),
+    ]
+
+
+def test_hooks_are_undone_and_an_error_of_the_loop_stays_what_it_is(clock: plant.PlantedClock) -> None:
+    before = replaced()
+    model = plant.Model(clock)
+    optimizer = plant.update(model, clock)
+    with pytest.raises(ZeroDivisionError), costs_of(model, optimizer, clock) as costs:
+        for batch in plant.loader(clock, 4):
+            model(batch).sum().backward()
+            optimizer.step()
+        _ = 1 / 0
+    assert replaced() == before
+    assert not model._forward_pre_hooks and not model._forward_hooks
+    assert not any(row.life == "inference" for row in costs.phases.rows)
+    assert len(costs.measurement.account.steps) == 4
+
+
+def test_a_loop_that_never_calls_backward_gets_no_rows_and_a_reason(clock: plant.PlantedClock) -> None:
+    model = plant.Model(clock)
+    with costs_of(model, plant.update(model, clock), clock) as costs:
+        for batch in plant.loader(clock, 4):
+            model(batch)
+    assert not costs.phases.rows and not costs.phases.trusted
+    assert "No optimizer step was timed" in str(costs)
+
+
+def test_costs_are_read_after_the_loop() -> None:
+    with phase_costs() as costs, pytest.raises(BadInput, match="after the `with` block"):
+        _ = costs.phases
+
+
+def test_a_model_that_is_not_named_is_found_by_its_weights() -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    optimizer = torch.optim.SGD(model.parameters())
+    average = copy.deepcopy(model)
+    with phase_costs(every=1, warmup=1) as costs:
+        for _ in range(8):
+            model(torch.ones(2, 4)).sum().backward()
+            optimizer.step()
+            average(torch.ones(2, 4))
+    assert costs.measurement.hooks.roots == [model]
+    assert costs.phases.time("training", "forward").conditions["model"] == "Sequential"
+
+
+def test_two_models_and_two_optimizers_share_a_step(clock: plant.PlantedClock) -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = nn.ModuleDict({"generator": plant.Model(clock), "critic": plant.Model(clock)})
+
+    both = Both()
+    first, second = (plant.update(part, clock) for part in both.parts.values())
+    with costs_of(both, first, clock) as costs:
+        for batch in plant.loader(clock, 5):
+            for optimizer in (first, second):
+                out = both.parts["critic"](both.parts["generator"](batch))
+                clock.take(plant.LOSS)
+                optimizer.zero_grad()
+                out.sum().backward()
+                optimizer.step()
+    expected = {"data": plant.BATCH * plant.ITEM + plant.COLLATE, "forward": 4 * plant.FORWARD, "loss": 2 * plant.LOSS}
+    expected |= {"backward": 4 * plant.BACKWARD, "optimizer": 2 * plant.UPDATE}
+    assert [plant.told(step.phases) for step in costs.measurement.account.steps] == [expected] * 5
+
+
+def test_a_closure_has_phases_of_its_own(clock: plant.PlantedClock) -> None:
+    model, criterion = plant.Model(clock), plant.Criterion(clock)
+    optimizer = plant.update(model, clock)
+
+    def batches() -> Iterator[Tensor]:
+        yield from plant.loader(clock, 5)
+
+    with costs_of(model, optimizer, clock) as costs:
+        for batch in batches():
+
+            def closure(batch: Tensor = batch) -> Tensor:
+                optimizer.zero_grad()
+                loss: Tensor = criterion(model(batch))
+                loss.backward()
+                return loss
+
+            optimizer.step(closure)
+    expected = {phase: seconds for phase, seconds in plant.planted(1).items() if phase != "clipping"}
+    assert [plant.told(step.phases) for step in costs.measurement.account.steps] == [expected] * 5
+
+
+def test_the_doctest_holds() -> None:
+    found = doctest.testmod(plain_loop)
+    assert found.attempted >= 7 and not found.failed

@@ -1,0 +1,123 @@
+"""`PhaseCostsCallback` in Transformers' own Trainer, on a tiny model with random weights."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("transformers")
+pytest.importorskip("accelerate")
+
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
+
+from isoforward import PhaseCostsCallback, read
+from tests.attach import planted_training as plant
+
+
+class Model(GPT2LMHeadModel):
+    clock: plant.PlantedClock
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self.clock.take(plant.FORWARD)
+        output = super().forward(*args, **kwargs)
+        if output.loss is not None:
+            output.loss = plant._Backward.apply(output.loss, self.clock)
+        return output
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        self.clock.take(plant.CHECKPOINT)
+
+
+class Tokens(torch.utils.data.Dataset[dict[str, Tensor]]):
+    def __init__(self, clock: plant.PlantedClock, count: int) -> None:
+        self.clock, self.count = clock, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        self.clock.take(plant.ITEM)
+        tokens = (torch.arange(8) + index) % 32
+        return {"input_ids": tokens, "labels": tokens}
+
+
+class Slow(TrainerCallback):  # type: ignore[misc]
+    def __init__(self, clock: plant.PlantedClock) -> None:
+        self.clock, self.logged = clock, []  # type: ignore[var-annotated]
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.clock.take(plant.CALLBACK)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        self.logged.append(dict(logs))
+
+
+def trainer_of(where: Path, clock: plant.PlantedClock, *callbacks: Any, **more: Any) -> Trainer:
+    torch.manual_seed(0)
+    sizes = {"n_layer": 1, "n_head": 2, "n_embd": 8, "vocab_size": 32, "n_positions": 8}
+    model = Model(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0))
+    model.clock = clock
+
+    def loss(logits: Tensor, labels: Tensor, **kwargs: Any) -> Tensor:
+        clock.take(plant.LOSS)
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+
+    model.loss_function = loss
+    arguments = TrainingArguments(
+        str(where), per_device_train_batch_size=plant.BATCH, use_cpu=True, num_train_epochs=1, disable_tqdm=True,
+        report_to=[], logging_steps=1, seed=1, remove_unused_columns=False, **more,
+    )  # fmt: skip
+    count = 7 * plant.BATCH
+    return Trainer(model, arguments, train_dataset=Tokens(clock, count), eval_dataset=Tokens(clock, plant.BATCH),
+                   optimizers=(plant.update(model, clock), None), callbacks=list(callbacks))  # fmt: skip
+
+
+def test_what_is_planted_in_a_phase_is_found_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    accounts, clock = plant.watched_accounts(monkeypatch), plant.PlantedClock()
+    costs = PhaseCostsCallback(every=1, warmup=0, flops=False, clock=clock)
+    slow = Slow(clock)
+    trainer = trainer_of(
+        tmp_path, clock, costs, slow, gradient_accumulation_steps=3, eval_strategy="epoch", save_strategy="epoch"
+    )
+    with plant.slow_clipping(clock):
+        trainer.train()
+    (account,) = accounts
+    fetch = plant.BATCH * plant.ITEM
+    expected = [plant.planted(n, data=n * fetch, logging=plant.CALLBACK) for n in (3, 3, 1)]
+    found = [plant.told(step.phases) for step in account.steps]
+    for step, batches in zip(expected, (4, 3, 0), strict=True):  # accelerate's loader fetches one batch ahead
+        step["data"] = batches * fetch
+    assert found == [plant.told(step) for step in expected]
+    occasions = {"validation": fetch + plant.FORWARD + plant.LOSS, "checkpointing": plant.CHECKPOINT}
+    assert account.occasions_s == occasions
+    assert costs.phases is not None
+    assert costs.phases.time("inference", "forward").value == 3 * plant.FORWARD  # without the loss
+    assert read(tmp_path / "phase_costs" / "results.jsonl").rows == costs.phases.rows
+    assert {"phase/forward_s", "phase/optimizer_s", "phase/step_s"} <= slow.logged[-1].keys()
+
+
+def test_weights_are_what_they_are_without_it(tmp_path: Path) -> None:
+    weights = []
+    for callbacks in ([], [PhaseCostsCallback(every=2, warmup=1)]):
+        trainer = trainer_of(tmp_path, plant.PlantedClock(), *callbacks, save_strategy="no")
+        trainer.train()
+        weights.append(trainer.model.state_dict())
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def test_a_step_that_raises_is_theirs_and_the_hooks_are_undone(tmp_path: Path) -> None:
+    class Fails(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 5:
+                raise ZeroDivisionError("theirs")
+
+    backward, loop = torch.autograd.backward, Trainer._inner_training_loop
+    clock = plant.PlantedClock()
+    costs = PhaseCostsCallback(every=1, warmup=0, flops=False, clock=clock)
+    with pytest.raises(ZeroDivisionError, match="theirs"):
+        trainer_of(tmp_path, clock, costs, Fails(), save_strategy="no").train()
+    assert torch.autograd.backward is backward and Trainer._inner_training_loop is loop
+    assert costs.phases is not None
+    assert costs.phases.time("training", "forward").samples == (plant.FORWARD,) * 5
