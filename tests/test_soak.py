@@ -60,7 +60,7 @@ def soaked(payload: dict[str, Any]) -> list[Sample]:
 @pytest.mark.soak
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_files_and_threads_stay_flat(tmp_path: Path) -> None:
-    samples = run_isolated("tests.test_soak:soaked", {"where": str(tmp_path), "minutes": MINUTES}, threads=1)
+    samples = run_isolated(soaked, {"where": str(tmp_path), "minutes": MINUTES}, threads=1)
     assert not isinstance(samples, Failed), samples.reason
     warm = samples[0][0] + 10 * MINUTES
     times, resident, files, threads = zip(*(each for each in samples if each[0] >= warm), strict=True)

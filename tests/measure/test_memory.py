@@ -26,7 +26,7 @@ def hold_for_a_phase(size: int) -> dict[str, int]:
 
 def test_the_process_sees_planted_memory_in_its_phase_alone() -> None:
     size = 256 * 2**20
-    peaks = run_isolated("tests.measure.test_memory:hold_for_a_phase", size, env=HONEST_MALLOC)
+    peaks = run_isolated(hold_for_a_phase, size, env=HONEST_MALLOC)
     assert peaks["planted"] == pytest.approx(size, rel=0.02)
     assert max(abs(peaks["before"]), abs(peaks["after"])) < 0.02 * size
 

@@ -21,8 +21,10 @@ def test_the_sentence_is_made_of_the_rows() -> None:
     run = compare(PLANTED)
     assert run.time_ratio.value == pytest.approx(4.0 / 0.8)
     assert run.decode_ratio == pytest.approx(0.2 / (4.0 / 10))
+    low, high = run.time_ratio.low, run.time_ratio.high
     assert run.headline == (
-        "Training this model costs 5.00x its forward pass in time, 3.00x in FLOPs and 3.00x in memory; "
+        f"Training this model costs 5.00x ({low:.2f}x to {high:.2f}x) its forward pass in time, 3.00x in FLOPs "
+        "and 3.00x in memory; "
         "a decoded token takes 200 ms, 0.500x a trained one (400 ms)."
     )
 

@@ -7,7 +7,6 @@ until the child is gone.
 from __future__ import annotations
 
 import ctypes
-import importlib
 import os
 import pickle
 import signal
@@ -40,7 +39,7 @@ class Child:
 
     def __init__(
         self,
-        function: Callable[..., Any] | str,
+        function: Callable[..., Any],
         *arguments: Any,
         threads: int | None = None,
         env: Mapping[str, str] | None = None,
@@ -101,7 +100,7 @@ class Child:
 
 
 def run_isolated(
-    function: Callable[..., Any] | str,
+    function: Callable[..., Any],
     *arguments: Any,
     threads: int | None = None,
     env: Mapping[str, str] | None = None,
@@ -140,9 +139,6 @@ def serve() -> None:
     threads, memory_bytes = pickle.load(call)
     try:
         function, arguments = pickle.load(call)
-        if isinstance(function, str):
-            module, name = function.split(":")
-            function = getattr(importlib.import_module(module), name)
         if threads is not None and "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(threads)
         if memory_bytes is not None:

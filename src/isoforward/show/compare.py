@@ -67,7 +67,8 @@ class BothLives:
 
     @property
     def headline(self) -> str:
-        costs = [f"{units.times(self.time_ratio.value)} its forward pass in time"]
+        low, high = (units.times(end) for end in (self.time_ratio.low, self.time_ratio.high))
+        costs = [f"{units.times(self.time_ratio.value)} ({low} to {high}) its forward pass in time"]
         if self.flops_ratio is not None:
             costs.append(f"{units.times(self.flops_ratio)} in FLOPs")
         if self.memory_ratio is not None:
