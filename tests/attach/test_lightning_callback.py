@@ -159,3 +159,18 @@ def test_a_module_with_several_networks_is_measured_as_one(tmp_path: Path) -> No
     flops = {row.phase: row.value for row in costs.phases.rows if row.quantity == "flops"}
     generator, critic = 2 * 2 * 4 * 4, 2 * 2 * 4
     assert flops["forward"] == 2 * (generator + critic)
+
+
+def test_a_trainer_of_pytorch_lightning_is_measured_too(tmp_path: Path) -> None:
+    other = pytest.importorskip("pytorch_lightning")
+    demos = pytest.importorskip("pytorch_lightning.demos.boring_classes")
+    clock = plant.PlantedClock()
+
+    costs = PhaseCosts(every=1, warmup=1, flops=False, clock=clock, results=tmp_path / "results.jsonl")
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    trainer = other.Trainer(
+        default_root_dir=tmp_path, max_steps=8, accelerator="cpu", logger=False, callbacks=[costs, Slow(clock)], **quiet
+    )
+    trainer.fit(demos.BoringModel())
+    assert costs.phases is not None
+    assert costs.phases.time("training", "logging").samples == (plant.CALLBACK,) * 7

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
@@ -10,6 +11,8 @@ from isoforward import phase_costs, read
 from isoforward.attach import measurement
 from isoforward.attach.account import TIMED, WARMUP, Step
 from isoforward.attach.plain_loop import StepCosts
+from isoforward.base.datasheets import Hardware
+from isoforward.base.device import CpuDevice
 
 
 def train(model: Any, steps: int, *, every: int, warmup: int) -> StepCosts:
@@ -62,4 +65,17 @@ def test_the_sentence_says_what_a_step_costs_against_its_forward() -> None:
     costs = train(nn.Sequential(nn.Linear(6, 2), nn.Dropout(0.5)), 12, every=1, warmup=1)
     text = str(costs).splitlines()[-1]
     assert text.startswith("A training step takes") and "its forward in inference" in text
-    assert "Inference computes otherwise in Dropout" in text
+    assert "Layers that act differently in inference: Dropout." in text
+
+
+def test_the_rate_is_held_against_the_peak_where_one_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = Hardware(
+        name="x", peak_flops_per_s={"fp32": 1e6}, bandwidth_bytes_per_s=1.0, memory_bytes=1.0, source="planted"
+    )
+    monkeypatch.setattr(CpuDevice, "peaks", lambda device: known)
+    costs = train(nn.Linear(6, 2), 8, every=1, warmup=1)
+    step = costs.phases.time("training", "step").value
+    assert step is not None
+    assert f"FLOP/s, {192 / step / 1e6:.1%} of the device's peak" in str(costs)
+    monkeypatch.setattr(CpuDevice, "peaks", lambda device: None)
+    assert "of the device's peak" not in str(costs)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
+from torch.utils.checkpoint import checkpoint
 
 from isoforward import phase_costs
 from isoforward.attach import plain_loop
@@ -104,6 +105,48 @@ def test_training_is_bit_for_bit_what_it_would_have_been() -> None:
         torch.equal(state[False][k][name], state[True][k][name]) for k in state[False] for name in state[False][k]
     )
     assert torch.equal(random[False], random[True])
+
+
+class Recomputes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.outer(checkpoint(self.inner, x, use_reentrant=False))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("way", ["checkpointing", "autocast", "torch.compile"])
+def test_weights_are_the_same_however_the_model_is_run(way: str) -> None:
+    weights = []
+    for attached in (False, True):
+        torch.manual_seed(0)
+        model = Recomputes()
+        run: Any = torch.compile(model, backend="aot_eager") if way == "torch.compile" else model
+        optimizer = torch.optim.AdamW(model.parameters())
+        with phase_costs(run, optimizer, every=2, warmup=1) if attached else nullcontext() as costs:
+            for _ in range(12):
+                with torch.autocast("cpu", enabled=way == "autocast", dtype=torch.bfloat16):
+                    loss = run(torch.randn(5, 4)).square().mean()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        weights.append(model.state_dict())
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    assert costs is not None and costs.phases.time("inference", "forward").value
+
+
+def test_what_a_backward_computes_again_is_backward(clock: plant.PlantedClock) -> None:
+    inner = plant.Model(clock)
+    model = nn.ModuleDict({"inner": inner})
+    optimizer = plant.update(model, clock)
+    with costs_of(model, optimizer, clock) as costs:
+        for batch in plant.loader(clock, 3):
+            checkpoint(inner, batch, use_reentrant=False).sum().backward()
+            optimizer.step()
+    (step, *_) = costs.measurement.account.steps
+    assert step.phases["forward"] == plant.FORWARD
+    assert step.phases["backward"] == plant.BACKWARD + plant.FORWARD
 
 
 def replaced() -> list[object]:

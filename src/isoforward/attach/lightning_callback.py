@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.trainer import call
 
 from isoforward.attach.account import Sampling
 from isoforward.attach.measurement import Measurement, sentence
@@ -44,7 +43,7 @@ class PhaseCosts(Callback):  # type: ignore[misc]
         hooks = self.measurement.start([pl_module])
         hooks.time(trainer.strategy, "batch_to_device", "transfer")
         hooks.time(pl_module, "configure_gradient_clipping", "clipping")
-        hooks.time(call, "_call_callback_hooks", "logging")
+        hooks.time(calls_of(trainer), "_call_callback_hooks", "logging")
         hooks.time(trainer._logger_connector, "log_metrics", "logging")
         hooks.time(trainer.fit_loop.epoch_loop.val_loop, "run", "validation")
         hooks.time(trainer, "save_checkpoint", "checkpointing")
@@ -74,3 +73,9 @@ class PhaseCosts(Callback):  # type: ignore[misc]
         path = Path(self.results or Path(trainer.log_dir or trainer.default_root_dir) / "phase_costs/results.jsonl")
         self.phases.write(path)
         print(f"{self.phases}\n{sentence(self.phases, measurement.calls)}\n{path}", file=sys.stderr)
+
+
+def calls_of(trainer: Trainer) -> Any:
+    """The module that calls callbacks: lightning.pytorch and pytorch_lightning have one each."""
+    loop: Any = sys.modules[type(trainer.fit_loop.epoch_loop).__module__]
+    return loop.call

@@ -17,6 +17,7 @@ from isoforward.attach.frozen import Call, time_frozen, unlike_in_training
 from isoforward.attach.hooks import Hooks, trained_by
 from isoforward.attach.step_flops import StepFlops
 from isoforward.base import units
+from isoforward.base.device import device_of
 from isoforward.base.environment import environment
 from isoforward.base.results import Environment, Results, Row, Verdict, at_most_one
 from isoforward.base.statistics import FEWEST, ratio_unpaired, summarise
@@ -25,6 +26,7 @@ from isoforward.base.vocabulary import Condition
 from isoforward.measure.benchmark import Part
 from isoforward.measure.disturbance import between, look
 from isoforward.measure.passes import comparison_of, fields
+from isoforward.serve.inference import DTYPES
 from isoforward.show.phases import Phases
 
 NAME = "attach"
@@ -229,7 +231,20 @@ def sentence(phases: Phases, calls: Sequence[Call]) -> str:
     if together:
         largest = max(parts, key=lambda row: row.value or 0.0)
         text += f"; {(largest.value or 0.0) / together:.0%} of it is {largest.phase}"
+    flops = at_most_one(found, life="training", phase="step", quantity="flops")
+    if flops is not None and flops.value and step.value:
+        text += f"; it runs at {units.count(flops.value / step.value, 'FLOP/s')}"
+        if calls and (peak := peak_flops_per_s(calls[0])):
+            text += f", {flops.value / step.value / peak:.1%} of the device's peak"
     unlike = unlike_in_training([call.module for call in calls])
     if forward is not None and unlike:
-        text += f". Inference computes otherwise in {' and '.join(unlike)}"
+        text += f". Layers that act differently in inference: {', '.join(unlike)}"
     return f"{text}."
+
+
+def peak_flops_per_s(call: Call) -> float | None:
+    """Of the dtype that its products are in; None where the device's is not known."""
+    weight = next(call.module.parameters())
+    known = device_of(weight.device).peaks()
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    return None if known is None else known.peak_flops_per_s.get(names.get(call.autocast or weight.dtype, ""))
