@@ -67,6 +67,7 @@ class Account:
         self.draw = random.Random(seed)  # its own: the training's random state is not touched
         self.between_steps: Callable[[str], object] = lambda kind: None  # told the kind of the step that begins
         self.stack: list[str] = []
+        self.occasions = 0  # of those that are open
         self.unresolved: list[_Unresolved] = []
         self.steps: list[Step] = []
         self.occasions_s: defaultdict[str, float] = defaultdict(float)
@@ -80,7 +81,7 @@ class Account:
     def enter(self, phase: str) -> int:
         """What `leave` wants, so that a phase which was left by an exception is closed by the one around it."""
         occasion = phase in OCCASIONS
-        if not occasion and self._within_occasion():
+        if self.occasions and not occasion:
             return IGNORED
         if phase in (DATA, FORWARD, BACKWARD):
             self._end_of_loss()
@@ -88,6 +89,7 @@ class Account:
             self.cut()
         self.fetched |= phase == DATA
         self.backwards += phase == BACKWARD
+        self.occasions += occasion
         self.stack.append(phase)
         self._mark(occasion)
         return len(self.stack) - 1
@@ -95,9 +97,10 @@ class Account:
     def leave(self, depth: int) -> None:
         if depth == IGNORED:
             return
-        occasion = any(phase in OCCASIONS for phase in self.stack[depth:])
+        closed = sum(phase in OCCASIONS for phase in self.stack[depth:]) if self.occasions else 0
+        self.occasions -= closed
         del self.stack[depth:]
-        self._mark(occasion)
+        self._mark(closed > 0)
 
     def forward_ended(self, depth: int) -> None:
         if depth != IGNORED:
@@ -107,7 +110,7 @@ class Account:
 
     def step_begins(self, *, leads: bool) -> int:
         """An optimizer's step. The one that leads is the one whose steps are counted, where there are several."""
-        if not self._within_occasion():
+        if not self.occasions:
             self._end_of_loss()
             if leads and self.stepped:  # a batch was fetched once and is trained on again and again
                 self.cut()
@@ -121,6 +124,7 @@ class Account:
         self._keep(complete=True)
         self.count += 1
         self.stack.clear()
+        self.occasions = 0
         if len(self.unresolved) >= RESOLVED_TOGETHER:
             self.resolve()
         self._begin()
@@ -167,9 +171,6 @@ class Account:
     def _end_of_loss(self) -> None:
         if self.phase == AFTER_FORWARD:
             self.stack.pop()
-
-    def _within_occasion(self) -> bool:
-        return any(phase in OCCASIONS for phase in self.stack)
 
 
 def _told(events: list[tuple[Mark, str]]) -> list[str]:

@@ -116,7 +116,8 @@ class Hooks:
     # What the hooks do
 
     def before_forward(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        self._follow_mode(leaves=module.training or torch.is_grad_enabled())
+        if self.validation_by_mode:
+            self._follow_mode(leaves=module.training or torch.is_grad_enabled())
         stack = self.account.stack
         if FORWARD in stack or BACKWARD in stack:  # called by another, or recomputed
             self.calls.append(-1)
@@ -130,8 +131,6 @@ class Hooks:
         self.account.forward_ended(self.calls.pop())
 
     def _follow_mode(self, *, leaves: bool) -> None:
-        if not self.validation_by_mode:
-            return
         if self.validation is None:
             evaluates = self.roots and not any(root.training for root in self.roots)
             if evaluates and not torch.is_grad_enabled():
@@ -145,7 +144,8 @@ class Hooks:
 
         @functools.wraps(function)
         def fetch(*args: Any, **kwargs: Any) -> Any:
-            self._follow_mode(leaves=any(root.training for root in self.roots))
+            if self.validation_by_mode:
+                self._follow_mode(leaves=any(root.training for root in self.roots))
             return timed(*args, **kwargs)
 
         return fetch
@@ -155,7 +155,8 @@ class Hooks:
 
         @functools.wraps(function)
         def backward(*args: Any, **kwargs: Any) -> Any:
-            self._follow_mode(leaves=True)
+            if self.validation_by_mode:
+                self._follow_mode(leaves=True)
             return timed(*args, **kwargs)
 
         return backward
