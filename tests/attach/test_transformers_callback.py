@@ -113,11 +113,14 @@ def test_a_step_that_raises_is_theirs_and_the_hooks_are_undone(tmp_path: Path) -
             if state.global_step == 5:
                 raise ZeroDivisionError("theirs")
 
-    backward, loop = torch.autograd.backward, Trainer._inner_training_loop
-    clock = plant.PlantedClock()
-    costs = PhaseCostsCallback(every=1, warmup=0, flops=False, clock=clock)
-    with pytest.raises(ZeroDivisionError, match="theirs"):
-        trainer_of(tmp_path, clock, costs, Fails(), save_strategy="no").train()
-    assert torch.autograd.backward is backward and Trainer._inner_training_loop is loop
-    assert costs.phases is not None
-    assert costs.phases.time("training", "forward").samples == (plant.FORWARD,) * 5
+    backward, clock = torch.autograd.backward, plant.PlantedClock()
+    for _ in range(2):  # a Trainer may be tried again
+        costs = PhaseCostsCallback(every=1, warmup=0, flops=False, clock=clock)
+        trainer = trainer_of(tmp_path, clock, Fails(), save_strategy="no")
+        trainer.add_callback(costs)
+        for _ in range(2):
+            with pytest.raises(ZeroDivisionError, match="theirs"):
+                trainer.train()
+            assert torch.autograd.backward is backward and costs.measurement is None
+            assert costs.phases is not None
+            assert costs.phases.time("training", "forward").samples == (plant.FORWARD,) * 5

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import sys
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any
 
@@ -37,21 +37,7 @@ class PhaseCostsCallback(TrainerCallback):  # type: ignore[misc]
         self.results, self.clock = results, clock
         self.measurement: Measurement | None = None
         self.phases: Phases | None = None
-
-    def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """No event tells a callback that training failed: the loop itself is watched until it has ended."""
-        loop, own = Trainer._inner_training_loop, self
-
-        @functools.wraps(loop)
-        def watched(trainer: Any, *args: Any, **kwargs: Any) -> Any:
-            try:
-                return loop(trainer, *args, **kwargs)
-            finally:
-                if any(callback is own for callback in trainer.callback_handler.callbacks):
-                    Trainer._inner_training_loop = loop
-                    own._finish(trainer.args, frozen=False)
-
-        Trainer._inner_training_loop = watched
+        close_after_failures()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if args.world_size > 1:
@@ -86,3 +72,20 @@ class PhaseCostsCallback(TrainerCallback):  # type: ignore[misc]
             return function(handler, args, state, control, logs, **kwargs)
 
         return on_log
+
+
+@cache
+def close_after_failures() -> None:
+    """No event tells a callback that training failed, so that the Trainer's loop is wrapped, once and for good."""
+    loop = Trainer._inner_training_loop
+
+    @wraps(loop)
+    def watched(trainer: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return loop(trainer, *args, **kwargs)
+        finally:
+            for callback in trainer.callback_handler.callbacks:
+                if isinstance(callback, PhaseCostsCallback):
+                    callback._finish(trainer.args, frozen=False)
+
+    Trainer._inner_training_loop = watched
