@@ -61,7 +61,7 @@ def test_a_delay_planted_in_a_phase_is_found_there() -> None:
 
 def test_measuring_leaves_model_and_optimizer_as_they_were() -> None:
     model = GPT(tiny(dropout=0.1))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)  # at 0.5 it diverges for some weights
     tokens = torch.randint(61, (2, 13))
     before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     compare_phases(model, (tokens[:, :-1], tokens[:, 1:]), optimizer=optimizer, repeats=5, warmup=1)
