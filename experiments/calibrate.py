@@ -22,10 +22,10 @@ from isoforward.app.question import command_line, tell
 from isoforward.base import units
 from isoforward.base.config import TrackingConfig, within
 from isoforward.base.datasheets import Hardware, kept_here, save
+from isoforward.base.disturbance import between, look
 from isoforward.base.environment import environment
 from isoforward.base.results import Results, Row, only, select, write
 from isoforward.base.terminal import say
-from isoforward.measure.disturbance import between, look
 from isoforward.measure.trust import alone
 from isoforward.plan.calibration import calibrate
 

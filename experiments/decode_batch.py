@@ -21,10 +21,9 @@ from isoforward.base.config import ExperimentConfig, at_least
 from isoforward.base.errors import BadInput
 from isoforward.base.results import Results, Row, only, select
 from isoforward.base.vocabulary import Condition
-from isoforward.formats.export import freeze
 from isoforward.measure import flops
 from isoforward.measure.benchmark import Measured, Part, Work, timed
-from isoforward.measure.case import Case, batch_of, identity_row, master_of
+from isoforward.measure.case import Case, batch_of, frozen_of, identity_row, master_of
 from isoforward.measure.passes import Bench
 from isoforward.model import footprint, steps
 from isoforward.model.gpt import GPT
@@ -57,12 +56,13 @@ def decoding(case: Case, frozen: GPT, batch: int) -> Work:
 
 
 def at(case: Case, batch: int) -> dict[str, Condition]:
-    return case.conditions(batch=batch, tokens=batch, context=case.prompt + 1, cache=True)
+    own = case.decode_kernels(batch)
+    return case.conditions(batch=batch, tokens=batch, context=case.prompt + 1, cache=True, **own)
 
 
 def bench(case: Case, batches: Sequence[int]) -> Bench:
     master = master_of(case)
-    frozen = freeze(master)
+    frozen = frozen_of(case, master)
     tokens, _ = batch_of(case)
     matrices = [p for name, p in frozen.named_parameters() if p.dim() == 2 and not name.startswith("positions")]
     bytes_read = float(sum(matrix.nbytes for matrix in matrices))
@@ -120,7 +120,7 @@ def answer(results: Results) -> str:
 
 
 def main(config: DecodeBatch) -> None:
-    ask(config, "decode_batch", bench, answer, config.batches)
+    ask(config, "decode_batch", bench, answer, config.batches, rows=config.batches)
 
 
 if __name__ == "__main__":

@@ -19,9 +19,8 @@ from isoforward.app.question import ask
 from isoforward.base import units
 from isoforward.base.config import ExperimentConfig
 from isoforward.base.results import Results, Row, only, select
-from isoforward.formats.export import freeze
 from isoforward.measure.benchmark import Measured, Part
-from isoforward.measure.case import Case, batch_of, identity_row, master_of
+from isoforward.measure.case import Case, batch_of, frozen_of, identity_row, master_of
 from isoforward.measure.passes import Bench, derived
 from isoforward.measure.train_and_serve import Serving, context_flop_rows
 from isoforward.model import footprint
@@ -38,7 +37,7 @@ def contexts(case: Case) -> list[int]:
 
 def bench(case: Case) -> Bench:
     master = master_of(case)
-    frozen = freeze(master)
+    frozen = frozen_of(case, master)
     tokens, _ = batch_of(case)
     identity = identity_row(case, master, frozen, tokens[:1])
     serving = Serving(case, frozen, tokens)

@@ -24,9 +24,8 @@ from isoforward.base.config import ExperimentConfig, OptimConfig, one_of
 from isoforward.base.errors import BadInput
 from isoforward.base.results import Results, only
 from isoforward.base.vocabulary import TRAINING
-from isoforward.formats.export import freeze
 from isoforward.measure.benchmark import Work
-from isoforward.measure.case import Case, batch_of, master_of, with_kernels
+from isoforward.measure.case import Case, batch_of, frozen_of, master_of, with_kernels
 from isoforward.measure.passes import Bench
 from isoforward.measure.train_and_serve import Serving, Training
 
@@ -71,7 +70,7 @@ def works_of(case: Case) -> list[Work]:
     """A training step by phase, the frozen forward, and a generation."""
     master = master_of(case)
     tokens, targets = batch_of(case)
-    serving = Serving(case, freeze(master), tokens)
+    serving = Serving(case, frozen_of(case, master), tokens)
     training = Training(case, master, tokens, targets)
     return [pinned(case, work) for work in (training.phased, training.whole, serving.forward, serving.generation)]
 

@@ -36,7 +36,7 @@ from isoforward.base.vocabulary import TRAINING
 from isoforward.formats.export import export, freeze
 from isoforward.formats.gguf_format import write_gguf
 from isoforward.measure.benchmark import Measured, Part, Work, timed
-from isoforward.measure.case import Case, batch_of, identity_row, master_of
+from isoforward.measure.case import Case, batch_of, frozen_of, identity_row, master_of
 from isoforward.measure.memory import HONEST_MALLOC, account
 from isoforward.measure.passes import Bench, call_apart, measure_apart
 from isoforward.measure.train_and_serve import Training
@@ -150,7 +150,7 @@ def bench(case: Case, weights: str) -> Bench:
     """Every phase of ours against the same phase of each peer."""
     compiles, case = case.compile, dataclasses.replace(case, compile=False)  # only our decoding is compiled
     master = master_of(case)
-    frozen = freeze(master)
+    frozen = frozen_of(case, master)
     dtype = DTYPES[case.precision]
     wrapped = load_wrapped(Path(weights), dtype=dtype, device=case.device)
     served = load_wrapped(Path(weights), dtype=dtype, device=case.device).model.eval()

@@ -23,12 +23,11 @@ from isoforward.data.batches import ValidationBatches
 from isoforward.data.corpus import prepare
 from isoforward.formats.export import freeze, load_tokenizer
 from isoforward.measure.benchmark import Work
-from isoforward.measure.case import Case, batch_of, identity_row, master_of
+from isoforward.measure.case import Case, batch_of, frozen_of, identity_row, master_of, with_kernels
 from isoforward.measure.passes import Bench
 from isoforward.measure.train_and_serve import Serving, Training
 from isoforward.model.gpt import GPT
 from isoforward.model.loss import next_token_loss
-from isoforward.serve.inference import DTYPES
 from isoforward.serve.quantised import quantise, refuse_unquantisable
 
 WAYS = ("fp32", "bf16", "int8")
@@ -37,12 +36,12 @@ HELD_OUT = 8  # batches of validation text
 
 def case_in(case: Case, way: str) -> Case:
     if way == "int8":  # weights are rounded from fp32, and the forward is another
-        return dataclasses.replace(case, precision="fp32", labels={"dtype": "int8", "forward": "int8"})
-    return dataclasses.replace(case, precision=way)
+        return dataclasses.replace(case, precision="fp32", kernels={}, labels={"dtype": "int8", "forward": "int8"})
+    return with_kernels(dataclasses.replace(case, precision=way))
 
 
 def served(case: Case, way: str, master: GPT) -> GPT:
-    return quantise(freeze(master)) if way == "int8" else freeze(master, dtype=DTYPES[way])
+    return quantise(freeze(master)) if way == "int8" else frozen_of(case, master)
 
 
 @torch.inference_mode()

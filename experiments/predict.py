@@ -191,7 +191,7 @@ def main(config: Predict) -> None:
     checking = (
         config.check and ours is not None and hardware.calibration.get("identity") == ours.calibration["identity"]
     )
-    case = None if checking else dataclasses.replace(case_of(config, "predict"), precision=precision(config))
+    case = None if checking else predicted_case(config)
     with claim(config) as run_dir:
         results = Path(run_dir) / "results.jsonl"
         if case is None:
@@ -204,6 +204,11 @@ def main(config: Predict) -> None:
             verdict = Verdict(experiment="predict", trusted=False, reasons=reasons, environment=where.id)
             write(results, [where, *rows, verdict])
         tell(config, run_dir, console, answer)
+
+
+def predicted_case(config: Predict) -> Case:
+    """Nothing is measured here for what may run elsewhere."""
+    return case_of(dataclasses.replace(config, precision=precision(config)), "predict", rows=())
 
 
 def precision(config: Predict) -> str:

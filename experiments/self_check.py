@@ -35,9 +35,8 @@ from isoforward.base.config import ExperimentConfig, ModelConfig, TrackingConfig
 from isoforward.base.results import Results, Row, only, select
 from isoforward.base.stopwatch import Stopwatch, clock_for
 from isoforward.base.vocabulary import PHASES
-from isoforward.formats.export import freeze
 from isoforward.measure.benchmark import Measured, Pair, Part, Work, measure, phased, timed
-from isoforward.measure.case import Case, batch_of, master_of
+from isoforward.measure.case import Case, batch_of, frozen_of, master_of
 from isoforward.measure.flops import FlopCounter, Scope, by_phase, layers_of
 from isoforward.measure.memory_ledger import training_ledger
 from isoforward.measure.passes import Bench, derived
@@ -81,7 +80,7 @@ class BothLives:
     def __init__(self, case: Case) -> None:
         self.case = case
         self.master = master_of(case)
-        self.frozen = freeze(self.master)
+        self.frozen = frozen_of(case, self.master)
         self.optimizer = build(self.master, case.optim)
         self.tokens, self.targets = batch_of(case)
         self.cache = KVCache(case.model, batch=1, capacity=case.prompt + 1, dtype=self.frozen.dtype, device=case.device)

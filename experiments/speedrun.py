@@ -24,13 +24,13 @@ from isoforward.app.command_line import claim, conf_directory, run, typed, writa
 from isoforward.app.question import case_of, command_line, tell
 from isoforward.base import units
 from isoforward.base.config import ExperimentConfig, TrainConfig, at_least
+from isoforward.base.disturbance import between, look
 from isoforward.base.environment import environment
 from isoforward.base.errors import BadInput
 from isoforward.base.results import Record, Results, Row, select, write
 from isoforward.base.terminal import say
 from isoforward.data.corpus import Corpus, prepare
 from isoforward.measure.case import Case
-from isoforward.measure.disturbance import between, look
 from isoforward.measure.learning_curves import Point, learning_curve, loss_rows, middle, reached_s
 from isoforward.measure.passes import call_apart
 from isoforward.measure.trust import alone

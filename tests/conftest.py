@@ -1,7 +1,12 @@
+import os
+from pathlib import Path
+
 import pytest
 import torch
 
-from isoforward.base.config import ModelConfig
+from isoforward.base import choices
+from isoforward.base.config import KERNELS_VARIABLE, ModelConfig
+from isoforward.base.disturbance import Disturbance
 from isoforward.model.gpt import GPT
 
 SHAPES = {
@@ -20,6 +25,21 @@ SHAPES = {
 def one_thread() -> None:
     """Tensors as small as the tests' are slowed down by threads that wait for each other."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def reference_kernels() -> None:
+    """What a busy or another machine would choose is no matter of a test."""
+    os.environ[KERNELS_VARIABLE] = "reference"
+
+
+@pytest.fixture
+def quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A process that chooses kernels, on a machine that nothing disturbs, with a cache of its own."""
+    monkeypatch.delenv(KERNELS_VARIABLE)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(choices, "_measuring", choices.Measuring())
+    monkeypatch.setattr(choices, "between", lambda before, after: Disturbance(elapsed_s=1.0))
 
 
 def tiny(**more: object) -> ModelConfig:

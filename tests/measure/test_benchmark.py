@@ -11,10 +11,10 @@ import pytest
 
 from isoforward.base.config import MeasureConfig
 from isoforward.base.device import device_of
+from isoforward.base.disturbance import Reading
 from isoforward.base.errors import BadInput
 from isoforward.base.stopwatch import Stopwatch
 from isoforward.measure.benchmark import LONGEST_S, SHORTEST_S, Part, Work, blocks_of, measure, phased, timed
-from isoforward.measure.disturbance import Reading
 
 FIXED = MeasureConfig(repeats=40, warmup=1)
 

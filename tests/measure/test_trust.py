@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from isoforward.base.config import MeasureConfig
-from isoforward.measure.disturbance import Disturbance
+from isoforward.base.disturbance import Disturbance
 from isoforward.measure.trust import Findings, Imprecise, alone, verdict
 
 PLAN = MeasureConfig()

@@ -18,8 +18,8 @@ from isoforward.base.errors import Integrity
 from isoforward.base.results import read
 from isoforward.base.statistics import summarise
 from isoforward.measure.case import Case
-from isoforward.measure.operators import Operator, Work, deepened, record_serving, record_training
-from isoforward.model import cost, linear_kernels
+from isoforward.measure.operators import Operator, Work, deepened, record_training
+from isoforward.model import cost
 from isoforward.plan.calibration import beyond
 from isoforward.plan.forecast import Beyond, Calibrated, Curve, averaging_s, forecaster, predicted, works_of
 
@@ -42,17 +42,6 @@ def test_the_recorded_products_are_those_of_the_formulas(family: str) -> None:
     backward = cost.backward_flops(case.model, batch=2, length=16, convention="hardware")  # a fused attention's
     assert products(works["backward"]) == backward.total
     assert products(works["decode"]) == cost.decode_flops(case.model, batch=1, cached=12).total
-
-
-@pytest.mark.skipif(not torch._C._has_mkldnn, reason="this torch has no oneDNN")
-@pytest.mark.parametrize("alone", [True, False])
-def test_a_decoded_tokens_products_count_whichever_library_takes_them(monkeypatch, alone: bool) -> None:
-    monkeypatch.setattr(linear_kernels, "mkl_reads_alone", lambda: alone)
-    wide = dataclasses.replace(SMALL, width=1024)
-    found = record_serving(wide, batch=1, length=8, cached=8, dtype=torch.float32).works()["decode"]
-    weights = 3 * 12 * 1024 * 1024 + 96 * 1024
-    attention = 3 * 2 * 2 * 9 * 1024  # scores, and values weighted by them, over nine positions
-    assert products(found) == 2 * weights + attention
 
 
 def test_layers_that_are_reckoned_are_those_that_would_be_recorded() -> None:

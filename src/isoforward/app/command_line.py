@@ -245,11 +245,13 @@ def run(main: Callable[[Any], None], schema: type, argv: list[str] | None = None
             refuse_what_is_not_here(built)
             refuse_what_is_not_read(script.stem, schema, job.overrides.task)
             if job.mode != RunMode.MULTIRUN or not hasattr(built, "run_dir"):
-                main(built)
+                with kernels_as_asked(built):
+                    main(built)
                 return
             sweeps.start(Path(job.sweep.dir), overrides)
             built = replace(built, run_dir=job.runtime.output_dir)
-            code, reason = sweeps.run_case(main, built, Path(program).resolve(), job.overrides.task)
+            with kernels_as_asked(built):
+                code, reason = sweeps.run_case(main, built, Path(program).resolve(), job.overrides.task)
             codes.append(code)
             if code:
                 print(f"error: {' '.join(job.overrides.task)}: {reason}", file=sys.stderr)
@@ -308,6 +310,19 @@ def refuse_what_is_not_here(config: Any) -> None:
         from isoforward.base.device import best_device  # and torch with it, which follows the quota
 
         best_device().refuse_without_compiler()
+
+
+@contextmanager
+def kernels_as_asked(config: Any) -> Iterator[None]:
+    """Told to the processes that this one starts, too."""
+    before = os.environ.copy()
+    if getattr(config, "kernels", "auto") == "reference":
+        os.environ[schemas.KERNELS_VARIABLE] = "reference"
+    try:
+        yield
+    finally:
+        os.environ.pop(schemas.KERNELS_VARIABLE, None)
+        os.environ.update({name: value for name, value in before.items() if name == schemas.KERNELS_VARIABLE})
 
 
 READS_TEXT = ("precision",)  # questions; all others measure on random tokens

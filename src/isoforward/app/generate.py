@@ -25,6 +25,7 @@ def generate(config: GenerateConfig) -> None:
         draft=config.draft,
         draft_tokens=config.draft_tokens,
         compile=config.compile,
+        batch=len(prompts),
     )
     ids = [encoded(module, prompt, config) for prompt in prompts]
     if config.logprobs or config.prompts_file is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from isoforward.formats.checkpoint_file import is_checkpoint
 from isoforward.formats.export import find, read_manifest
 from isoforward.measure.case import Case, with_kernels
 from isoforward.measure.passes import Build, measure_apart
+from isoforward.model.kernels import training_products
 from isoforward.serve.inference import find_export
 from isoforward.serve.transformers_model import described
 from isoforward.show.compare import compare
@@ -48,13 +49,18 @@ def call(script: str) -> str:
     return f"isoforward {script}" if installed else f"python {script}.py"
 
 
-def precision_of(asked: str, device: torch.device) -> tuple[str, str]:
-    """The precision and why."""
-    return (asked, "as asked") if asked != "auto" else device_of(device).quicker_precision
+def precision_of(config: Run, model: ModelConfig, device: torch.device) -> tuple[str, str]:
+    """The precision of `model`, trained on batches of `config`, and why."""
+    if config.precision != "auto":
+        return config.precision, "as asked"
+    products = training_products(model, config.data.batch * config.data.length)
+    return device_of(device).quicker_precision(products)
 
 
-def case_of(config: ExperimentConfig, experiment: str) -> Case:
-    """The weights of `checkpoint`, or fresh ones of `model`."""
+def case_of(config: ExperimentConfig, experiment: str, *, rows: Sequence[int] = (1,)) -> Case:
+    """The weights of `checkpoint`, or fresh ones of `model`; `rows` are the sequences that it decodes at once,
+    none where nothing runs here.
+    """
     device = best_device().where
     export = None
     model = config.model
@@ -69,7 +75,7 @@ def case_of(config: ExperimentConfig, experiment: str) -> Case:
         export, model = str(model.path), find(Path(str(model.path)), verify=False).config
     elif model.vocab is None:
         model = dataclasses.replace(model, vocab=FRESH_VOCABULARY)
-    precision, length = precision_of(config.precision, device)[0], fitting(config, model)
+    precision, length = precision_of(config, model, device)[0], fitting(config, model)
     case = Case(
         experiment=experiment,
         model=model,
@@ -85,7 +91,7 @@ def case_of(config: ExperimentConfig, experiment: str) -> Case:
         optim=config.optim,
         measure=config.measure,
     )
-    return with_kernels(case) if model.source != "transformers" else case
+    return with_kernels(case, rows=rows) if rows and model.source != "transformers" else case
 
 
 def wrapped_case(config: ExperimentConfig, experiment: str) -> Case:
@@ -103,9 +109,11 @@ def fitting(config: Run, model: ModelConfig) -> int:
     return config.data.length
 
 
-def ask(config: ExperimentConfig, question: str, build: Build, answer: Answer, *more: Any) -> None:
+def ask(
+    config: ExperimentConfig, question: str, build: Build, answer: Answer, *more: Any, rows: Sequence[int] = (1,)
+) -> None:
     """Measures what `build(case, *more)` gives, in fresh processes; shows the rows and the answer."""
-    case = case_of(config, question)
+    case = case_of(config, question, rows=rows)
     console = Console()
     with claim(config) as run_dir:
         say(console, f"measuring {question}{at_most(config.measure)}")

@@ -113,9 +113,13 @@ def train(config: TrainConfig) -> None:
     console = Console(quiet=rank() > 0)
     device = best_device(config.trainer.accelerator).where
     refuse_what_cannot_be_shared(config)
+    least = config.model
     if config.model.source != "transformers":
-        refuse_beyond_memory(config, least_of(config))  # before the text is prepared, which can take its time
-    precision, why = precision_of(config.precision, device)
+        least = least_of(config)
+        refuse_beyond_memory(config, least)  # before the text is prepared, which can take its time
+    if config.model.vocab is None and config.model.source != "hf":
+        least = dataclasses.replace(least, vocab=config.data.vocab)  # what a tokenizer will have, or nearly so
+    precision, why = precision_of(config, least, device)
     checkpoint = to_resume(config, console)
     if checkpoint is not None:
         config = dataclasses.replace(config, run_dir=str(checkpoint.parent.parent))
@@ -159,7 +163,7 @@ def finish(
 ) -> None:
     """The weights' other life: exported, proven the same, measured beside training, and heard."""
     model, exported = module.model, run_dir / "export"
-    served = load(exported)
+    served = load(exported, kernels="reference")
     tokens = torch.from_numpy(np.asarray(corpus.validation[: config.data.length], dtype=np.int64))[None]
     if differing := differing_logits(model, served.model, tokens):
         raise Integrity(f"{exported}: {differing} logits of the frozen forward differ from those of training's forward")

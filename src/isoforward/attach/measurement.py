@@ -18,13 +18,13 @@ from isoforward.attach.hooks import Hooks, trained_by
 from isoforward.attach.step_flops import StepFlops
 from isoforward.base import units
 from isoforward.base.device import device_of
+from isoforward.base.disturbance import between, look
 from isoforward.base.environment import environment
 from isoforward.base.results import Environment, Results, Row, Verdict, at_most_one
 from isoforward.base.statistics import FEWEST, ratio_unpaired, summarise
 from isoforward.base.stopwatch import Clock, clock_for
 from isoforward.base.vocabulary import Condition
 from isoforward.measure.benchmark import Part
-from isoforward.measure.disturbance import between, look
 from isoforward.measure.passes import comparison_of, fields
 from isoforward.serve.inference import DTYPES
 from isoforward.show.phases import Phases

@@ -316,6 +316,8 @@ class TrackingConfig:
 
 
 PRECISIONS = ("auto", "fp32", "bf16", "int8")  # int8 serves alone: nothing is trained in it
+KERNELS = ("auto", "reference")  # the fastest here, or PyTorch's plain ones, the same on every run
+KERNELS_VARIABLE = "ISOFORWARD_KERNELS"  # of the environment: for a process and those that it starts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -328,12 +330,14 @@ class Run:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     hardware: str = "here"  # here, a name of the built-in table, or a file made by calibrate
     precision: str = "auto"
+    kernels: str = "auto"  # the fastest here, measured once; or reference, plain PyTorch everywhere
     compile: bool = False
     seed: int = 1234
     run_dir: str = ""
 
     def __post_init__(self) -> None:
         one_of("precision", self.precision, PRECISIONS[:-1])
+        one_of("kernels", self.kernels, KERNELS)
         within("seed", self.seed, 0, 2**63 - 1)
 
 
@@ -387,6 +391,7 @@ class GenerateConfig:
     explain: str = "false"  # true: every pass, line by line; html: the generation as a page, generation.html
     logprobs: bool = False  # a JSON line a token, instead of text
     precision: str = "auto"  # auto: as exported
+    kernels: str = "auto"  # the fastest here, measured once; or reference, plain PyTorch everywhere
     draft: str | None = None  # a smaller model's checkpoint, to propose tokens
     draft_tokens: int = 4  # that it proposes before each forward of the model
     compile: bool = False  # the decoding step
@@ -403,6 +408,7 @@ class GenerateConfig:
         if self.explain.lower() == "html" and (self.prompts_file is not None or self.precision == "int8"):
             raise BadInput("explain=html shows one prompt on the exported weights: leave out prompts_file= and int8")
         one_of("precision", self.precision, PRECISIONS)
+        one_of("kernels", self.kernels, KERNELS)
         within("seed", self.seed, 0, 2**63 - 1)
         at_least("draft_tokens", self.draft_tokens, 1)
         if self.prompt is not None and self.prompts_file is not None:

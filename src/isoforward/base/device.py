@@ -8,19 +8,25 @@ from __future__ import annotations
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from functools import cache, cached_property
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 
 from isoforward.base import hardware
+from isoforward.base.choices import Way, fastest
 from isoforward.base.datasheets import Hardware, calibrated_here, recognise
 from isoforward.base.errors import BadInput
 from isoforward.base.memory_readers import CudaMemory, Memory, ProcessMemory
 from isoforward.base.vocabulary import Condition
 
+LARGEST = 2**26  # elements of a weight that a precision is tried on
+PRODUCT = 2**29  # and multiplications of one product, where it has more than 64 rows
+
 Mark = Any
+Products = tuple[int, int, int, int]  # how many, and their rows, out and in
 KINDS: dict[str, type[Device]] = {}  # by torch's name, the preferred one last
 
 
@@ -121,14 +127,40 @@ class Device(ABC):
         once()  # the libraries' set-up
         return lambda: min(once() for _ in range(5))
 
-    @cached_property
-    def quicker_precision(self) -> tuple[str, str]:
-        """fp32 or bf16, and why: bf16 where there are instructions for it and they prove the faster ones."""
+    def quicker_precision(self, products: Sequence[Products]) -> tuple[str, str]:
+        """fp32 or bf16 for a model of these products, and why: bf16 where it has proved to be clearly faster."""
         if not self.multiplies_bf16():
             return "fp32", f"{self.kind} has no bf16 instructions here"
-        fp32_s, bf16_s = self.reference_kernel()(), self.reference_kernel(torch.bfloat16)()
-        shown = f"bf16 matrix products take {bf16_s / fp32_s:.2f} x the time of fp32 here"
-        return ("bf16" if bf16_s < 0.9 * fp32_s else "fp32"), shown
+        of = {"device": self.name, **self.identity(), "products": [list(each) for each in products]}
+        found = fastest("precision", of, "fp32", lambda: self.timed_precisions(products))
+        if not found.ratios:
+            return "fp32", f"bf16 was not tried: {found.why}"
+        return found.chosen, f"the model's products in bf16 take {found.ratios['bf16']:.2f} x the time of fp32 here"
+
+    def timed_precisions(self, products: Sequence[Products]) -> dict[str, Way]:
+        """All of `products`, reckoned from one of each with fewer rows."""
+
+        def way(dtype: torch.dtype) -> Way:
+            drawn = []
+            for count, rows, out, width in products:
+                tried = min(out, max(1, LARGEST // width))
+                few = min(rows, max(64, PRODUCT // (tried * width)))
+                x, weight = (torch.full((n, width), 0.1, dtype=dtype, device=self.where) for n in (few, tried))
+                drawn.append((count * rows * out / (few * tried), x, weight))
+
+            @torch.inference_mode()
+            def run() -> float:
+                total_s = 0.0
+                for share, x, weight in drawn:
+                    start = time.perf_counter()
+                    F.linear(x, weight)
+                    self.settle()
+                    total_s += share * (time.perf_counter() - start)
+                return total_s
+
+            return run
+
+        return {"fp32": way(torch.float32), "bf16": way(torch.bfloat16)}
 
 
 class CpuDevice(Device):

@@ -89,9 +89,5 @@ def _commit() -> tuple[str | None, int | None]:
 # Until all callers ask the device itself
 
 
-def auto_precision(device: torch.device) -> tuple[str, str]:
-    return device_of(device).quicker_precision
-
-
 def reference_kernel(device: torch.device | str) -> Callable[[], float]:
     return device_of(device).reference_kernel()

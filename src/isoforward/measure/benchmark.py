@@ -14,13 +14,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from isoforward.base import disturbance
 from isoforward.base.config import MeasureConfig
+from isoforward.base.disturbance import Disturbance, Reading
 from isoforward.base.errors import BadInput
 from isoforward.base.statistics import FEWEST, LOOKS, ONE_LOOK, Estimate, Judgement, Look, judge, ratio, summarise
 from isoforward.base.stopwatch import Clock, Stopwatch
 from isoforward.base.vocabulary import Condition
-from isoforward.measure import disturbance
-from isoforward.measure.disturbance import Disturbance, Reading
 
 SHORTEST_S = 2e-3  # that the shortest part of a sample lasts, as far as LONGEST_S allows
 LONGEST_S = 0.1  # of a sample of several executions

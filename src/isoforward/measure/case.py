@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,11 @@ from isoforward.base.device import device_of
 from isoforward.base.results import Row
 from isoforward.base.stopwatch import Clock
 from isoforward.base.vocabulary import Condition
-from isoforward.formats.export import load_trainable
+from isoforward.formats.export import freeze, load_trainable
 from isoforward.measure.benchmark import Part
 from isoforward.model import cost
-from isoforward.model.autotune import backward_of, use_backward
 from isoforward.model.gpt import GPT
+from isoforward.model.kernels import Kernels, backward_of, kernels_of, named, use_backward, use_kernels
 from isoforward.serve.inference import DTYPES
 
 
@@ -39,6 +39,7 @@ class Case:
     device: str = "cpu"
     hardware: str = "here"  # whose peaks a rate is held against
     attention_backward: str = "fused"  # or plain: chosen where the case is made, for the device it runs on
+    kernels: Kernels = field(default_factory=dict)  # of products of few rows: chosen there too
     threads: int | None = None
     seed: int = 1234
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -103,10 +104,16 @@ class Case:
 
     def decoding(self, **more: Condition) -> dict[str, Condition]:
         own: dict[str, Condition] = {"prompt": self.prompt, "new_tokens": self.new_tokens, "tokens": 1, "cache": True}
-        return self.conditions(batch=1, **own, **more)
+        return self.conditions(batch=1, **own, **self.decode_kernels(1), **more)
 
     def at_context(self, context: int, *, cache: bool, **more: Condition) -> dict[str, Condition]:
-        return self.conditions(batch=1, tokens=1, context=context, cache=cache, **more)
+        own = self.decode_kernels(1) if cache else {}
+        return self.conditions(batch=1, tokens=1, context=context, cache=cache, **own, **more)
+
+    def decode_kernels(self, rows: int) -> dict[str, Condition]:
+        """Named where a decode of so many sequences computes its products by others than F.linear."""
+        used = None if self.compile else named(self.kernels, rows)  # a compiler writes the products itself
+        return {"kernels": used} if used else {}
 
     def row(self, **fields: Any) -> Row:
         return Row(experiment=self.experiment, **fields)
@@ -116,11 +123,17 @@ class Case:
         return Part(life="training", phase=phase, per="step", conditions=self.training(**more))
 
 
-def with_kernels(case: Case) -> Case:
-    """The kernels that are the faster ones for it on this machine, measured where that is not known yet."""
-    shape = {"batch": case.micro_batch, "length": case.length}
-    chosen = backward_of(case.model, DTYPES[case.precision], torch.device(case.device), **shape)
-    return replace(case, attention_backward=chosen)
+def with_kernels(case: Case, *, rows: Sequence[int] = (1,)) -> Case:
+    """The kernels that are the faster ones for it on this machine, measured where that is not known yet.
+
+    `rows` are the sequences that it decodes at once.
+    """
+    about = (case.model, DTYPES[case.precision], torch.device(case.device))
+    return replace(
+        case,
+        attention_backward=backward_of(*about, batch=case.micro_batch, length=case.length),
+        kernels=kernels_of(*about, rows),
+    )
 
 
 def master_of(case: Case) -> GPT:
@@ -133,6 +146,13 @@ def master_of(case: Case) -> GPT:
         model = GPT(case.model, dtype=dtype, checkpointing=case.checkpointing)
     use_backward(model, case.attention_backward)
     return model.to(case.device).train()
+
+
+def frozen_of(case: Case, master: GPT) -> GPT:
+    """As serving holds it, with the kernels of the case."""
+    frozen = freeze(master)
+    use_kernels(frozen, case.kernels)
+    return frozen
 
 
 def batch_of(case: Case) -> tuple[Tensor, Tensor]:

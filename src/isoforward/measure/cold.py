@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from isoforward.base.results import Row
-from isoforward.formats.export import freeze
 from isoforward.measure.benchmark import Part
-from isoforward.measure.case import Case, batch_of, master_of
+from isoforward.measure.case import Case, batch_of, frozen_of, master_of
 from isoforward.measure.passes import call_apart
 from isoforward.measure.train_and_serve import Serving, Training
 
@@ -28,5 +27,5 @@ def first_step(case: Case) -> list[tuple[Part, float]]:
 
 
 def first_generation(case: Case) -> list[tuple[Part, float]]:
-    work = Serving(case, freeze(master_of(case)), batch_of(case)[0]).generation
+    work = Serving(case, frozen_of(case, master_of(case)), batch_of(case)[0]).generation
     return list(zip(work.parts, work.run(1), strict=True))

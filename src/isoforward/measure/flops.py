@@ -141,12 +141,12 @@ class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return product(args[0], args[1])
         if operator in (aten.addmm.default, aten.baddbmm.default):
             return product(args[1], args[2])
-        if operator in (aten.mv.default, aten.addmv.default):  # of one row: see model/linear_kernels.py
+        if operator in (aten.mv.default, aten.addmv.default):  # of one row: see model/kernels.py
             matrix, vector = args[-2:]
             return product(matrix, vector[:, None])
         if str(operator).startswith("mkldnn._linear_pointwise"):
             x, weight, *_ = args
-            return product(x, weight.T)
+            return int(2 * prod(x.shape) * weight.shape[0])  # a packed weight has no transpose
         causal = self.convention == "causal"
         if operator is aten._scaled_dot_product_flash_attention_for_cpu.default:
             q, k, *_ = args

@@ -28,8 +28,8 @@ from isoforward.formats.export import freeze
 from isoforward.measure.case import Case
 from isoforward.measure.memory_ledger import Ledger, generate, inference_ledger, training_ledger
 from isoforward.model import steps
-from isoforward.model.autotune import use_backward
 from isoforward.model.gpt import GPT, KVCache
+from isoforward.model.kernels import use_backward
 from isoforward.model.optim import build
 from isoforward.serve.inference import DTYPES
 

@@ -12,10 +12,9 @@ from torch.optim import Optimizer
 
 from isoforward.base.results import Row
 from isoforward.base.vocabulary import CONVENTIONS, TRAINING, Condition
-from isoforward.formats.export import freeze
 from isoforward.measure import flops
 from isoforward.measure.benchmark import Measured, Pair, Part, Work, phased, timed
-from isoforward.measure.case import Case, batch_of, identity_row, master_of
+from isoforward.measure.case import Case, batch_of, frozen_of, identity_row, master_of
 from isoforward.measure.energy import open_reader
 from isoforward.measure.passes import Bench, derived
 from isoforward.model import footprint, steps
@@ -27,7 +26,7 @@ from isoforward.serve.compiled import StaticKVCache, compiled_decode
 def bench(case: Case) -> Bench:
     """Of our own model: every phase of both lives, and all that is counted beside."""
     master = master_of(case)
-    frozen = freeze(master)
+    frozen = frozen_of(case, master)
     tokens, targets = batch_of(case)
     identity = identity_row(case, master, frozen, tokens[:1])
     training = Training(case, master, tokens, targets)

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from isoforward.base.config import MeasureConfig
+from isoforward.base.disturbance import BUSY_OTHERS, Disturbance
 from isoforward.base.hardware import processors
 from isoforward.base.results import Verdict
 from isoforward.base.statistics import trend
 from isoforward.base.vocabulary import Condition
 from isoforward.measure.benchmark import Measured
-from isoforward.measure.disturbance import BUSY_OTHERS, Disturbance
 
 DISTURBED_SHARE = 0.10  # of the samples kept although disturbed
 DRIFT = 0.10  # of a reference kernel, from the first to the last round

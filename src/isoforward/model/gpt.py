@@ -10,8 +10,9 @@ on every step; an export stores the cast weights, so that the cast is free and t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 
 from isoforward.base.config import ModelConfig
 from isoforward.base.errors import BadInput
-from isoforward.model.linear_kernels import FEW, few_rows, padded
+from isoforward.model.kernels import Product, linear
 from isoforward.model.rotary import Rotary, rotate
 
 
@@ -34,16 +35,13 @@ def cast(layer: nn.Linear | nn.LayerNorm, dtype: torch.dtype) -> tuple[Tensor, T
 
 
 class Linear(nn.Linear):
+    few_rows: Mapping[int, Product] = MappingProxyType({})  # for decode: kernels.use_kernels puts them there
+
     def reset_parameters(self) -> None:
         """GPT.initialise draws every weight, once."""
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, bias = cast(self, x.dtype)
-        if x.is_cpu and x.numel() <= FEW * self.in_features:
-            return few_rows(x, weight, bias)
-        if x.is_cuda and x.dtype == torch.bfloat16 and len(weight) % 8 and x.numel() > FEW * self.in_features:
-            return padded(x, weight, bias)
-        return F.linear(x, weight, bias)
+        return linear(x, *cast(self, x.dtype), self.few_rows)
 
 
 class Embedding(nn.Embedding):

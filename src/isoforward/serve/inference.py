@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from isoforward.base.config import PRECISIONS, one_of
+from isoforward.base.config import KERNELS, PRECISIONS, one_of
 from isoforward.base.errors import BadInput, Integrity
 from isoforward.data.chat import Message, chat_text
 from isoforward.data.tokenizer import Tokenizer
@@ -22,6 +22,7 @@ from isoforward.formats.checkpoint_file import is_checkpoint
 from isoforward.formats.export import allocate, freeze, hub_hint, is_gguf, load_export, load_tokenizer, unfilled
 from isoforward.formats.untrusted import ORIGIN, checked, shown
 from isoforward.model.gpt import GPT
+from isoforward.model.kernels import kernels_of, use_kernels
 from isoforward.serve.continuation import Continuation
 from isoforward.serve.decoding import Pass, Sampling, forward_passes
 from isoforward.serve.quantised import quantise, refuse_unquantisable
@@ -209,14 +210,18 @@ def load(
     draft: str | Path | None = None,
     draft_tokens: int = 4,
     compile: bool = False,
+    kernels: str = "auto",
+    batch: int = 1,
 ) -> InferenceModule:
     """From a run, an export, a training checkpoint, a Transformers directory, a safetensors or a GGUF file.
 
     `precision` auto keeps the dtype of the export; int8 changes the forward. `draft` is another such place. Raises
     BadInput where nothing is there, Integrity where a file is not what its manifest says, or the draft's tokenizer
-    another.
+    another. `kernels` auto decodes `batch` prompts at once by the kernels that are the fastest here, reference by
+    PyTorch's plain ones.
     """
     one_of("precision", precision, PRECISIONS)
+    one_of("kernels", kernels, KERNELS)
     path = find_export(checkpoint)
     if precision == "int8":
         refuse_unquantisable(torch.device(device))
@@ -227,5 +232,7 @@ def load(
         model, tokenizer = load_export(path, dtype=dtype, device=device)
     if precision == "int8":
         quantise(model)
-    smaller = None if draft is None else load(draft, precision=precision, device=device)
+    elif kernels == "auto" and not compile:
+        use_kernels(model, kernels_of(model.config, model.dtype, torch.device(device), (1, batch)))
+    smaller = None if draft is None else load(draft, precision=precision, device=device, kernels=kernels)
     return InferenceModule(model, tokenizer, draft=smaller, draft_tokens=draft_tokens, compile=compile)

@@ -19,8 +19,8 @@ from isoforward.data.batches import TrainingBatches, ValidationBatches
 from isoforward.data.corpus import Corpus
 from isoforward.formats import checkpoint_file
 from isoforward.formats.untrusted import shown
-from isoforward.model.autotune import choose_backward
 from isoforward.model.gpt import GPT
+from isoforward.model.kernels import backward_of, use_backward
 from isoforward.train.callbacks import LiveTracker, Trace, Track, Watch
 from isoforward.train.checkpoint_io import StateFileIO
 from isoforward.train.distributed import environment, rank, strategy_of, whole
@@ -47,7 +47,9 @@ def fit(
     plan = config.trainer
     share = (rank(), plan.devices * plan.nodes)
     together = config.data.batch // (plan.accumulate * share[1])
-    choose_backward(model, best_device(plan.accelerator).where, batch=together, length=config.data.length)
+    shape = {"batch": together, "length": config.data.length}
+    device = best_device(plan.accelerator).where
+    use_backward(model, backward_of(model.config, model.dtype, device, **shape))
     if config.compile:
         model.compile_blocks()
     module = LitGPT(model, config.optim, plan, seed=config.seed)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from isoforward.measure import disturbance
-from isoforward.measure.disturbance import Disturbance, between, busiest, look, process_times_s
+from isoforward.base import disturbance
+from isoforward.base.disturbance import Disturbance, between, busiest, look, process_times_s
 
 LINUX = pytest.mark.skipif(not Path("/proc/self/schedstat").is_file(), reason="the kernel keeps no schedstat here")
 
