@@ -26,6 +26,7 @@ from isoforward.model.attention_kernels import attend_plainly
 
 ROWS = (1, 4, 16, 64)  # that kernels are measured at; between two of them, as at the larger
 POOL_BYTES = 2**26  # of weights that a measurement reads in turn: more than the caches hold, as a whole model's
+POOL = 64  # weights that are enough: a model of smaller ones fits the caches itself
 LARGEST = 2**26  # elements of a weight that is measured
 PACKED_SHARE = 0.25  # of the free memory that packed copies of all weights may take
 
@@ -143,7 +144,7 @@ def fastest_product(rows: int, out: int, width: int, dtype: torch.dtype, *, copi
 
 def timed_products(names: Sequence[str], rows: int, out: int, width: int, dtype: torch.dtype) -> dict[str, Way]:
     """Each of `names` on a pool of weights in turn, so that none of them is in the caches from the time before."""
-    count = max(1, POOL_BYTES // (out * width * dtype.itemsize))
+    count = min(POOL, max(1, POOL_BYTES // (out * width * dtype.itemsize)))
     weights = [torch.full((out, width), 0.01, dtype=dtype) for _ in range(count)]
     x, bias = torch.full((rows, width), 0.1, dtype=dtype), torch.full((out,), 0.1, dtype=dtype)
 
