@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from isoforward.base.results import read
+from isoforward.base.results import only, read
 from isoforward.formats import checkpoint_file
 from isoforward.serve.inference import load
 from isoforward.show.compare import compare
@@ -116,9 +116,7 @@ def test_an_experiment_runs_on_the_trained_model(trained: tuple[Path, str]) -> N
     asked = ["checkpoint=runs/latest", "data.length=32", "data.batch=2", "measure=quick", "measure.prompt=8"]
     out, _ = command("experiments/phase_costs.py", *asked, "tracking=none", "run_dir=runs/question", where=trained[0])
     assert "whole step" in out
-    row = read(trained[0] / "runs" / "question" / "results.jsonl").rows[0]
-    assert row.quantity == "identity"
-    assert row.value == 0
+    assert only(read(trained[0] / "runs" / "question" / "results.jsonl"), quantity="identity").value == 0
 
 
 def test_training_again_gives_the_same_weights_and_measuring_changes_nothing(

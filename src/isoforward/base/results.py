@@ -84,8 +84,10 @@ class Row:
         declared("per", self.per, PER)
         declared("provenance", self.provenance, PROVENANCES)
         declared("quantity", self.quantity, QUANTITIES)
-        for key in self.conditions:
+        for key, value in self.conditions.items():
             declared("condition", key, CONDITIONS)
+            if isinstance(value, int) and abs(value) > LARGEST:
+                raise ValueError(f"conditions: no float holds {key}")
         units = QUANTITIES[self.quantity].units
         if not self.unit:
             object.__setattr__(self, "unit", units[0])
