@@ -15,6 +15,7 @@ from isoforward.app.command_line import run, writable
 from isoforward.app.overrides import as_text, text_keys
 from isoforward.app.scripts import scripts
 from isoforward.base.config import ExperimentConfig, GenerateConfig, TrainConfig
+from isoforward.base.errors import BadInput
 
 PARSER = OverridesParser.create()
 CHARACTERS = st.sampled_from([*"ab1 ,={}[]()'\"\\$~:;%#&!?*@+-/.\n\té日👩", "${", "null", "choice("])
@@ -53,13 +54,18 @@ def arrives(argument: str, schema: type) -> list[Any]:
     return [OmegaConf.select(node, override.key_or_group)]
 
 
-@given(st.lists(CHARACTERS).map("".join).filter(lambda text: text != "null"))
+@given(st.lists(CHARACTERS).map("".join).filter(lambda text: text.strip("'\"") not in ("null", "???")))
 @example('"Yes," she said, "no."')
 @example("\\\\${x}\\")
 @example("\\\n")
 @settings(deadline=None)
 def test_any_text_arrives_as_it_was_typed(text: str) -> None:
     assert arrives(as_text(f"prompt={text}", GenerateConfig), GenerateConfig) == [text]
+
+
+def test_what_hydra_takes_for_missing_is_refused_by_name() -> None:
+    with pytest.raises(BadInput, match=r"prompt=\?\?\? means a missing value"):
+        as_text("prompt=???", GenerateConfig)
 
 
 @pytest.mark.parametrize("text", TEXTS)

@@ -186,6 +186,7 @@ def test_what_stands_where_the_link_would_be_is_left_alone(config, tmp_path, cap
 
 def test_a_model_beyond_the_memory_is_refused_before_the_text_is_read(config, monkeypatch):
     monkeypatch.setattr("isoforward.base.hardware.memory_bytes", lambda: 2 * 10**9)
+    monkeypatch.setattr("isoforward.app.train.held_bytes", lambda: 5 * 10**8)
     monkeypatch.setattr("isoforward.app.train.prepare", lambda *_, **__: pytest.fail("it was read"))
     large = ModelConfig(layers=12, heads=12, width=768, context=1024, vocab=50257)
     with pytest.raises(

@@ -221,14 +221,16 @@ def run(main: Callable[[Any], None], schema: type, argv: list[str] | None = None
     arguments = as_typed
     overrides = [argument for argument in arguments if argument not in ("-m", "--multirun")]
     program, sweep = sys.argv[0], None
-    if len(overrides) < len(arguments):
-        for_hydra = [as_text(override, schema, sweep=True) for override in overrides]
-        arguments = ["--multirun", *for_hydra]  # wherever it was typed: argparse wants it before or after all keys
-        if not any(override.startswith("hydra.sweep.dir=") for override in overrides):
-            sweep = sweeps.directory_for(script.stem, overrides)
-            arguments.append(f"hydra.sweep.dir={sweep}")
-    else:
-        arguments = [as_text(argument, schema) for argument in arguments]
+    is_sweep = len(overrides) < len(arguments)
+    try:
+        typed_out = [as_text(override, schema, sweep=is_sweep) for override in overrides]
+    except Refusal as refusal:
+        return complain(refusal)
+    # -m goes first wherever it was typed: argparse wants it before or after all keys
+    arguments = ["--multirun", *typed_out] if is_sweep else typed_out
+    if is_sweep and not any(override.startswith("hydra.sweep.dir=") for override in overrides):
+        sweep = sweeps.directory_for(script.stem, overrides)
+        arguments.append(f"hydra.sweep.dir={sweep}")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us; Hydra would print its own and exit with 1
     for line in filter(None, (forget_stray_ranks(), follow_quota())):
         print(line, file=sys.stderr)
@@ -341,4 +343,6 @@ def refuse_what_is_not_read(command: str, schema: type, overrides: Sequence[str]
 
 def complain(refusal: Refusal) -> int:
     print(f"error: {refusal}", file=sys.stderr)
+    if refusal.exit_code == 128 + signal.SIGINT:  # as Python ends it would fall back to dying by the next one
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     return refusal.exit_code

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import get_type_hints
 
+from isoforward.base.errors import BadInput
+
 PROSE = ("prompt", "stop", "sample_prompt")
 PATHS = (
     "checkpoint",
@@ -26,6 +28,7 @@ PATHS = (
     "model.path",
     "trainer.resume",
 )
+MISSING = "???"
 SWEEPS = re.compile(r"(choice|range|interval|glob|shuffle|sort|tag)\(.*\)", re.DOTALL)  # of Hydra's grammar
 PLAIN = re.compile(r"[A-Za-z_./][\w./:-]*", re.ASCII)
 OTHERS = ("true", "false", "nan", "inf")  # what would not be a string to Hydra
@@ -46,6 +49,8 @@ def as_text(argument: str, schema: type, *, sweep: bool = False) -> str:
     name = key.lstrip("+")
     if not equals or name not in text_keys(schema) or value == "null":
         return argument
+    if value.strip("'\"") == MISSING:
+        raise BadInput(f"{name}={MISSING} means a missing value to Hydra; write it with a space behind, or other text")
     prose = name in PROSE
     if not prose and "${" in value:
         return f"{key}={at_home(name, value)}"
