@@ -8,7 +8,7 @@ from isoforward.base.config import MeasureConfig
 from isoforward.base.disturbance import Disturbance
 from isoforward.measure.trust import Findings, Imprecise, alone, verdict
 
-PLAN = MeasureConfig()
+PLAN = MeasureConfig(precision=0.03)
 QUIET = Findings(
     times=6,
     imprecise=(),
@@ -54,7 +54,7 @@ def test_missed_precision_says_which_time_and_what_budget_would_do() -> None:
     (reason,) = reasons(imprecise=missed)
     assert reason.startswith("1 of 6 times are known less precisely than 3%, training loss to 6.0%")
     assert "measure.budget=200" in reason  # four times as long: half-widths shrink with the root
-    (reason,) = reasons(MeasureConfig(repeats=20), imprecise=missed)
+    (reason,) = reasons(MeasureConfig(precision=0.03, repeats=20), imprecise=missed)
     assert "measure.repeats=80" in reason
 
 

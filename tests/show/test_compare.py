@@ -1,12 +1,13 @@
 """Both lives side by side, by hand."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from isoforward.base.errors import BadInput
 from isoforward.base.results import Results, Row
-from isoforward.show.compare import cache_curve, compare, memory_ledger
+from isoforward.show.compare import cache_curve, compare, memory_ledger, open_account
 from tests.show.planted import PLANTED
 
 
@@ -64,3 +65,12 @@ def test_the_curve_of_the_cache_and_the_ledger_are_read_from_conditions() -> Non
     assert [(context, row.value) for context, row in curve[True]] == [(64, 0.25)]
     assert [(context, row.value) for context, row in curve[False]] == [(64, 0.75)]
     assert memory_ledger(PLANTED, "training") == {"optimizer state": 640.0}
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "open_"), [(0.002, 0.03, False), (0.012, 0.03, True), (-0.03, -0.011, True), (-0.02, 0.02, False)]
+)
+def test_an_account_is_open_only_where_the_whole_interval_says_so(low: float, high: float, open_: bool) -> None:
+    about: dict[str, Any] = {"experiment": "e", "life": "training", "phase": "residual", "quantity": "time"}
+    row = Row(**about, per="step", value=(low + high) / 2, low=low, high=high, interval="order statistics")
+    assert open_account(row, 1.0) is open_

@@ -271,7 +271,7 @@ class MeasureConfig:
     """
 
     enabled: bool = True
-    precision: float = 0.03  # half-width of a time's interval, relative to what the time is a part of
+    precision: float = 0.05  # half-width of a time's interval, relative to what the time is a part of
     budget: float = 40.0  # seconds, for all that one process times
     margin: float = 0.03  # relative difference below which two times count as equal
     repeats: int | None = None  # a fixed number of samples instead of precision and budget

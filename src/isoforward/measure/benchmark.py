@@ -22,7 +22,7 @@ from isoforward.base.statistics import FEWEST, LOOKS, ONE_LOOK, Estimate, Judgem
 from isoforward.base.stopwatch import Clock, Stopwatch
 from isoforward.base.vocabulary import Condition
 
-SHORTEST_S = 2e-3  # that the shortest part of a sample lasts, as far as LONGEST_S allows
+SHORTEST_S = 1e-2  # that the shortest part of a sample lasts, as far as LONGEST_S allows
 LONGEST_S = 0.1  # of a sample of several executions
 RETAKEN = 0.5  # of the samples of a pair, at most
 TRIES = 3  # at one sample
