@@ -32,8 +32,9 @@ from isoforward.app.command_line import run
 from isoforward.app.question import ask
 from isoforward.base import units
 from isoforward.base.config import ExperimentConfig, ModelConfig, TrackingConfig, at_least
+from isoforward.base.device import device_of
 from isoforward.base.results import Results, Row, only, select
-from isoforward.base.stopwatch import Stopwatch, clock_for
+from isoforward.base.stopwatch import Stopwatch
 from isoforward.base.vocabulary import PHASES
 from isoforward.measure.benchmark import Measured, Pair, Part, Work, measure, phased, timed
 from isoforward.measure.case import Case, batch_of, frozen_of, master_of
@@ -84,7 +85,7 @@ class BothLives:
         self.optimizer = build(self.master, case.optim)
         self.tokens, self.targets = batch_of(case)
         self.cache = KVCache(case.model, batch=1, capacity=case.prompt + 1, dtype=self.frozen.dtype, device=case.device)
-        self.stopwatch = Stopwatch(clock_for(torch.device(case.device)))
+        self.stopwatch = Stopwatch(device_of(case.device))
 
     def step(self, phase: steps.Phase = steps.unmeasured) -> None:
         steps.train_step(self.master, self.optimizer, self.tokens, self.targets, clip=self.case.optim.clip, phase=phase)

@@ -18,7 +18,7 @@ from isoforward.base.datasheets import TABLE, Hardware
 from isoforward.base.device import KINDS, CpuDevice, CudaDevice, Device, best_device, device_of
 from isoforward.base.errors import BadInput
 from isoforward.base.memory_readers import Unmeasured
-from isoforward.base.stopwatch import Stopwatch, clock_for, spent
+from isoforward.base.stopwatch import Stopwatch, spent
 from isoforward.base.vocabulary import Condition
 from isoforward.measure.memory_ledger import inference_ledger
 from isoforward.model.gpt import GPT
@@ -89,7 +89,7 @@ def test_a_third_device_is_one_class(third: type[Device]) -> None:
 
 
 def test_phases_are_timed_on_the_third_devices_own_clock(third: type[Device]) -> None:
-    clock = clock_for(torch.device("meta"))
+    clock = device_of(torch.device("meta"))
     stopwatch = Stopwatch(clock)
     with stopwatch.step(), stopwatch("forward"):
         clock.mark()

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from isoforward.base.config import MeasureConfig
+from isoforward.base.device import device_of
 from isoforward.base.environment import environment
 from isoforward.base.results import Comparison, Results, Row
-from isoforward.base.stopwatch import clock_for
 from isoforward.base.vocabulary import TRAINING, Condition
 from isoforward.measure.benchmark import Part, measure, phased, timed
 from isoforward.measure.passes import comparison, derived_fields, fields
@@ -63,7 +63,7 @@ def compare_phases(
     master, updater = copy.deepcopy((model, optimizer))
     updater = updater or AdamW(master.parameters())
     frozen = copy.deepcopy(master).eval().requires_grad_(False)
-    clock = clock_for(inputs.device)
+    clock = device_of(inputs.device)
     conditions: dict[str, Condition] = {
         "model": type(model).__name__,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),

@@ -22,7 +22,7 @@ from isoforward.base.disturbance import between, look
 from isoforward.base.environment import environment
 from isoforward.base.results import Environment, Results, Row, Verdict, at_most_one
 from isoforward.base.statistics import FEWEST, ratio_unpaired, summarise
-from isoforward.base.stopwatch import Clock, clock_for
+from isoforward.base.stopwatch import Clock
 from isoforward.base.vocabulary import Condition
 from isoforward.measure.benchmark import Part
 from isoforward.measure.passes import comparison_of, fields
@@ -49,7 +49,7 @@ class Measurement:
         self.before = look()
         roots = list(roots)
         sampling = self.sampling if roots else replace(self.sampling, warmup=max(1, self.sampling.warmup))
-        self.account = Account(self.clock or clock_for(torch.device("cpu")), sampling)
+        self.account = Account(self.clock or device_of("cpu"), sampling)
         self.hooks = Hooks(self.account, lead=lead, validation_by_mode=self.validation_by_mode)
         self.account.between_steps = self._between_steps
         self.hooks.watch_torch()
@@ -130,7 +130,7 @@ class Measurement:
         for root in roots:
             self.hooks.watch_module(root)
         if self.clock is None:
-            self.account.clock = clock_for(self.device)
+            self.account.clock = device_of(self.device)
 
     def _between_steps(self, kind: str) -> None:
         if self.account.count == 1 and not self.hooks.roots:

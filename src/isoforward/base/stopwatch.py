@@ -12,10 +12,6 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Protocol
 
-import torch
-
-from isoforward.base.device import device_of
-
 Mark = Any
 
 
@@ -24,10 +20,6 @@ class Clock(Protocol):
     def seconds(self, start: Mark, end: Mark) -> float: ...
     def settle(self) -> None:
         """Until every mark taken so far can be resolved."""
-
-
-def clock_for(device: torch.device) -> Clock:
-    return device_of(device)
 
 
 def spent(clock: Clock, work: Callable[[], object]) -> float:

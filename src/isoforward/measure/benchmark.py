@@ -110,7 +110,7 @@ class Block:
     pairs: tuple[Pair, ...]  # of their parts, to be compared
     samples: dict[Part, list[float]] = field(default_factory=dict)
     retaken: dict[Part, list[float]] = field(default_factory=dict)
-    first_s: list[float] = field(default_factory=list)  # 1 where the first work ran first, else -1
+    order: list[float] = field(default_factory=list)  # of each pair: 1 where the first work ran first, else -1
     disturbed: int = 0  # samples kept although disturbed, when too many had been taken again
     again: int = 0  # pairs taken again
     look: Look = ONE_LOOK
@@ -126,7 +126,7 @@ class Block:
 
     @property
     def n(self) -> int:
-        return len(self.first_s)
+        return len(self.order)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +176,7 @@ def measure(
     *,
     seed: int,
     references: Sequence[Work] = (),
-    show: Callable[[Progress], object] = lambda progress: None,
+    show: Callable[[Progress], object] | None = None,
     look: Callable[[], Reading] = disturbance.look,
 ) -> Measured:
     """Times every part of `works`, and the `pairs` of parts against each other, by `plan`.
@@ -220,7 +220,7 @@ def measure(
                 for block in active:
                     block.look, block.spent_s = due[-1], elapsed_s
                 active = [block for block in active if looks and not _settled(block, plan)]
-            if elapsed_s - shown > 0.25:
+            if show is not None and elapsed_s - shown > 0.25:
                 shown = elapsed_s
                 show(_progress(blocks, active, plan, rounds, elapsed_s, between_s=disturbance.between(before, look())))
     except KeyboardInterrupt:
@@ -271,7 +271,7 @@ class _Run:
                 for part, time_s in zip(work.parts, times, strict=True):
                     into[part].append(time_s)
             if into is block.samples:
-                block.first_s.append(-1.0 if turned else 1.0)
+                block.order.append(-1.0 if turned else 1.0)
                 block.disturbed += disturbed
                 return
             block.again += 1
@@ -301,7 +301,7 @@ def _known(estimates: Sequence[Estimate], precision: float) -> bool:
 def _judged(block: Block, pair: Pair, margin: float) -> Judgement:
     first, second = (block.samples[part] for part in pair)
     turned = pair[0] in block.works[-1].parts
-    covariate = [-one for one in block.first_s] if turned else block.first_s
+    covariate = [-one for one in block.order] if turned else block.order
     drawn = len(block.works) == 2 and block.n >= 30  # the parts of one work run in one order; few pairs gain nothing
     found = ratio(first, second, covariate=covariate if drawn else None, look=block.look)
     return judge(found, margin=margin, spent_s=block.spent_s)

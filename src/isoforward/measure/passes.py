@@ -215,10 +215,10 @@ def derived_fields(samples: Sequence[float]) -> dict[str, Any]:
     return fields(summarise(samples))
 
 
-def live_line(what: str) -> Callable[[Progress], None]:
-    """On a terminal, one line that is written over; elsewhere nothing."""
+def live_line(what: str) -> Callable[[Progress], None] | None:
+    """On a terminal, one line that is written over; elsewhere None."""
     if not sys.stderr.isatty():
-        return lambda progress: None
+        return None
 
     def show(progress: Progress) -> None:
         known = f"{progress.known} of {progress.asked} known"

@@ -22,8 +22,9 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from isoforward.base.config import OptimConfig, TrainerConfig
+from isoforward.base.device import device_of
 from isoforward.base.errors import NonFinite
-from isoforward.base.stopwatch import Stopwatch, clock_for
+from isoforward.base.stopwatch import Stopwatch
 from isoforward.model.gpt import GPT
 from isoforward.model.loss import next_token_loss
 from isoforward.model.optim import build, learning_rate, set_learning_rate
@@ -46,7 +47,7 @@ class LitGPT(LightningModule):  # type: ignore[misc]
         self.optim = optim
         self.plan = trainer
         self.seed = seed
-        self.stopwatch = Stopwatch(clock_for(torch.device("cpu")))
+        self.stopwatch = Stopwatch(device_of("cpu"))
         self.recent: deque[dict[str, float]] = deque(maxlen=RECENT)  # seconds by phase, a training step each
         self.waits_s: deque[float] = deque(maxlen=RECENT)  # for the data of those steps
         self.pace = Pace()
@@ -81,7 +82,7 @@ class LitGPT(LightningModule):  # type: ignore[misc]
                     raise ValueError(f"its optimizer holds {name} of {[*value.shape]} for {[*parameter.shape]}")
 
     def on_fit_start(self) -> None:
-        clock = clock_for(self.device)
+        clock = device_of(self.device)
         self.stopwatch, self.pace = Stopwatch(clock), Pace(clock.settle)
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
@@ -155,7 +156,7 @@ class Timed:
         self.batches, self.waits_s = batches, waits_s
 
     def __iter__(self) -> Iterator[Any]:
-        clock = clock_for(torch.device("cpu"))
+        clock = device_of("cpu")
         batches = iter(self.batches)
         while True:
             start = clock.mark()
