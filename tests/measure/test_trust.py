@@ -50,7 +50,7 @@ def test_a_quota_that_ran_out_is_named() -> None:
 
 
 def test_missed_precision_says_which_time_and_what_budget_would_do() -> None:
-    missed = (Imprecise(name="training loss", half_width=0.06, spent_s=40.0),)
+    missed = (Imprecise(name="training loss", half_width=0.06),)
     (reason,) = reasons(imprecise=missed)
     assert reason.startswith("1 of 6 times are known less precisely than 3%, training loss to 6.0%")
     assert "measure.budget=200" in reason  # four times as long: half-widths shrink with the root
@@ -60,7 +60,7 @@ def test_missed_precision_says_which_time_and_what_budget_would_do() -> None:
 
 def test_at_most_two_reasons_are_given_and_stopping_comes_first() -> None:
     over = Disturbance(elapsed_s=40.0, run_delay_s=20.0, others_s=36.0)
-    missed = (Imprecise(name="training loss", half_width=0.06, spent_s=40.0),)
+    missed = (Imprecise(name="training loss", half_width=0.06),)
     told = reasons(stopped=True, disturbance=over, disturbed=150, imprecise=missed, drift=0.5)
     assert len(told) == 2
     assert told[0].startswith("stopped early by Ctrl-C")

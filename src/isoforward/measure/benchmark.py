@@ -290,12 +290,16 @@ def _count(work: Work, warmup: int) -> tuple[int, float]:
     return count, count * whole_s
 
 
-def _known(estimates: Sequence[Estimate], precision: float) -> bool:
+def half_widths(estimates: Sequence[Estimate]) -> list[float]:
+    """Of the parts of one work, each relative to the whole that they are parts of."""
     whole_s = sum(abs(estimate.median) for estimate in estimates)
-    return all(
-        estimate.interval.reached and (estimate.interval.high - estimate.interval.low) / 2 <= precision * whole_s
-        for estimate in estimates
-    )
+    halves = [(estimate.interval.high - estimate.interval.low) / 2 for estimate in estimates]
+    return [half / whole_s if whole_s else 0.0 for half in halves]
+
+
+def _known(estimates: Sequence[Estimate], precision: float) -> bool:
+    reached = all(estimate.interval.reached for estimate in estimates)
+    return reached and max(half_widths(estimates)) <= precision
 
 
 def _judged(block: Block, pair: Pair, margin: float) -> Judgement:

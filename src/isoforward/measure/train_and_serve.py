@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -29,14 +29,19 @@ def bench(case: Case) -> Bench:
     frozen = frozen_of(case, master)
     tokens, targets = batch_of(case)
     identity = identity_row(case, master, frozen, tokens[:1])
-    training = Training(case, master, tokens, targets)
-    serving = Serving(case, frozen, tokens)
+    training, serving = Training(case, master, tokens, targets), Serving(case, frozen, tokens)
+    return bench_of(case, identity, training, serving, lambda: [*flop_rows(case), *byte_rows(case)])
+
+
+def bench_of(
+    case: Case, identity: Row, training: Training, serving: Serving, counted: Callable[[], Iterable[Row]]
+) -> Bench:
+    """Of any model: what is timed and compared, and beside it what is `counted`."""
 
     def rows(measured: Measured) -> Iterator[Row]:
         yield identity
         yield residual_row(case, training, measured)
-        yield from flop_rows(case)
-        yield from byte_rows(case)
+        yield from counted()
         yield from energy_rows(case, training, serving)
 
     works = [training.phased, training.whole, serving.forward, serving.generation, *serving.curve]

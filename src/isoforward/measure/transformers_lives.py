@@ -21,13 +21,12 @@ from isoforward.base.device import device_of
 from isoforward.base.errors import BadInput
 from isoforward.base.results import Row
 from isoforward.base.vocabulary import CONVENTIONS, TRAINING, Condition
-from isoforward.measure.benchmark import Measured
 from isoforward.measure.case import Case, batch_of, identity_row
 from isoforward.measure.flops import FlopCounter, Scope, by_phase, fused_attention
 from isoforward.measure.memory import HONEST_MALLOC, PeakOf
 from isoforward.measure.memory_ledger import generate
 from isoforward.measure.passes import Bench, call_apart
-from isoforward.measure.train_and_serve import Serving, Training, energy_rows, pairs_of, residual_row
+from isoforward.measure.train_and_serve import Serving, Training, bench_of
 from isoforward.model import steps
 from isoforward.model.optim import FUSED
 from isoforward.serve.inference import DTYPES
@@ -45,16 +44,7 @@ def bench(case: Case) -> Bench:
     identity = identity_row(case, master, frozen, tokens[:1])
     training = Training(case, master, tokens, targets, optimizer=optimizer_of(master, case.optim))
     serving = Serving(case, frozen, tokens, cache=WrappedCache(frozen))
-
-    def rows(measured: Measured) -> Iterator[Row]:
-        yield identity
-        yield residual_row(case, training, measured)
-        yield from flop_rows(case)
-        yield from unavailable_rows(case)
-        yield from energy_rows(case, training, serving)
-
-    works = [training.phased, training.whole, serving.forward, serving.generation, *serving.curve]
-    return Bench(works=works, pairs=pairs_of(training, serving), rows=rows)
+    return bench_of(case, identity, training, serving, lambda: [*flop_rows(case), *unavailable_rows(case)])
 
 
 def master_of(case: Case) -> Wrapped:

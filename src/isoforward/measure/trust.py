@@ -14,7 +14,7 @@ from isoforward.base.hardware import processors
 from isoforward.base.results import Verdict
 from isoforward.base.statistics import trend
 from isoforward.base.vocabulary import Condition
-from isoforward.measure.benchmark import Measured
+from isoforward.measure.benchmark import Measured, half_widths
 
 DISTURBED_SHARE = 0.10  # of the samples kept although disturbed
 DRIFT = 0.10  # of a reference kernel, from the first to the last round
@@ -26,7 +26,6 @@ MOST_REASONS = 2
 class Imprecise:
     name: str
     half_width: float  # relative to the whole that it is a part of
-    spent_s: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +49,11 @@ def findings(measured: Measured) -> Findings:
     for block in measured.blocks:
         for work in block.works:
             estimates = [measured.estimate(part) for part in work.parts]
-            whole = sum(abs(estimate.median) for estimate in estimates)
-            for part, estimate in zip(work.parts, estimates, strict=True):
+            for part, estimate, half in zip(work.parts, estimates, half_widths(estimates), strict=True):
                 times += 1
-                half = (estimate.interval.high - estimate.interval.low) / 2 / whole if whole else 0.0
                 if half > measured.precision or not estimate.interval.reached:
                     name = f"{part.life} {part.phase}"
-                    imprecise.append(Imprecise(name=name, half_width=half, spent_s=block.spent_s))
+                    imprecise.append(Imprecise(name=name, half_width=half))
     trends = [trend(samples) for samples in measured.references.values() if len(samples) >= ENOUGH_FOR_A_TREND]
     certain = [found.change for found in trends if found.drifts]
     return Findings(
@@ -80,24 +77,13 @@ def verdict(experiment: str, found: Sequence[Findings], plan: MeasureConfig, *, 
     samples, retaken = sum(one.samples for one in found), sum(one.retaken for one in found)
     disturbed = sum(one.disturbed for one in found)
     drift = max((one.drift for one in found if one.drift is not None), key=abs, default=None)
-    elapsed_s = max(over.elapsed_s, 1e-9)
-    others = over.others_s / elapsed_s
-    figures: dict[str, Condition] = {
-        "elapsed_s": over.elapsed_s,
-        "samples": samples,
-        "retaken": retaken,
-        "disturbed": disturbed,
-        "run_delay_share": over.run_delay_s / elapsed_s,
-        "stolen_share": over.stolen_s / elapsed_s,
-        "others_cores": others,
-        "throttled": over.throttled,
-        "drift": drift,
-    }
+    counts: dict[str, Condition] = {"samples": samples, "retaken": retaken, "disturbed": disturbed}
+    figures = counts | shares(over) | {"throttled": over.throttled, "drift": drift}
     reasons = []
     if any(one.stopped for one in found):
         reasons.append("stopped early by Ctrl-C: what was measured until then is kept")
-    if disturbed > DISTURBED_SHARE * samples or others > BUSY_OTHERS * len(processors()):
-        reasons.append(disturber(over, others, max((one.busiest for one in found), key=lambda b: b[1])))
+    if disturbed > DISTURBED_SHARE * samples or crowded(over):
+        reasons.append(disturber(over, max((one.busiest for one in found), key=lambda b: b[1])))
     imprecise = max((one.imprecise for one in found), key=len)
     if imprecise and len(found) < 3:
         reasons.append(precision_missed(imprecise, found[0].times, plan))
@@ -116,21 +102,31 @@ def alone(
     experiment: str, over: Disturbance, *, environment: str = "", busiest: tuple[str, float] = ("", 0.0)
 ) -> Verdict:
     """Of work that cannot be repeated, such as a whole training: whether the machine left it alone."""
-    others = over.others_s / max(over.elapsed_s, 1e-9)
-    lost = over.disturbed or others > BUSY_OTHERS * len(processors())
-    reasons = (disturber(over, others, busiest),) if lost else ()
-    figures: dict[str, Condition] = {
-        "elapsed_s": over.elapsed_s,
-        "run_delay_share": over.run_delay_s / max(over.elapsed_s, 1e-9),
-        "stolen_share": over.stolen_s / max(over.elapsed_s, 1e-9),
-        "others_cores": others,
-    }
+    reasons = (disturber(over, busiest),) if over.disturbed or crowded(over) else ()
     return Verdict(
-        experiment=experiment, trusted=not reasons, reasons=reasons, figures=figures, environment=environment
+        experiment=experiment, trusted=not reasons, reasons=reasons, figures=shares(over), environment=environment
     )
 
 
-def disturber(over: Disturbance, others: float, busiest: tuple[str, float]) -> str:
+def shares(over: Disturbance) -> dict[str, Condition]:
+    elapsed_s = max(over.elapsed_s, 1e-9)
+    return {
+        "elapsed_s": over.elapsed_s,
+        "run_delay_share": over.run_delay_s / elapsed_s,
+        "stolen_share": over.stolen_s / elapsed_s,
+        "others_cores": others_cores(over),
+    }
+
+
+def others_cores(over: Disturbance) -> float:
+    return over.others_s / max(over.elapsed_s, 1e-9)
+
+
+def crowded(over: Disturbance) -> bool:
+    return others_cores(over) > BUSY_OTHERS * len(processors())
+
+
+def disturber(over: Disturbance, busiest: tuple[str, float]) -> str:
     """By whom, and the way out."""
     cores = len(processors())
     if over.throttled:
@@ -143,7 +139,7 @@ def disturber(over: Disturbance, others: float, busiest: tuple[str, float]) -> s
     name, time_s = busiest
     named = f" (mostly {name})" if name and time_s > 0.3 * over.others_s else ""
     return (
-        f"other processes{named} used {others:.1f} of {cores} processors: "
+        f"other processes{named} used {others_cores(over):.1f} of {cores} processors: "
         "run again when they are done, or with a larger measure.budget"
     )
 
