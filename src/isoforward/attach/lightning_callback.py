@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from isoforward.attach.account import Sampling
-from isoforward.attach.measurement import Measurement, sentence
+from isoforward.attach.measurement import Measurement
 from isoforward.base.errors import BadInput
 from isoforward.base.stopwatch import Clock
 from isoforward.show.phases import Phases
@@ -66,13 +66,9 @@ class PhaseCosts(Callback):  # type: ignore[misc]
 
     def _finish(self, trainer: Trainer, *, frozen: bool) -> None:
         measurement, self.measurement = self.measurement, None
-        if measurement is None:
-            return
-        measurement.stop()
-        self.phases = measurement.phases(frozen=frozen)
-        path = Path(self.results or Path(trainer.log_dir or trainer.default_root_dir) / "phase_costs/results.jsonl")
-        self.phases.write(path)
-        print(f"{self.phases}\n{sentence(self.phases, measurement.calls)}\n{path}", file=sys.stderr)
+        if measurement is not None:
+            path = Path(self.results or Path(trainer.log_dir or trainer.default_root_dir) / "phase_costs/results.jsonl")
+            self.phases = measurement.finish(path, frozen=frozen)
 
 
 def calls_of(trainer: Trainer) -> Any:

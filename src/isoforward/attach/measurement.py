@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -68,6 +70,14 @@ class Measurement:
         if self.account.stepped:
             self.hooks.next_step()
         self.after = look()
+
+    def finish(self, path: Path, *, frozen: bool) -> Phases:
+        """Stops, appends the rows to `path`, and says on standard error what was found."""
+        self.stop()
+        phases = self.phases(frozen=frozen)
+        phases.write(path)
+        print(f"{phases}\n{sentence(phases, self.calls)}\n{path}", file=sys.stderr)
+        return phases
 
     def recent(self) -> dict[str, float]:
         """Seconds of each phase in the timed step that is known last, and of all of it."""

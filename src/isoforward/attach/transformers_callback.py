@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from functools import cache, wraps
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import CallbackHandler
 
 from isoforward.attach.account import Sampling
-from isoforward.attach.measurement import Measurement, sentence
+from isoforward.attach.measurement import Measurement
 from isoforward.base.errors import BadInput
 from isoforward.base.stopwatch import Clock
 from isoforward.show.phases import Phases
@@ -55,13 +54,9 @@ class PhaseCostsCallback(TrainerCallback):  # type: ignore[misc]
 
     def _finish(self, args: Any, *, frozen: bool) -> None:
         measurement, self.measurement = self.measurement, None
-        if measurement is None:
-            return
-        measurement.stop()
-        self.phases = measurement.phases(frozen=frozen)
-        path = Path(self.results or Path(args.output_dir) / "phase_costs/results.jsonl")
-        self.phases.write(path)
-        print(f"{self.phases}\n{sentence(self.phases, measurement.calls)}\n{path}", file=sys.stderr)
+        if measurement is not None:
+            path = Path(self.results or Path(args.output_dir) / "phase_costs/results.jsonl")
+            self.phases = measurement.finish(path, frozen=frozen)
 
     def _with_phases(self, function: Any) -> Any:
         def on_log(handler: Any, args: Any, state: Any, control: Any, logs: Any, **kwargs: Any) -> Any:
