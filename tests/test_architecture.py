@@ -38,7 +38,6 @@ WITHOUT_A_TEST_FILE = {  # their tests stand in the file of a module that they o
     "measure/passes",
     "measure/remote",
     "measure/roofline",
-    "measure/train_and_serve",
     "measure/transformers_lives",
     "measure/variants",
     "model/footprint",

@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from isoforward.app.command_line import GROUPS, conf_directory, explain, register, run, typed, unknown_key
 from isoforward.app.scripts import CHAPTERS, read_script, scripts
-from isoforward.base.config import ExperimentConfig, GenerateConfig, ModelConfig, TrainConfig
+from isoforward.base.config import ExperimentConfig, GenerateConfig, ModelConfig, OptimConfig, TrainConfig
 from isoforward.base.errors import BadInput
 
 CONF = conf_directory()
@@ -105,8 +105,9 @@ def test_an_option_fills_what_the_schema_declares():
         ("data.length=1000", "data.length=1000 is longer than model.context=256"),
         ("data=text", "data=text needs data.path="),
         ("precision=fp8", "precision=fp8 is not known"),
-        ("trainer.accumulate=3", "data.batch=8 cannot be cut into"),
+        ("trainer.accumulate=3", "data.batch=4 cannot be cut into"),
         ("seed=-1", "seed=-1 must lie between"),
+        ("recipe=null", "write ~group to leave it out, not group=null"),
         ("nonsense", "Error parsing override 'nonsense'"),
         ("model.layers=[1", "quote values that hold"),
     ],
@@ -225,3 +226,14 @@ def test_a_path_may_hold_what_hydra_takes_for_grammar():
     seen = []
     assert generate(lambda config: seen.append(config.checkpoint), "checkpoint=a=b, c/d") == 0
     assert seen == ["a=b, c/d"]
+
+
+def test_a_recipe_chooses_all_that_training_depends_on_and_what_is_typed_goes_before_it():
+    verse, usual = composed("train", TrainConfig), composed("train", TrainConfig, "recipe=usual")
+    assert (verse.model.family, verse.optim.name, verse.data.batch) == ("llama", "muon", 4)
+    assert (usual.model.family, usual.optim.name, usual.data.batch) == ("gpt2", "adamw", 8)
+    assert usual.optim == OptimConfig()
+    assert composed("train", TrainConfig, "model=small").model == ModelConfig(layers=6, heads=6, width=384)
+    assert composed("train", TrainConfig, "optim=adamw").optim == OptimConfig()
+    tuned = composed("train", TrainConfig, "model=hf", "model.path=x", "recipe=finetune").optim
+    assert (tuned.name, tuned.lr) == ("adamw", 1e-4)

@@ -8,7 +8,7 @@ import pytest
 from isoforward.base.errors import BadInput
 from isoforward.base.results import Results, Row
 from isoforward.show.compare import cache_curve, compare, memory_ledger, open_account
-from tests.show.planted import PLANTED
+from tests.show.planted import PLANTED, row
 
 
 def without(**fields: str) -> Results:
@@ -74,3 +74,15 @@ def test_an_account_is_open_only_where_the_whole_interval_says_so(low: float, hi
     about: dict[str, Any] = {"experiment": "e", "life": "training", "phase": "residual", "quantity": "time"}
     row = Row(**about, per="step", value=(low + high) / 2, low=low, high=high, interval="order statistics")
     assert open_account(row, 1.0) is open_
+
+
+def test_a_step_that_another_optimizer_trained_is_told_with_adamw_too() -> None:
+    def trained_by(one: Row) -> Row:
+        return replace(one, conditions={**one.conditions, "optimizer": "muon"}) if one.phase == "step" else one
+
+    usual = row("training", "step", 3.2, conditions={"tokens": 10, "optimizer": "adamw", "in_place_of": "muon"})
+    run = compare(replace(PLANTED, rows=(*map(trained_by, PLANTED.rows), usual)))
+    assert run.adamw_ratio is not None and run.adamw_ratio.value == pytest.approx(3.2 / 0.8)
+    assert run.time_ratio.value == pytest.approx(4.0 / 0.8)
+    assert "in memory (with AdamW in place of muon: 4.00x (" in run.headline
+    assert "in time, 3.00x in FLOPs); a decoded" in run.headline

@@ -278,6 +278,10 @@ def run(main: Callable[[Any], None], schema: type, argv: list[str] | None = None
             sweeps.finish(sweep)
     except (HydraException, OmegaConfBaseException, MissingConfigException) as error:
         return complain(explain(error, schema))
+    except ValueError as error:
+        if "Config group override" not in str(error):
+            raise
+        return complain(BadInput("a group takes the name of an option; write ~group to leave it out, not group=null"))
     except OverflowError:
         longest = max(arguments, key=len).partition("=")[0]
         return complain(BadInput(f"{longest}: no number is that large"))

@@ -99,6 +99,7 @@ CONDITIONS = {
     "checkpointing": "activations recomputed in backward",
     "micro_batches": "parts that one optimizer step is cut into",
     "optimizer": "the update rule",
+    "in_place_of": "the optimizer that trained, where the usual one is measured beside it",
     "lr": "learning rate",
     "threads": "CPU threads",
     "precision": "of the activations, as asked",

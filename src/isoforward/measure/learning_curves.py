@@ -19,6 +19,7 @@ from isoforward.data.batches import TrainingBatches, ValidationBatches
 from isoforward.data.corpus import Corpus
 from isoforward.measure.case import Case
 from isoforward.model.gpt import GPT
+from isoforward.serve.inference import DTYPES
 from isoforward.train.lightning_module import LitGPT, quieten
 
 WINDOWS, BATCHES = 32, 8  # of validation: the same text whatever the recipe's own batch
@@ -49,10 +50,17 @@ class Curve(Callback):  # type: ignore[misc]
         self.mark = time.perf_counter()
 
 
-def learning_curve(config: TrainConfig, corpus: Corpus, *, seed: int, length: int, marks: int) -> list[Point]:
+def held_out(corpus: Corpus, length: int) -> ValidationBatches:
+    return ValidationBatches(corpus.validation, batch=WINDOWS, length=length, windows=WINDOWS * BATCHES)
+
+
+def learning_curve(
+    config: TrainConfig, corpus: Corpus, *, seed: int, length: int, marks: int, precision: str = "fp32"
+) -> list[Point]:
     """Trains from scratch; `marks` validations on windows of `length`, the last one at the end."""
     seed_everything(seed, verbose=False)
-    model = GPT(replace(config.model, vocab=corpus.tokenizer.vocabulary), checkpointing=config.trainer.checkpointing)
+    sizes = replace(config.model, vocab=corpus.tokenizer.vocabulary)
+    model = GPT(sizes, dtype=DTYPES[precision], checkpointing=config.trainer.checkpointing)
     every = max(1, config.trainer.max_steps // marks)
     plan = replace(config.trainer, max_steps=every * marks)
     curve, data = Curve(), config.data
@@ -71,8 +79,7 @@ def learning_curve(config: TrainConfig, corpus: Corpus, *, seed: int, length: in
         enable_model_summary=False,
     )
     batches = TrainingBatches(corpus.train, seed=seed, batch=data.batch, length=data.length, steps=plan.max_steps)
-    held_out = ValidationBatches(corpus.validation, batch=WINDOWS, length=length, windows=WINDOWS * BATCHES)
-    loaders = (DataLoader(each, batch_size=None) for each in (batches, held_out))
+    loaders = (DataLoader(each, batch_size=None) for each in (batches, held_out(corpus, length)))
     trainer.fit(LitGPT(model, config.optim, plan, seed=seed), *loaders)
     return curve.points
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,6 +23,8 @@ from isoforward.model.gpt import KVCache
 from isoforward.model.optim import build
 from isoforward.serve.compiled import StaticKVCache, compiled_decode
 
+USUAL_OPTIMIZER = "adamw"
+
 
 def bench(case: Case) -> Bench:
     """Of our own model: every phase of both lives, and all that is counted beside."""
@@ -30,13 +33,27 @@ def bench(case: Case) -> Bench:
     tokens, targets = batch_of(case)
     identity = identity_row(case, master, frozen, tokens[:1])
     training, serving = Training(case, master, tokens, targets), Serving(case, frozen, tokens)
-    return bench_of(case, identity, training, serving, lambda: [*flop_rows(case), *byte_rows(case)])
+    usual = [Training(beside, master, tokens, targets) for beside in with_usual_optimizer(case)]
+    return bench_of(case, identity, training, serving, lambda: [*flop_rows(case), *byte_rows(case)], usual)
+
+
+def with_usual_optimizer(case: Case) -> list[Case]:
+    """What a step costs should be told of the optimizer that most people use, whatever the weights were trained by."""
+    if case.optim.name == USUAL_OPTIMIZER:
+        return []
+    labels = {**case.labels, "in_place_of": case.optim.name}
+    return [replace(case, optim=replace(case.optim, name=USUAL_OPTIMIZER), labels=labels)]
 
 
 def bench_of(
-    case: Case, identity: Row, training: Training, serving: Serving, counted: Callable[[], Iterable[Row]]
+    case: Case,
+    identity: Row,
+    training: Training,
+    serving: Serving,
+    counted: Callable[[], Iterable[Row]],
+    usual: Sequence[Training] = (),
 ) -> Bench:
-    """Of any model: what is timed and compared, and beside it what is `counted`."""
+    """Of any model: what is timed and compared, and beside it what is `counted`. Of `usual`, the whole step."""
 
     def rows(measured: Measured) -> Iterator[Row]:
         yield identity
@@ -44,8 +61,10 @@ def bench_of(
         yield from counted()
         yield from energy_rows(case, training, serving)
 
-    works = [training.phased, training.whole, serving.forward, serving.generation, *serving.curve]
-    return Bench(works=works, pairs=pairs_of(training, serving), rows=rows)
+    wholes = [training.whole, *(each.whole for each in usual)]
+    works = [training.phased, *wholes, serving.forward, serving.generation, *serving.curve]
+    pairs = [*pairs_of(training, serving), *((each.part("step"), serving.part("forward")) for each in usual)]
+    return Bench(works=works, pairs=pairs, rows=rows)
 
 
 def pairs_of(training: Training, serving: Serving) -> list[Pair]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from isoforward.base import units
@@ -59,6 +59,8 @@ class BothLives:
     step: Line
     inference: list[Line]
     time_ratio: Ratio  # a training step against the frozen forward on the same batch
+    adamw_ratio: Ratio | None  # of the same step with AdamW, where another optimizer trained
+    adamw_flops_ratio: float | None  # whose update holds no matrix product
     flops_ratio: float | None  # None where the forward could not be counted
     memory_ratio: float | None
     decode_ratio: float  # a decoded token against a trained one, in time
@@ -67,8 +69,7 @@ class BothLives:
 
     @property
     def headline(self) -> str:
-        low, high = (units.times(end) for end in (self.time_ratio.low, self.time_ratio.high))
-        costs = [f"{units.times(self.time_ratio.value)} ({low} to {high}) its forward pass in time"]
+        costs = [f"{with_ends(self.time_ratio)} its forward pass in time"]
         if self.flops_ratio is not None:
             costs.append(f"{units.times(self.flops_ratio)} in FLOPs")
         if self.memory_ratio is not None:
@@ -76,11 +77,18 @@ class BothLives:
         told = " and ".join(filter(None, (", ".join(costs[:-1]), costs[-1])))
         decode = next(line for line in self.inference if line.phase == "decode")
         assert decode.time_per_token_s is not None and self.step.time_per_token_s is not None
+        if self.adamw_ratio is not None:
+            told += f" (with AdamW in place of {self.conditions['optimizer']}: {with_ends(self.adamw_ratio)} in time"
+            told += ")" if self.adamw_flops_ratio is None else f", {units.times(self.adamw_flops_ratio)} in FLOPs)"
         return (
             f"Training this model costs {told}; a decoded token takes "
             f"{units.seconds(decode.time_per_token_s)}, {units.times(self.decode_ratio)} a trained one "
             f"({units.seconds(self.step.time_per_token_s)})."
         )
+
+
+def with_ends(ratio: Ratio) -> str:
+    return f"{units.times(ratio.value)} ({units.times(ratio.low)} to {units.times(ratio.high)})"
 
 
 def open_account(residual: Row, step_s: float) -> bool:
@@ -99,15 +107,17 @@ def compare(results: Results) -> BothLives:
         raise BadInput(
             f"not compared: {identity.value:,.0f} logits of the frozen forward are not those of training's forward"
         )
-    step_time = at_most_one(results, life="training", phase="step", quantity="time", cold=None)
+    step_time = at_most_one(results, life="training", phase="step", quantity="time", cold=None, in_place_of=None)
     frozen = at_most_one(results, life="inference", phase="forward", quantity="time", cold=None)
     if step_time is None or frozen is None or step_time.value is None or frozen.value is None:
         raise BadInput("not compared: the time of a training step and of the frozen forward are not both there")
     tokens = float(step_time.conditions["tokens"] or 1)
     training = [line(results, "training", phase, phase, tokens, frozen, step_time.value) for phase in TRAINING]
-    flops = [one.flops.value or 0.0 for one in training if one.flops is not None]
+    flops = {one.phase: one.flops.value or 0.0 for one in training if one.flops is not None}
     peaks = [one.memory for one in training if one.memory is not None]
     against = results.judge(step_time, frozen)
+    trained_by = step_time.conditions.get("optimizer")
+    with_adamw = trained_by and at_most_one(results, phase="step", quantity="time", in_place_of=trained_by)
     step = Line(
         life="training",
         phase="step",
@@ -132,7 +142,11 @@ def compare(results: Results) -> BothLives:
     warnings = [reason for verdict in results.verdicts for reason in verdict.reasons]
     if residual is not None and open_account(residual, step_time.value):
         warnings.append(f"phases and whole step differ by {share:+.1%} of the step")
-    forward_flops = training[0].flops
+
+    def against_forward(phases: Iterable[str]) -> float | None:
+        """FLOPs of a part of the step."""
+        return sum(flops[each] for each in phases) / flops["forward"] if flops.get("forward") else None
+
     return BothLives(
         results=results,
         conditions=step_time.conditions,
@@ -140,7 +154,9 @@ def compare(results: Results) -> BothLives:
         step=step,
         inference=serving,
         time_ratio=against.ratio,
-        flops_ratio=sum(flops) / forward_flops.value if forward_flops and forward_flops.value else None,
+        adamw_ratio=results.judge(with_adamw, frozen).ratio if with_adamw else None,
+        adamw_flops_ratio=against_forward(flops.keys() - {"optimizer"}) if with_adamw else None,
+        flops_ratio=against_forward(flops),
         memory_ratio=(
             step.memory.value / forward_memory.value
             if step.memory and step.memory.value and forward_memory and forward_memory.value
