@@ -3,7 +3,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 TORCH := torch==2.13.0
 
-.PHONY: train test slow soak lint gallery docs clean
+.PHONY: train test slow soak lint gallery record docs clean
 
 train: $(READY)  ## set-up from nothing, then python train.py; ARGS="model=small" for overrides
 	$(BIN)/python train.py $(ARGS)
@@ -25,6 +25,9 @@ lint: $(READY)  ## ruff, mypy, and which room may import which
 
 gallery: $(READY)  ## pages, tables and pictures of the questions, from their files and docs/recorded
 	$(BIN)/python docs/gallery.py
+
+record: $(READY)  ## the gallery's runs anew, about an hour with nothing else running; ARGS="peers" for some of them
+	$(BIN)/python docs/record.py $(ARGS)
 
 docs: $(READY)  ## the site, in site/; any warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

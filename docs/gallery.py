@@ -109,12 +109,18 @@ def page(recorded: dict[str, Results]) -> str:
     return "\n".join(parts)
 
 
-if __name__ == "__main__":
-    for argument in sys.argv[1:]:
-        record(Path(argument))
+def write_pages() -> dict[str, bool]:
+    """Gallery, pictures and tables; gives whether each recorded run is trusted."""
     recorded = {path.name: read(path / "results.jsonl") for path in sorted(RECORDED.iterdir())}
     for name, results in recorded.items():
         draw(name, results)
     PAGE.write_text(page(recorded), "utf-8")
     for path in TABLES:
         path.write_text(with_table(path.read_text("utf-8")), "utf-8")
+    return {name: all(verdict.trusted for verdict in results.verdicts) for name, results in recorded.items()}
+
+
+if __name__ == "__main__":
+    for argument in sys.argv[1:]:
+        record(Path(argument))
+    write_pages()

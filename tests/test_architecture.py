@@ -35,7 +35,6 @@ WITHOUT_A_TEST_FILE = {  # their tests stand in the file of a module that they o
     "measure/case",
     "measure/cold",
     "measure/operators",
-    "measure/passes",
     "measure/remote",
     "measure/roofline",
     "measure/transformers_lives",

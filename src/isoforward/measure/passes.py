@@ -142,7 +142,8 @@ def merged(case: Case, told: Sequence[Told]) -> tuple[Environment, list[Row | Co
         records.append(
             case.row(**part.about, quantity=part.quantity, **fields(estimate), retaken=retaken, environment=where.id)
         )
-    records += [dataclasses.replace(row, environment=where.id) for row in told[0].rows]
+    beside = zip(*(one.rows for one in told), strict=True)
+    records += [dataclasses.replace(across(rows), environment=where.id) for rows in beside]
     for compared in zip(*(one.compared for one in told), strict=True):
         ratio = ratio_across([one.ratio for one in compared]) if several else compared[0].ratio
         spent_s, retaken = sum(one.spent_s for one in compared), sum(one.retaken for one in compared)
@@ -154,6 +155,14 @@ def merged(case: Case, told: Sequence[Told]) -> tuple[Environment, list[Row | Co
         )
     records.append(verdict(case.experiment, [one.findings for one in told], case.measure, environment=where.id))
     return where, records
+
+
+def across(rows: Sequence[Row]) -> Row:
+    """One row that each process has: what is counted is the same in all of them, what follows from samples is not."""
+    first = rows[0]
+    if len(rows) == 1 or not first.samples:
+        return first
+    return dataclasses.replace(first, **fields(estimate_across([summarise(row.samples) for row in rows])))
 
 
 def comparison(experiment: str, pair: Pair, measured: Measured, environment: str) -> Comparison:

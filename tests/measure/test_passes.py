@@ -1,0 +1,68 @@
+"""A question's measuring in processes of its own, and what several of them tell together."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean, median
+
+import pytest
+
+from isoforward.base.config import MeasureConfig, ModelConfig
+from isoforward.base.results import Row, only, read
+from isoforward.measure.benchmark import Measured, Work
+from isoforward.measure.case import Case
+from isoforward.measure.passes import Bench, derived, measure_apart
+
+CASE = Case(
+    experiment="x",
+    model=ModelConfig(layers=1, heads=2, width=16, context=32, vocab=32),
+    batch=2,
+    length=16,
+    threads=1,
+    measure=MeasureConfig(repeats=6, warmup=1, processes=3),
+)
+
+
+def planted(case: Case, log: str) -> Bench:
+    """Each process is its own number of seconds slower: 1, 2 and 3 of a step, twice that of a forward."""
+    with Path(log).open("a") as file:
+        file.write("process\n")
+    number = float(len(Path(log).read_text().splitlines()))
+    step, forward = case.step("step"), case.step("forward")
+
+    def taking(time_s: float) -> Callable[[int], Sequence[float]]:
+        def run(n: int) -> Sequence[float]:
+            return (time_s,)
+
+        return run
+
+    works = [Work(parts=(step,), run=taking(number)), Work(parts=(forward,), run=taking(2 * number))]
+
+    def rows(measured: Measured) -> list[Row]:
+        return [derived(case, case.step("residual"), [number] * 6)]
+
+    return Bench(works=works, pairs=[(step, forward)], rows=rows)
+
+
+def test_what_varies_between_processes_is_in_every_interval(tmp_path: Path) -> None:
+    results, log = tmp_path / "results.jsonl", tmp_path / "log"
+    measure_apart(CASE, planted, str(log), results=results, command="x")
+    found = read(results)
+    for phase, times_s in {"step": [1, 2, 3], "forward": [2, 4, 6], "residual": [1, 2, 3]}.items():
+        row = only(found, phase=phase, quantity="time")
+        assert row.value == pytest.approx(fmean(times_s))
+        assert row.interval == "across processes"
+        assert row.low is not None and row.high is not None
+        assert row.low < min(times_s) and row.high > max(times_s)  # Student's t of three, with two degrees of freedom
+        assert sorted(set(row.samples)) == sorted(float(time_s) for time_s in times_s)
+        assert median(row.samples) == row.value
+    judged = found.judge(only(found, phase="step", quantity="time"), only(found, phase="forward", quantity="time"))
+    assert judged.ratio.value == pytest.approx(0.5)
+
+
+def test_one_process_tells_of_itself_alone(tmp_path: Path) -> None:
+    results, log = tmp_path / "results.jsonl", tmp_path / "log"
+    alone = replace(CASE, measure=MeasureConfig(repeats=6, warmup=1))
+    measure_apart(alone, planted, str(log), results=results, command="x")
+    assert log.read_text() == "process\n"
+    assert only(read(results), phase="residual", quantity="time").interval != "across processes"
