@@ -76,7 +76,7 @@ def bench(case: Case) -> Bench:
         for rung in RUNGS:
             count = counted["forward"] + sum(counted.get(phase, 0) for phase in REACHES.get(rung, ()))
             how = {"quantity": "flops", "provenance": "counted", "convention": "model"}
-            yield case.row(**part(case, rung).about, **how, value=float(count))
+            yield case.row(part(case, rung).about, how, value=float(count))
 
     return Bench(works=works, pairs=pairs, rows=rows)
 
@@ -91,8 +91,8 @@ def memory_row(case: Case, rung: str) -> Row:
     found = run_isolated(peak, case, rung, threads=case.threads, env=HONEST_MALLOC)
     about = {**part(case, rung).about, "quantity": "memory"}
     if isinstance(found, Failed):
-        return case.row(**about, value=None, provenance="unavailable", reason=found.reason)
-    return case.row(**about, value=float(found))
+        return case.row(about, value=None, provenance="unavailable", reason=found.reason)
+    return case.row(about, value=float(found))
 
 
 def peak(case: Case, rung: str) -> int:

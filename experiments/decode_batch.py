@@ -85,10 +85,10 @@ def bench(case: Case, batches: Sequence[int]) -> Bench:
         for batch in batches:
             count = flops.count_decode(case.model, batch=batch, cached=case.prompt)
             how = {"quantity": "flops", "provenance": "counted", "convention": "model"}
-            yield case.row(**about, **how, value=float(count), conditions=at(case, batch))
+            yield case.row(about, how, value=float(count), conditions=at(case, batch))
             moved = footprint.inference_bytes(case.model, batch=batch, cached=case.prompt, dtype=case.precision)
             how = {"quantity": "bytes", "provenance": "predicted"}
-            yield case.row(**about, **how, value=float(moved.total), conditions=at(case, batch))
+            yield case.row(about, how, value=float(moved.total), conditions=at(case, batch))
 
     return Bench(works=[forward, reading, *decodes], pairs=pairs, rows=rows)
 

@@ -146,9 +146,9 @@ def bench(case: Case) -> Bench:
         size = 4 * parameters(case.model).total
         sent = collective_bytes("all_reduce", size, ways=WORLD)
         how = {"phase": "communication", "per": "step", "quantity": "bytes", "provenance": "predicted"}
-        yield case.row(**about, **how, value=sent)
+        yield case.row(about, how, value=sent)
         yield from averaging_rows(mine, size, ways=WORLD)
-        yield case.row(**about, phase="loss", per="token", quantity="difference", value=differing)
+        yield case.row(about, phase="loss", per="token", quantity="difference", value=differing)
 
     return Bench(works=list(works.values()), pairs=pairs, rows=rows)
 

@@ -53,7 +53,7 @@ def bench(case: Case) -> Bench:
             held = footprint.kv_bytes(case.model, length=n, dtype=case.precision)
             about = {"life": "inference", "phase": "decode", "quantity": "memory", "per": "sequence"}
             at = case.at_context(n, cache=True, category="KV cache")
-            yield case.row(**about, value=float(held), provenance="counted", conditions=at)
+            yield case.row(about, value=float(held), provenance="counted", conditions=at)
         for cache, each in works.items():
             part = Part(life="inference", phase="decode", per="token", conditions=case.conditions(cache=cache))
             samples = {n: measured.estimate(*work.parts).samples for n, work in zip(contexts(case), each, strict=True)}

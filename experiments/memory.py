@@ -52,7 +52,7 @@ def measured(case: Case, change: str) -> Iterator[Row]:
         if isinstance(found, Failed):
             about = {"life": "training" if life == "training" else "inference", "phase": "run", "per": "run"}
             how = {"quantity": "memory", "value": None, "provenance": "unavailable", "reason": found.reason}
-            yield case.row(**about, **how, conditions=conditions)
+            yield case.row(about, how, conditions=conditions)
         else:
             yield from memory_rows(case, life, found, conditions)
 

@@ -82,7 +82,7 @@ def state_rows(case: Case) -> Iterator[Row]:
     train_step(model, optimizer, *batch_of(dataclasses.replace(case, batch=1)))
     held = sum(value.nbytes for value in optimizer_state(optimizer) if isinstance(value, torch.Tensor))
     about = {"life": "training", "phase": "optimizer", "quantity": "state", "per": "run"}
-    yield case.row(**about, value=float(held), provenance="counted", conditions=case.conditions())
+    yield case.row(about, value=float(held), provenance="counted", conditions=case.conditions())
 
 
 def curve_rows(case: Case, runs: list[list[Point]]) -> Iterator[Row]:

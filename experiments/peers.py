@@ -194,7 +194,7 @@ def bench(case: Case, weights: str) -> Bench:
         yield identity
         about = {"life": "inference", "phase": "forward", "quantity": "difference", "unit": "logit", "per": "run"}
         for peer, difference in apart.items():
-            yield case.row(**about, value=difference, conditions=case.conditions(peer=peer))
+            yield case.row(about, value=difference, conditions=case.conditions(peer=peer))
 
     works = [work for each in (*training.values(), *serving_works.values()) for work in each]
     return Bench(works=works, pairs=pairs, rows=rows)
@@ -211,7 +211,7 @@ def memory_rows(case: Case, weights: str) -> Iterator[Row]:
         for peer, found in ((OURS, own.measured), (THEIRS, theirs)):
             about = {"life": "training" if life == "training" else "inference", "phase": phase, "per": per}
             conditions = case.conditions(peer=peer)
-            yield case.row(**about, quantity="memory", value=float(max(found.values())), conditions=conditions)
+            yield case.row(about, quantity="memory", value=float(max(found.values())), conditions=conditions)
 
 
 def told_against(results: Results, peer: str, asked: list[tuple[str, str, Any]]) -> str:

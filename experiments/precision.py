@@ -65,14 +65,14 @@ def bench(case: Case, data: DataConfig) -> Bench:
         same = identity_row(own, master, frozen, tokens[:1])
         first.append(dataclasses.replace(same, quantity="difference") if way == "int8" else same)
         about = {"life": "inference", "phase": "forward", "quantity": "loss", "per": "token"}
-        first.append(own.row(**about, value=loss_of(frozen, text), conditions=own.conditions(text=corpus.hash[:12])))
+        first.append(own.row(about, value=loss_of(frozen, text), conditions=own.conditions(text=corpus.hash[:12])))
         serving = Serving(own, frozen, tokens)
         works[way] = [serving.forward, serving.generation]
         if way == "int8":
             about = {"life": "training", "phase": "step", "quantity": "time", "per": "step"}
             why = "int8 has no gradient: weights are rounded when training is over"
             unavailable = {"value": None, "provenance": "unavailable", "reason": why}
-            first.append(own.row(**about, **unavailable, conditions=own.training()))
+            first.append(own.row(about, unavailable, conditions=own.training()))
         else:
             works[way].append(Training(own, master, tokens, targets).whole)
     pairs = [

@@ -100,9 +100,9 @@ def memory_rows(case: Case, life: str, found: Account | Failed, layout: str) -> 
         about: dict[str, Any] = {"life": life, "phase": phase, "quantity": "memory"}
         about |= {"per": per if life == "training" else "sequence", "conditions": {**at(case, phase), "layout": layout}}
         if isinstance(found, Failed):
-            yield case.row(**about, value=None, provenance="unavailable", reason=found.reason)
+            yield case.row(about, value=None, provenance="unavailable", reason=found.reason)
         else:
-            yield case.row(**about, value=float(found.measured[phase]))
+            yield case.row(about, value=float(found.measured[phase]))
 
 
 def error_rows(case: Case, rows: list[Row], quantity: str) -> Iterator[Row]:
@@ -113,7 +113,7 @@ def error_rows(case: Case, rows: list[Row], quantity: str) -> Iterator[Row]:
             about = {"life": said.life, "phase": said.phase, "per": said.per, "warnings": said.warnings}
             value = said.value / seen.value - 1
             conditions = {**said.conditions, "of": said.quantity}
-            yield case.row(**about, quantity="error", value=value, conditions=conditions)
+            yield case.row(about, quantity="error", value=value, conditions=conditions)
 
 
 def check(config: Predict, hardware: Hardware, results: Path, status: Any) -> None:

@@ -114,7 +114,7 @@ def exponents(case: Case, axis: str, measured: list[Row], by: Any) -> Iterator[R
         if all(samples[0] > 0 for _, samples in times):
             warnings = tuple(dict.fromkeys(why for _, warned in told for why in warned.get(phase, ())))
             more = {"provenance": "predicted", "warnings": warnings, "value": slopes(times)[0]}
-            yield case.row(**about, quantity="exponent", **more, conditions={**at, "how": "predicted"})
+            yield case.row(about, quantity="exponent", **more, conditions={**at, "how": "predicted"})
 
 
 def answer(results: Results) -> str:

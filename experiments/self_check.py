@@ -236,7 +236,7 @@ def exactly(lives: BothLives) -> Iterator[Row]:
             for phase in (planted_in, elsewhere):
                 fields = {"per": "step", "quantity": quantity, "value": more[phase]}
                 conditions = lives.case.training(planted_in=planted_in)
-                yield lives.case.row(**at(phase), **about[quantity], **fields, conditions=conditions)
+                yield lives.case.row(at(phase), **about[quantity], **fields, conditions=conditions)
 
 
 def at(phase: str) -> dict[str, str]:
@@ -269,7 +269,7 @@ def decided(lives: BothLives, rounds: int) -> Iterator[Row]:
         for outcome in ("differs", "equal", "undecided"):
             about = {"life": "training", "phase": "step", "quantity": "decided", "per": "run"}
             conditions = case.conditions(compared=compared, outcome=outcome, comparisons=rounds)
-            yield case.row(**about, value=float(outcomes[outcome]), conditions=conditions)
+            yield case.row(about, value=float(outcomes[outcome]), conditions=conditions)
 
 
 def answer(results: Results) -> str:

@@ -123,9 +123,9 @@ def times_to_loss(case: Case, curves: dict[str, list[list[Point]]]) -> Iterator[
         times = [reached_s(points, goal) for points, goal in zip(runs, goals, strict=True)]
         if None in times:
             why = f"{name} did not reach it under every seed"
-            yield case.row(**about, value=None, provenance="unavailable", reason=why, conditions=at)
+            yield case.row(about, value=None, provenance="unavailable", reason=why, conditions=at)
         else:
-            yield case.row(**about, **middle(times), conditions=at)
+            yield case.row(about, middle(times), conditions=at)
 
 
 def bits(case: Case, corpus: Corpus, length: int, curves: dict[str, list[list[Point]]]) -> Iterator[Row]:
@@ -137,7 +137,7 @@ def bits(case: Case, corpus: Corpus, length: int, curves: dict[str, list[list[Po
         found = middle([points[-1].loss / math.log(2) / per_byte for points in runs])
         at = {"recipe": name, "training_time_s": round(took_s, 2)}
         about = {"life": "training", "phase": "run", "quantity": "bits_per_byte", "per": "run"}
-        yield case.row(**about, **found, conditions=at)
+        yield case.row(about, found, conditions=at)
 
 
 def answer(results: Results) -> str:

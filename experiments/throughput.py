@@ -128,7 +128,7 @@ def operators(case: Case) -> Iterator[Row]:
         spent_s[kind] += event.self_cpu_time_total / 1e6
     about = {"life": "training", "phase": "step", "quantity": "operators", "per": "step"}
     for kind, time_s in spent_s.most_common():
-        yield case.row(**about, value=time_s, conditions=case.training(operators=kind))
+        yield case.row(about, value=time_s, conditions=case.training(operators=kind))
 
 
 def answer(results: Results) -> str:

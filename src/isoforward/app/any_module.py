@@ -27,7 +27,7 @@ from torch.optim import AdamW, Optimizer
 from isoforward.base.config import MeasureConfig
 from isoforward.base.device import device_of
 from isoforward.base.environment import environment
-from isoforward.base.results import Comparison, Results, Row
+from isoforward.base.results import Comparison, Results, Row, RowFields, row_of
 from isoforward.base.vocabulary import TRAINING, Condition
 from isoforward.measure.benchmark import Part, measure, phased, timed
 from isoforward.measure.passes import comparison, derived_fields, fields
@@ -102,11 +102,5 @@ def compare_phases(
     return Phases(results=results)
 
 
-def row(part: Part, found: dict[str, Any], environment_id: str) -> Row:
-    named: dict[str, Any] = {
-        "life": part.life,
-        "phase": part.phase,
-        "per": part.per,
-        "conditions": dict(part.conditions),
-    }
-    return Row(experiment=NAME, quantity="time", **named, **found, environment=environment_id)
+def row(part: Part, found: RowFields, environment_id: str) -> Row:
+    return row_of(NAME, part.about, found, quantity="time", environment=environment_id)

@@ -22,7 +22,7 @@ from isoforward.base import units
 from isoforward.base.device import device_of
 from isoforward.base.disturbance import between, look
 from isoforward.base.environment import environment
-from isoforward.base.results import Environment, Results, Row, Verdict, at_most_one
+from isoforward.base.results import Environment, Results, Row, RowFields, Verdict, at_most_one, row_of
 from isoforward.base.statistics import FEWEST, ratio_unpaired, summarise
 from isoforward.base.stopwatch import Clock
 from isoforward.base.vocabulary import Condition
@@ -96,7 +96,7 @@ class Measurement:
             return Part(life=life, phase=phase, per="step", conditions=conditions)
 
         def row(part: Part, samples: list[float]) -> Row:
-            return Row(experiment=NAME, quantity="time", **part.about, **told(samples), environment=where.id)
+            return row_of(NAME, part.about, told(samples), quantity="time", environment=where.id)
 
         rows = []
         for phase in IN_STEP:
@@ -210,7 +210,7 @@ def alike(steps: list[Step]) -> list[Step]:
     return [step for step in steps if step.backwards == most]
 
 
-def told(samples: list[float]) -> dict[str, Any]:
+def told(samples: list[float]) -> RowFields:
     """Fields of a row: with fewer samples than an interval needs, the median alone."""
     if len(samples) >= FEWEST:
         return fields(summarise(samples))

@@ -11,11 +11,12 @@ import math
 from collections.abc import Sequence
 from functools import cache
 from statistics import NormalDist
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
-Array: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
+Array: TypeAlias = npt.NDArray[np.float64]
 
 EXACT_PAIRS = 200  # above, the signed-rank statistic is taken for normal
 WALSH_PAIRS = 400  # above, Walsh averages are counted, not held: there are n^2 / 2
@@ -76,7 +77,7 @@ def walsh(values: Array, weights: Array, ranks: Sequence[int]) -> list[float]:
 
 
 @cache
-def _lower_triangle(n: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+def _lower_triangle(n: int) -> npt.NDArray[np.bool_]:
     return np.tri(n, dtype=np.bool_)
 
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypedDict, Unpack
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -110,6 +110,37 @@ class Row:
             declared("interval", self.interval, KINDS)
             if not self.low <= self.value <= self.high:
                 raise ValueError(f"value={self.value} lies outside its interval [{self.low}, {self.high}]")
+
+
+class RowFields(TypedDict, total=False):
+    """Fields of a row, of which an experiment's name is not one, as they are handed on."""
+
+    life: str
+    phase: str
+    quantity: str
+    unit: str
+    per: str
+    value: Number | None
+    low: Number | None
+    high: Number | None
+    interval: str | None
+    confidence: float | None
+    samples: tuple[Number, ...]
+    retaken: tuple[Number, ...]
+    provenance: str
+    convention: str | None
+    reason: str | None
+    warnings: tuple[str, ...]
+    conditions: Mapping[str, Told]
+    environment: str
+
+
+def row_of(experiment: str, *shared: RowFields, **fields: Unpack[RowFields]) -> Row:
+    """What rows share, and what is a row's own: where a field is given twice, the last one holds."""
+    merged: RowFields = {}
+    for each in (*shared, fields):
+        merged.update(each)
+    return Row(experiment=experiment, **merged)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -14,7 +14,7 @@ from isoforward.base.errors import BadInput
 
 
 def batch(
-    tokens: np.ndarray[Any, Any], *, seed: int, step: int, batch: int, length: int, shard: tuple[int, int] = (0, 1)
+    tokens: npt.NDArray[np.generic], *, seed: int, step: int, batch: int, length: int, shard: tuple[int, int] = (0, 1)
 ) -> tuple[Tensor, Tensor]:
     """Batch `step` as int64 (B, T) tokens and the targets one place on: the same on any machine, in any process.
 
@@ -31,7 +31,7 @@ class TrainingBatches(Dataset[tuple[Tensor, Tensor]]):
 
     def __init__(
         self,
-        tokens: np.ndarray[Any, Any],
+        tokens: npt.NDArray[np.generic],
         *,
         seed: int,
         batch: int,
@@ -60,7 +60,7 @@ class ValidationBatches(Dataset[tuple[Tensor, Tensor]]):
 
     def __init__(
         self,
-        tokens: np.ndarray[Any, Any],
+        tokens: npt.NDArray[np.generic],
         *,
         batch: int,
         length: int,
@@ -81,7 +81,7 @@ class ValidationBatches(Dataset[tuple[Tensor, Tensor]]):
         self.batches = np.array_split(mine, min(math.ceil(most / together), least))  # as many each: they wait for each
 
     @property
-    def judged(self) -> np.ndarray[Any, Any]:
+    def judged(self) -> npt.NDArray[np.generic]:
         """The tokens that are predicted, over all processes."""
         return self.tokens[1 : self.windows * self.length + 1]
 
@@ -92,6 +92,6 @@ class ValidationBatches(Dataset[tuple[Tensor, Tensor]]):
         return _windows(self.tokens, [int(row) * self.length for row in self.batches[k]], self.length)
 
 
-def _windows(tokens: np.ndarray[Any, Any], starts: list[int], length: int) -> tuple[Tensor, Tensor]:
+def _windows(tokens: npt.NDArray[np.generic], starts: list[int], length: int) -> tuple[Tensor, Tensor]:
     rows = torch.from_numpy(np.stack([tokens[start : start + length + 1] for start in starts]).astype(np.int64))
     return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 
 from isoforward.base.caches import cache_directory
 from isoforward.base.config import DataConfig
@@ -35,14 +36,14 @@ LEARN_FROM = 1 << 26  # characters of training text that a tokenizer learns from
 class Corpus:
     """Token ids, documents apart by the tokenizer's end of text where it has one."""
 
-    train: np.ndarray[Any, Any]
-    validation: np.ndarray[Any, Any]
+    train: npt.NDArray[np.generic]
+    validation: npt.NDArray[np.generic]
     tokenizer: Tokenizer
     bytes_per_token: float | None  # of the validation text: bits per byte = nats / ln 2 / this. None: there is no text
     hash: str  # of text, tokenizer and split
     description: tuple[str, ...]
 
-    def bytes_a_token(self, tokens: np.ndarray[Any, Any]) -> float | None:
+    def bytes_a_token(self, tokens: npt.NDArray[np.generic]) -> float | None:
         """Of these tokens' text, in which an end of text is none; None where there is no text."""
         if self.bytes_per_token is None:
             return None
@@ -89,7 +90,7 @@ class Tokens(np.memmap[Any, np.dtype[np.unsignedinteger[Any]]]):
         return super().__reduce__()
 
 
-def _open_tokens(path: Path, dtype: str, size: int) -> np.ndarray[Any, Any]:
+def _open_tokens(path: Path, dtype: str, size: int) -> npt.NDArray[np.generic]:
     if size == 0:  # which cannot be mapped
         return np.zeros(0, dtype)
     return Tokens(path, dtype, mode="r", shape=(size,))

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from tokenizers import Tokenizer as Backend
 from tokenizers import models
 
@@ -47,7 +48,7 @@ def packed_model(model: GPT, bits: int) -> dict[str, Any]:
     return {"config": config, "weights": {"tensors": tensors, "data": deflated}, "bits": bits}
 
 
-def pack(values: np.ndarray[Any, np.dtype[np.float32]], bits: int) -> tuple[int, bytes]:
+def pack(values: npt.NDArray[np.float32], bits: int) -> tuple[int, bytes]:
     """The bits that were really taken, and the bytes, little-endian."""
     if values.ndim < 2:
         return 32, values.astype("<f4").tobytes()

@@ -12,12 +12,12 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from isoforward.base import disturbance
 from isoforward.base.config import MeasureConfig
 from isoforward.base.disturbance import Disturbance, Reading
 from isoforward.base.errors import BadInput
+from isoforward.base.results import RowFields
 from isoforward.base.statistics import FEWEST, LOOKS, ONE_LOOK, Estimate, Judgement, Look, judge, ratio, summarise
 from isoforward.base.stopwatch import Clock, Stopwatch
 from isoforward.base.vocabulary import Condition
@@ -40,7 +40,7 @@ class Part:
     quantity: str = "time"
 
     @property
-    def about(self) -> dict[str, Any]:
+    def about(self) -> RowFields:
         """Fields of its row."""
         return {"life": self.life, "phase": self.phase, "per": self.per, "conditions": self.conditions}
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
 from isoforward.base.config import MeasureConfig, ModelConfig, OptimConfig
 from isoforward.base.device import device_of
-from isoforward.base.results import Row
+from isoforward.base.results import Row, RowFields, row_of
 from isoforward.base.stopwatch import Clock
 from isoforward.base.vocabulary import Condition
 from isoforward.formats.export import freeze, load_trainable
@@ -115,8 +115,8 @@ class Case:
         used = None if self.compile else named(self.kernels, rows)  # a compiler writes the products itself
         return {"kernels": used} if used else {}
 
-    def row(self, **fields: Any) -> Row:
-        return Row(experiment=self.experiment, **fields)
+    def row(self, *shared: RowFields, **fields: Unpack[RowFields]) -> Row:
+        return row_of(self.experiment, *shared, **fields)
 
     def step(self, phase: str, **more: Condition) -> Part:
         """A phase of training, or its whole `step`."""
@@ -176,5 +176,5 @@ def identity_row(case: Case, master: nn.Module, frozen: nn.Module, tokens: Tenso
     """Every comparison of both lives begins with it, on its own weights."""
     conditions = case.conditions(logits=tokens.numel() * case.model.vocabulary)
     value = float(differing_logits(master, frozen, tokens))
-    about = {"life": "inference", "phase": "forward", "quantity": "identity", "per": "run"}
-    return case.row(**about, value=value, conditions=conditions)
+    about: RowFields = {"life": "inference", "phase": "forward", "quantity": "identity", "per": "run"}
+    return case.row(about, value=value, conditions=conditions)

@@ -18,7 +18,7 @@ def cold_rows(case: Case) -> Iterator[Row]:
     """A single sample each: no interval."""
     for life in (first_step, first_generation):
         for part, time_s in call_apart(life, case, threads=case.threads, what="the first execution"):
-            yield case.row(**part.labelled(cold=True).about, quantity="time", value=time_s)
+            yield case.row(part.labelled(cold=True).about, quantity="time", value=time_s)
 
 
 def first_step(case: Case) -> list[tuple[Part, float]]:

@@ -6,14 +6,13 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
-from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from torch.utils.data import DataLoader
 
 from isoforward.base.config import TrainConfig
 from isoforward.base.device import device_of
-from isoforward.base.results import Row
+from isoforward.base.results import Row, RowFields
 from isoforward.base.vocabulary import Condition
 from isoforward.data.batches import TrainingBatches, ValidationBatches
 from isoforward.data.corpus import Corpus
@@ -37,7 +36,7 @@ class Curve(Callback):  # type: ignore[misc]
         self.spent_s = 0.0
         self.points: list[Point] = []
 
-    def on_train_start(self, *_: Any) -> None:
+    def on_train_start(self, *_: object) -> None:
         self.mark = time.perf_counter()
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
@@ -99,13 +98,13 @@ def reached_s(points: Sequence[Point], loss: float) -> float | None:
 
 def loss_rows(case: Case, runs: Sequence[Sequence[Point]], **conditions: Condition) -> Iterator[Row]:
     """Each mark of the same training under several seeds: the median loss, the lowest and the highest."""
-    about = {"life": "training", "phase": "run", "quantity": "loss", "per": "token"}
+    about: RowFields = {"life": "training", "phase": "run", "quantity": "loss", "per": "token"}
     for points in zip(*runs, strict=True):
         at = {"training_time_s": round(median(point.time_s for point in points), 2), "step": points[0].step}
-        yield case.row(**about, **middle([point.loss for point in points]), conditions={**conditions, **at})
+        yield case.row(about, middle([point.loss for point in points]), conditions={**conditions, **at})
 
 
-def middle(samples: Sequence[float]) -> dict[str, Any]:
+def middle(samples: Sequence[float]) -> RowFields:
     """Too few for an interval of known confidence: their median and their range."""
     return {
         "value": median(samples),

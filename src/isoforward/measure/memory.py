@@ -21,7 +21,7 @@ import torch
 from isoforward.base.device import device_of
 from isoforward.base.errors import BadInput
 from isoforward.base.memory_readers import Memory, why_unreadable
-from isoforward.base.results import Row
+from isoforward.base.results import Row, RowFields
 from isoforward.base.subprocesses import Failed, run_isolated
 from isoforward.base.vocabulary import Condition
 from isoforward.formats.export import freeze
@@ -166,10 +166,10 @@ def rehearse(live: Callable[[], Life]) -> None:
 
 def memory_rows(case: Case, life: str, found: Account, conditions: dict[str, Condition]) -> Iterator[Row]:
     """The measured peak of each phase, and of the whole by category, what is unexplained among them."""
-    about: dict[str, Any] = {"life": "training" if life == "training" else "inference", "quantity": "memory"}
+    about: RowFields = {"life": "training" if life == "training" else "inference", "quantity": "memory"}
     about["per"] = "step" if life == "training" else "sequence"
     for phase, peak in found.measured.items():
-        yield case.row(**about, phase=phase, value=float(peak), conditions=conditions)
+        yield case.row(about, phase=phase, value=float(peak), conditions=conditions)
     if life == "forward" or not found.ledger.phases:
         return  # a single phase needs no account of the whole
     about["phase"] = "step" if life == "training" else "run"
@@ -177,7 +177,7 @@ def memory_rows(case: Case, life: str, found: Account, conditions: dict[str, Con
         seen = category in ("unexplained", "kernel buffers", "kernel workspace", "measured peak")
         more = {"category": category, "peak_phase": found.ledger.peak_phase}
         how = "measured" if seen else "counted"
-        yield case.row(**about, value=float(size), provenance=how, conditions={**conditions, **more})
+        yield case.row(about, value=float(size), provenance=how, conditions={**conditions, **more})
 
 
 def unreadable_row(case: Case, life: str, why: str) -> Row:
@@ -185,9 +185,9 @@ def unreadable_row(case: Case, life: str, why: str) -> Row:
         life
     ]
     conditions = case.decoding() if life == "generation" else case.training()
-    about: dict[str, Any] = {"life": "training" if life == "training" else "inference", "phase": phase, "per": per}
-    how: dict[str, Any] = {"value": None, "provenance": "unavailable", "reason": why}
-    return case.row(**about, **how, quantity="memory", conditions=conditions)
+    about: RowFields = {"life": "training" if life == "training" else "inference", "phase": phase, "per": per}
+    how: RowFields = {"value": None, "provenance": "unavailable", "reason": why}
+    return case.row(about, how, quantity="memory", conditions=conditions)
 
 
 def account_rows(case: Case, life: str) -> list[Row]:

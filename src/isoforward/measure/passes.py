@@ -17,7 +17,7 @@ import torch
 
 from isoforward.base.environment import environment
 from isoforward.base.errors import BadInput
-from isoforward.base.results import Comparison, Environment, Row, Subject, Verdict, write
+from isoforward.base.results import Comparison, Environment, Row, RowFields, Subject, Verdict, write
 from isoforward.base.statistics import (
     Estimate,
     Ratio,
@@ -140,7 +140,7 @@ def merged(case: Case, told: Sequence[Told]) -> tuple[Environment, list[Row | Co
             estimate = estimate_across([one for _, one, _ in each])
         retaken = rounded([sample for *_, samples in each for sample in samples])
         records.append(
-            case.row(**part.about, quantity=part.quantity, **fields(estimate), retaken=retaken, environment=where.id)
+            case.row(part.about, fields(estimate), quantity=part.quantity, retaken=retaken, environment=where.id)
         )
     beside = zip(*(one.rows for one in told), strict=True)
     records += [dataclasses.replace(across(rows), environment=where.id) for rows in beside]
@@ -203,7 +203,7 @@ def rounded(samples: Iterable[float]) -> tuple[float, ...]:
     return tuple(float(f"{sample:.{DIGITS}g}") for sample in samples)
 
 
-def fields(estimate: Estimate) -> dict[str, Any]:
+def fields(estimate: Estimate) -> RowFields:
     """Of a row: the median with its interval."""
     return {
         "value": estimate.median,
@@ -217,10 +217,10 @@ def fields(estimate: Estimate) -> dict[str, Any]:
 
 def derived(case: Case, part: Part, samples: Sequence[float], *, quantity: str | None = None) -> Row:
     """A row of what follows from samples, such as their differences or slopes."""
-    return case.row(**part.about, quantity=quantity or part.quantity, **derived_fields(samples))
+    return case.row(part.about, derived_fields(samples), quantity=quantity or part.quantity)
 
 
-def derived_fields(samples: Sequence[float]) -> dict[str, Any]:
+def derived_fields(samples: Sequence[float]) -> RowFields:
     return fields(summarise(samples))
 
 

@@ -12,7 +12,7 @@ import torch
 
 from isoforward.base.datasheets import lookup
 from isoforward.base.device import device_of
-from isoforward.base.results import Row
+from isoforward.base.results import Row, RowFields
 from isoforward.measure.benchmark import Part, Work, timed
 from isoforward.measure.case import Case
 from isoforward.serve.inference import DTYPES
@@ -48,13 +48,13 @@ def peak_rows(case: Case, references: Mapping[Part, Sequence[float]]) -> Iterato
 
     Interference only slows, so that the fastest sample is nearest to the peak.
     """
-    about: dict[str, Any] = {"life": "training", "phase": "run", "per": "run"}
+    about: RowFields = {"life": "training", "phase": "run", "per": "run"}
     hardware = device_of(case.device).peaks() if case.hardware == "here" else lookup(case.hardware)
     if hardware is not None and case.precision in hardware.peak_flops_per_s:
         conditions = {"hardware": hardware.name, "source": hardware.source, "dtype": case.precision}
-        at: dict[str, Any] = {**about, "provenance": "estimated", "conditions": conditions}
-        yield case.row(**at, quantity="peak_flops", value=hardware.peak_flops_per_s[case.precision])
-        yield case.row(**at, quantity="peak_bandwidth", value=hardware.bandwidth_bytes_per_s)
+        at: RowFields = {**about, "provenance": "estimated", "conditions": conditions}
+        yield case.row(at, quantity="peak_flops", value=hardware.peak_flops_per_s[case.precision])
+        yield case.row(at, quantity="peak_bandwidth", value=hardware.bandwidth_bytes_per_s)
         return
     if case.hardware != "here":
         return
@@ -67,4 +67,4 @@ def peak_rows(case: Case, references: Mapping[Part, Sequence[float]]) -> Iterato
             quantity, work = "peak_flops", 2 * side**3
         else:
             quantity, work = "peak_bandwidth", int(str(part.conditions["bytes"]))
-        yield case.row(**about, quantity=quantity, value=work / min(samples), conditions=conditions)
+        yield case.row(about, quantity=quantity, value=work / min(samples), conditions=conditions)

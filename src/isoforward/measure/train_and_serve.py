@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from isoforward.base.results import Row
+from isoforward.base.results import Row, RowFields
 from isoforward.base.vocabulary import CONVENTIONS, TRAINING, Condition
 from isoforward.measure import flops
 from isoforward.measure.benchmark import Measured, Pair, Part, Work, phased, timed
@@ -201,11 +201,11 @@ def training_flops(case: Case, convention: str) -> dict[str, int]:
 
 
 def training_flop_rows(case: Case, convention: str) -> Iterator[Row]:
-    about: dict[str, Any] = {"quantity": "flops", "provenance": "counted", "convention": convention}
+    about: RowFields = {"quantity": "flops", "provenance": "counted", "convention": convention}
     counted = training_flops(case, convention)
     for phase in TRAINING:
-        at: dict[str, Any] = {"life": "training", "phase": phase, "per": "step", "conditions": case.training()}
-        yield case.row(**about, **at, value=float(counted.get(phase, 0)))
+        at: RowFields = {"life": "training", "phase": phase, "per": "step", "conditions": case.training()}
+        yield case.row(about, at, value=float(counted.get(phase, 0)))
 
 
 def flop_rows(case: Case) -> Iterator[Row]:
@@ -213,18 +213,18 @@ def flop_rows(case: Case) -> Iterator[Row]:
     middle = case.prompt + case.new_tokens // 2
     for convention in CONVENTIONS:
         how: dict[str, Any] = {"batch": 1, "convention": convention}
-        about: dict[str, Any] = {"quantity": "flops", "provenance": "counted", "convention": convention}
+        about: RowFields = {"quantity": "flops", "provenance": "counted", "convention": convention}
         about["life"] = "inference"
         training = list(training_flop_rows(case, convention))
         yield from training
-        at = {"phase": "forward", "per": "step", "conditions": case.training()}
-        yield case.row(**about, **at, value=training[0].value)
+        at: RowFields = {"phase": "forward", "per": "step", "conditions": case.training()}
+        yield case.row(about, at, value=training[0].value)
         prefill = flops.count_prefill(case.model, length=case.prompt, **how)
         at = {"phase": "prefill", "per": "sequence", "conditions": case.prefilling()}
-        yield case.row(**about, **at, value=float(prefill))
+        yield case.row(about, at, value=float(prefill))
         at = {"phase": "decode", "per": "token"}
         decode = flops.count_decode(case.model, cached=middle, **how)
-        yield case.row(**about, **at, value=float(decode), conditions=case.decoding())
+        yield case.row(about, at, value=float(decode), conditions=case.decoding())
         for context in case.contexts:
             yield from context_flop_rows(case, context, convention)
 
@@ -235,10 +235,10 @@ def context_flop_rows(case: Case, context: int, convention: str) -> Iterator[Row
         True: flops.count_decode(case.model, cached=context - 1, **how),
         False: flops.count_decode_uncached(case.model, length=context, **how),
     }
-    about: dict[str, Any] = {"quantity": "flops", "provenance": "counted", "convention": convention}
+    about: RowFields = {"quantity": "flops", "provenance": "counted", "convention": convention}
     about |= {"life": "inference", "phase": "decode", "per": "token"}
     for cache, count in counts.items():
-        yield case.row(**about, value=float(count), conditions=case.at_context(context, cache=cache))
+        yield case.row(about, value=float(count), conditions=case.at_context(context, cache=cache))
 
 
 def byte_rows(case: Case) -> Iterator[Row]:
@@ -255,8 +255,8 @@ def byte_rows(case: Case) -> Iterator[Row]:
         ("inference", "prefill", "sequence", prefill.total, case.prefilling()),
         ("inference", "decode", "token", decode.total, case.decoding()),
     ):
-        about: dict[str, Any] = {"life": life, "phase": phase, "quantity": "bytes", "per": per}
-        yield case.row(**about, value=float(moved), provenance="predicted", conditions=conditions)
+        about: RowFields = {"life": life, "phase": phase, "quantity": "bytes", "per": per}
+        yield case.row(about, value=float(moved), provenance="predicted", conditions=conditions)
 
 
 def energy_rows(case: Case, training: Training, serving: Serving) -> Iterator[Row]:
@@ -268,6 +268,6 @@ def energy_rows(case: Case, training: Training, serving: Serving) -> Iterator[Ro
         (serving.generation, "inference", "run", "sequence", generated),
     ):
         energy = reader.window(partial(work.run, 1))
-        about: dict[str, Any] = {"life": life, "phase": phase, "quantity": "energy", "per": per}
-        how = {"provenance": energy.provenance, "reason": energy.reason}
-        yield case.row(**about, **how, value=energy.energy_j, conditions=conditions)
+        about: RowFields = {"life": life, "phase": phase, "quantity": "energy", "per": per}
+        how: RowFields = {"provenance": energy.provenance, "reason": energy.reason}
+        yield case.row(about, how, value=energy.energy_j, conditions=conditions)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch.optim import SGD, Adam, AdamW, Optimizer
@@ -19,7 +19,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from isoforward.base.config import OptimConfig
 from isoforward.base.device import device_of
 from isoforward.base.errors import BadInput
-from isoforward.base.results import Row
+from isoforward.base.results import Row, RowFields
 from isoforward.base.vocabulary import CONVENTIONS, TRAINING, Condition
 from isoforward.measure.case import Case, batch_of, identity_row
 from isoforward.measure.flops import FlopCounter, Scope, by_phase, fused_attention
@@ -76,17 +76,17 @@ def flop_rows(case: Case) -> Iterator[Row]:
             except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
                 reason = f"not countable without data: {str(error).partition(chr(10))[0]}"
         for n, place in enumerate(places(case)):
-            about = {**place, "quantity": "flops", "convention": convention}
+            about: RowFields = {**place, "quantity": "flops", "convention": convention}
             if counts is None:
-                yield unavailable(case, reason, **about)
+                yield unavailable(case, reason, about)
             else:
-                yield case.row(**about, value=float(counts[n]), provenance="counted")
+                yield case.row(about, value=float(counts[n]), provenance="counted")
 
 
-def places(case: Case) -> list[dict[str, Any]]:
+def places(case: Case) -> list[RowFields]:
     """Where FLOPs belong, in the order in which `count` gives them."""
 
-    def place(life: str, phase: str, per: str, conditions: dict[str, Condition]) -> dict[str, Any]:
+    def place(life: str, phase: str, per: str, conditions: dict[str, Condition]) -> RowFields:
         return {"life": life, "phase": phase, "per": per, "conditions": conditions}
 
     return [
@@ -135,26 +135,26 @@ def count(case: Case, convention: str) -> list[int]:
     ]
 
 
-def unavailable(case: Case, reason: str, **about: Any) -> Row:
-    return case.row(**about, value=None, provenance="unavailable", reason=reason)
+def unavailable(case: Case, why: str, *shared: RowFields, **about: Unpack[RowFields]) -> Row:
+    return case.row(*shared, about, value=None, provenance="unavailable", reason=why)
 
 
 def unavailable_rows(case: Case) -> Iterator[Row]:
-    about: dict[str, Any] = {"life": "inference", "quantity": "bytes"}
-    yield unavailable(case, NO_TRAFFIC, **about, phase="prefill", per="sequence", conditions=case.prefilling())
-    yield unavailable(case, NO_TRAFFIC, **about, phase="decode", per="token", conditions=case.decoding())
+    about: RowFields = {"life": "inference", "quantity": "bytes"}
+    yield unavailable(case, NO_TRAFFIC, about, phase="prefill", per="sequence", conditions=case.prefilling())
+    yield unavailable(case, NO_TRAFFIC, about, phase="decode", per="token", conditions=case.decoding())
     about = {"quantity": "memory", "phase": "step", "per": "step"}
-    yield unavailable(case, NO_LEDGER, **about, life="training", conditions=case.training(category="ledger"))
+    yield unavailable(case, NO_LEDGER, about, life="training", conditions=case.training(category="ledger"))
 
 
 def memory_rows(case: Case, life: str) -> Iterator[Row]:
     """The peak of each phase, in a process of its own, where malloc gives back what is freed."""
     peaks = call_apart(audit, case, life, threads=case.threads, env=HONEST_MALLOC, what="memory")
     conditions = case.decoding() if life == "generation" else case.training()
-    about: dict[str, Any] = {"life": "training" if life == "training" else "inference", "conditions": conditions}
+    about: RowFields = {"life": "training" if life == "training" else "inference", "conditions": conditions}
     for phase, peak in peaks.items():
         per = "step" if life == "training" else "sequence"
-        yield case.row(**about, quantity="memory", phase=phase, per=per, value=float(peak))
+        yield case.row(about, quantity="memory", phase=phase, per=per, value=float(peak))
 
 
 def audit(case: Case, life: str) -> dict[str, int]:

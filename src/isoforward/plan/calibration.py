@@ -92,8 +92,15 @@ def sample(shape: Shape) -> Case:
     context = max(length, prompt + 16)
     model = ModelConfig(family=family, width=width, heads=heads, layers=layers, vocab=1024, context=context)
     settings = MeasureConfig(prompt=prompt, new_tokens=9)
-    about: dict[str, Any] = {"model": model, "batch": batch, "length": length, "precision": dtype, "measure": settings}
-    return Case(experiment="calibrate", threads=torch.get_num_threads(), **about)
+    return Case(
+        experiment="calibrate",
+        model=model,
+        batch=batch,
+        length=length,
+        precision=dtype,
+        threads=torch.get_num_threads(),
+        measure=settings,
+    )
 
 
 def runs_of(case: Case) -> tuple[Training, Serving, Callable[[], Recorder]]:

@@ -12,11 +12,12 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from isoforward.base import units
 from isoforward.base.datasheets import Hardware, calibrated_here
 from isoforward.base.errors import Integrity
-from isoforward.base.results import Row
+from isoforward.base.results import Row, RowFields
 from isoforward.base.vocabulary import Condition
 from isoforward.measure.case import Case
 from isoforward.measure.operators import Operator, Work, deepened, record_serving, record_training
@@ -36,8 +37,8 @@ REACH = 1.0  # in doublings: how far a measured operator's word carries
 class Curve:
     """What one kind of operator takes for a unit of work, in logarithms to base 2, over its sizes."""
 
-    sizes: np.ndarray[Any, Any]  # (points, dimensions)
-    costs: np.ndarray[Any, Any]  # (points,): seconds a unit of work
+    sizes: npt.NDArray[np.generic]  # (points, dimensions)
+    costs: npt.NDArray[np.generic]  # (points,): seconds a unit of work
 
     def at(self, size: tuple[int, ...]) -> tuple[float, bool]:
         """Seconds a unit of work, and whether `size` lies within what was measured; at the border where it does not.
@@ -225,19 +226,19 @@ def predicted(hardware: Hardware, case: Case, *, pace: float = 1.0, **more: Cond
     for life, phases in PHASES.items():
         for phase, per in phases.items():
             conditions = {**at.get(phase, case.training()), **by.conditions, "pace": pace, **more}
-            about: dict[str, Any] = {"life": life, "phase": phase, "conditions": conditions}
-            time = {"quantity": "time", "per": per}
+            about: RowFields = {"life": life, "phase": phase, "conditions": conditions}
+            time: RowFields = {"quantity": "time", "per": per}
             if phase in times:
                 yield case.row(
-                    **about,
-                    **time,
+                    about,
+                    time,
                     value=times[phase] * pace,
                     provenance="predicted",
                     warnings=warnings.get(phase, ()),
                 )
             else:
                 reason = f"the rate of {hardware.name} in {case.precision} is not known"
-                yield case.row(**about, **time, value=None, provenance="unavailable", reason=reason)
+                yield case.row(about, time, value=None, provenance="unavailable", reason=reason)
             need = held[phase] + by.buffers_bytes.get(case.precision, {}).get(life, 0)
             large = (
                 (f"{units.size(need)} do not fit the {units.size(hardware.memory_bytes)} of {hardware.name}",)
@@ -245,7 +246,7 @@ def predicted(hardware: Hardware, case: Case, *, pace: float = 1.0, **more: Cond
                 else ()
             )
             yield case.row(
-                **about,
+                about,
                 quantity="memory",
                 per=per if life == "training" else "sequence",
                 value=float(need),
@@ -274,5 +275,5 @@ def averaging_rows(case: Case, size: int, *, ways: int) -> Iterator[Row]:
     time_s = None if here is None else averaging_s(here.calibration, size, ways=ways)
     if here is not None and time_s is not None:
         conditions = case.training(processes=ways, hardware=here.name, calibration=here.calibration["id"])
-        about: dict[str, Any] = {"life": "training", "phase": "communication", "per": "step", "provenance": "predicted"}
-        yield case.row(**about, quantity="time", value=time_s, conditions=conditions)
+        about: RowFields = {"life": "training", "phase": "communication", "per": "step", "provenance": "predicted"}
+        yield case.row(about, quantity="time", value=time_s, conditions=conditions)

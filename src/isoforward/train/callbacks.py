@@ -53,7 +53,9 @@ class Watch(Callback):  # type: ignore[misc]
             self.live = Live(self.progress, console=self.console, refresh_per_second=4, transient=True)
             self.live.start()
 
-    def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: object, batch: object, index: int
+    ) -> None:
         if self.live is None:
             return
         self.progress.update(self.task, completed=trainer.global_step)
@@ -66,7 +68,7 @@ class Watch(Callback):  # type: ignore[misc]
             )
         )
 
-    def on_validation_end(self, trainer: Trainer, module: Any) -> None:
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         if trainer.sanity_checking:
             return
         self.validation = float(trainer.callback_metrics["validation_loss"])
@@ -113,7 +115,9 @@ class Track(Callback):  # type: ignore[misc]
         peak = known.peak_flops_per_s.get(module.model.precision) if known else None
         self.peak_flops_per_s = None if peak is None else peak * trainer.world_size
 
-    def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: object, batch: object, index: int
+    ) -> None:
         step = trainer.global_step
         if step % self.every or not module.recent:
             return
@@ -128,7 +132,7 @@ class Track(Callback):  # type: ignore[misc]
             figures["mfu"] = figures["flops_per_s"] / self.peak_flops_per_s
         self.tracker.live(step, figures | shares)
 
-    def on_validation_end(self, trainer: Trainer, module: Any) -> None:
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         self.tracker.live(trainer.global_step, {"validation_loss": float(trainer.callback_metrics["validation_loss"])})
 
 
@@ -145,17 +149,17 @@ class Trace(Callback):  # type: ignore[misc]
         self.profile: torch.profiler.profile | None = None
         self.steps = 0
 
-    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+    def on_train_batch_start(self, trainer: Trainer, *_: object) -> None:
         if self.steps == min(self.WARM, trainer.max_steps - 1):
             self.profile = torch.profiler.profile()
             self.profile.start()
         self.steps += 1
 
-    def on_train_batch_end(self, *_: Any) -> None:
+    def on_train_batch_end(self, *_: object) -> None:
         if self.steps == self.WARM + self.STEPS:
             self.finish()
 
-    def on_train_end(self, *_: Any) -> None:
+    def on_train_end(self, *_: object) -> None:
         self.finish()
 
     def finish(self) -> None:

@@ -122,7 +122,7 @@ class LitGPT(LightningModule):  # type: ignore[misc]
         self.pace.step_done()
         return loss
 
-    def on_train_batch_end(self, *_: Any) -> None:
+    def on_train_batch_end(self, *_: object) -> None:
         self.begun = True
         if self.device.type == "cpu" or self.global_step % RECENT == 0:
             self.recent.extend(self.stopwatch.laps())

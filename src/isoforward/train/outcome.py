@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from isoforward.base.results import Row
+from isoforward.base.results import Row, RowFields, row_of
 from isoforward.train.pace import told_loss
 
 
@@ -53,16 +52,17 @@ class Outcome:
 
     def rows(self, environment: str, *, text: str) -> Iterator[Row]:
         """`text` is what the corpus is known by."""
-        about: dict[str, Any] = {"experiment": "train", "life": "training", "phase": "run", "environment": environment}
+        about: RowFields = {"life": "training", "phase": "run", "environment": environment}
         about["conditions"] = {"step": self.steps, "text": text, "held_out_tokens": self.judged_tokens}
-        yield known(self.loss, "it was not judged", **about, quantity="loss", per="token")
+        yield known(self.loss, "it was not judged", about, "loss", per="token")
         if self.bits_per_byte is not None:
-            yield Row(**about, quantity="bits_per_byte", per="run", value=self.bits_per_byte)
+            yield row_of("train", about, quantity="bits_per_byte", per="run", value=self.bits_per_byte)
         few = "a single step, which loads libraries, tells no rate"
-        yield known(self.tokens_per_s, few, **about, quantity="throughput", per="run")
+        yield known(self.tokens_per_s, few, about, "throughput", per="run")
 
 
-def known(value: float | None, why_not: str, **about: Any) -> Row:
+def known(value: float | None, why_not: str, about: RowFields, quantity: str, per: str) -> Row:
     if value is None:
-        return Row(**about, value=None, provenance="unavailable", reason=why_not)
-    return Row(**about, value=value)
+        missing: RowFields = {"value": None, "provenance": "unavailable", "reason": why_not}
+        return row_of("train", about, missing, quantity=quantity, per=per)
+    return row_of("train", about, value=value, quantity=quantity, per=per)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from rich.console import Console
 
@@ -52,7 +52,7 @@ class StopOnSignal(Callback):  # type: ignore[misc]
                 for number, handler in before.items():
                     signal.signal(number, handler)
 
-    def listen(self, *_: Any) -> None:
+    def listen(self, *_: object) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self.note)
 
@@ -65,7 +65,7 @@ class StopOnSignal(Callback):  # type: ignore[misc]
             self.received = number
             os.write(2, b"\nstopping after this step\n")
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
         if trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
             trainer.should_stop = True
             if trainer.global_step % self.validate_every:  # Lightning would validate wherever it stops
@@ -81,10 +81,10 @@ class StopOnTime(Callback):  # type: ignore[misc]
         self.limit_s, self.now = limit_s, now
         self.up = False
 
-    def on_train_start(self, *_: Any) -> None:
+    def on_train_start(self, *_: object) -> None:
         self.started = self.now()
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
         self.up = trainer.strategy.reduce_boolean_decision(self.now() - self.started >= self.limit_s, all=False)
         trainer.should_stop = trainer.should_stop or self.up
 
@@ -94,7 +94,7 @@ class ValidateLast(Callback):  # type: ignore[misc]
     between two validations.
     """
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
         trainer.should_stop = trainer.should_stop or trainer.global_step >= trainer.max_steps
 
 
@@ -105,7 +105,7 @@ class KeepBest(Checkpoint):  # type: ignore[misc]
         self.directory = directory
         self.lowest = math.inf
 
-    def on_validation_end(self, trainer: Trainer, module: Any) -> None:
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         if (loss := float(trainer.callback_metrics["validation_loss"])) < self.lowest:
             self.lowest = loss
             keep(trainer, self.directory, "best")
@@ -128,19 +128,19 @@ class KeepLast(Checkpoint):  # type: ignore[misc]
         self.directory, self.every, self.validate_every = directory, every, validate_every
         self.saved = -1
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
         validated = trainer.should_stop and trainer.limit_val_batches
         if trainer.global_step % self.validate_every and not validated:
             self.save_if_due(trainer)
 
-    def on_validation_end(self, trainer: Trainer, module: Any) -> None:
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         self.save_if_due(trainer)
 
     def save_if_due(self, trainer: Trainer) -> None:
         if trainer.global_step % self.every == 0 or trainer.should_stop:
             self.save(trainer)
 
-    def on_train_end(self, trainer: Trainer, module: Any) -> None:
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         if self.saved != trainer.global_step:
             self.save(trainer)
 
