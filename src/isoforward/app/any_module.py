@@ -70,7 +70,7 @@ def compare_phases(
         "batch": len(inputs),
     }
 
-    def criterion(output: Any, targets: Tensor) -> Tensor:
+    def criterion(output: object, targets: Tensor) -> Tensor:
         return loss(getattr(output, "logits", output), targets)
 
     def step(phase: steps.Phase = steps.unmeasured) -> None:

@@ -93,7 +93,7 @@ def register(script: Path, schema: type) -> str:
     about = read_script(script).help.replace("$", "$$").replace("${", "\\${")  # of string.Template, then of OmegaConf
     options = "Groups (group=option)\n\n$APP_CONFIG_GROUPS\n" if groups else ""
     started = "${now:%Y-%m-%d}_${now:%H-%M-%S}"
-    node: dict[str, Any] = {
+    node: dict[str, object] = {
         "defaults": [f"{command}_schema", *groups, *own, "_self_", *quiet],
         "hydra": {
             "run": {"dir": "."},  # nothing is written before the config is known to be good: `claim` takes run_dir
@@ -319,7 +319,7 @@ def refuse_what_is_not_here(config: Any) -> None:
 
 
 @contextmanager
-def kernels_as_asked(config: Any) -> Iterator[None]:
+def kernels_as_asked(config: object) -> Iterator[None]:
     """Told to the processes that this one starts, too."""
     before = os.environ.copy()
     if getattr(config, "kernels", "auto") == "reference":

@@ -7,7 +7,6 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -110,7 +109,7 @@ def fitting(config: Run, model: ModelConfig) -> int:
 
 
 def ask(
-    config: ExperimentConfig, question: str, build: Build, answer: Answer, *more: Any, rows: Sequence[int] = (1,)
+    config: ExperimentConfig, question: str, build: Build, answer: Answer, *more: object, rows: Sequence[int] = (1,)
 ) -> None:
     """Measures what `build(case, *more)` gives, in fresh processes; shows the rows and the answer."""
     case = case_of(config, question, rows=rows)

@@ -85,7 +85,7 @@ def set_aside(directory: Path) -> None:
         raise StorageFailed(f"{directory} could not be set aside: {error.strerror}") from error
 
 
-def run_here(main: Callable[[Any], None], config: Any, script: Path, arguments: list[str]) -> tuple[int, str]:
+def run_here(main: Callable[[object], None], config: object, script: Path, arguments: list[str]) -> tuple[int, str]:
     """In the process of the case: its exit code, and why where it is not 0."""
     sys.argv = arguments
     sys.path.insert(0, str(script.parent))  # under a launcher, too, questions find each other by name

@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -69,7 +68,7 @@ def is_reference() -> bool:
     return asked == "reference"
 
 
-def fastest(question: str, of: Mapping[str, Any], plain: str, ways: Callable[[], Mapping[str, Way]]) -> Choice:
+def fastest(question: str, of: Mapping[str, object], plain: str, ways: Callable[[], Mapping[str, Way]]) -> Choice:
     """Of `ways`, `plain` among them, which are built only where they are measured. `of` is all that the answer depends
     on, beside the machine, as JSON has it.
     """
@@ -91,7 +90,7 @@ def fastest(question: str, of: Mapping[str, Any], plain: str, ways: Callable[[],
 
 
 def _kept_or_measured(
-    name: str, identity: Mapping[str, Any], plain: str, ways: Callable[[], Mapping[str, Way]]
+    name: str, identity: Mapping[str, object], plain: str, ways: Callable[[], Mapping[str, Way]]
 ) -> Choice:
     with ExitStack() as stack:
         place = None

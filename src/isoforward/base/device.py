@@ -167,7 +167,7 @@ class CpuDevice(Device):
     kind = "cpu"
     reference_side = 512
     # Fused into the product that reads it, an activation would be computed again for every row of the weight.
-    compile_options: ClassVar[Mapping[str, Any]] = {"options": {"realize_opcount_threshold": 0}}
+    compile_options: ClassVar[Mapping[str, object]] = {"options": {"realize_opcount_threshold": 0}}
     memory = ProcessMemory()
 
     @classmethod
@@ -217,7 +217,7 @@ class CudaDevice(Device):
     kind = "cuda"
     allocation_bytes = 512
     records_graphs = True
-    compile_options: ClassVar[Mapping[str, Any]] = {"mode": "reduce-overhead"}
+    compile_options: ClassVar[Mapping[str, object]] = {"mode": "reduce-overhead"}
     memory = CudaMemory()
 
     @classmethod

@@ -12,7 +12,7 @@ from contextlib import suppress
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, TypedDict, Unpack
+from typing import Annotated, TypedDict, Unpack
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -414,7 +414,7 @@ def _adapter(name: str) -> TypeAdapter[Record]:
 UNITS_OF_SCHEMA_1 = {"nats": "nat", "of context": "power"}
 
 
-def _from_schema_1(row: dict[str, Any]) -> None:
+def _from_schema_1(row: dict[str, object]) -> None:
     """Intervals did not say their kind, and two units had two names."""
     unit = row.get("unit")
     if isinstance(unit, str):

@@ -39,8 +39,8 @@ class Child:
 
     def __init__(
         self,
-        function: Callable[..., Any],
-        *arguments: Any,
+        function: Callable[..., object],
+        *arguments: object,
         threads: int | None = None,
         env: Mapping[str, str] | None = None,
         memory_bytes: int | None = None,
@@ -79,7 +79,7 @@ class Child:
     def running(self) -> bool:
         return self.process.poll() is None
 
-    def outcome(self, timeout_s: float | None = None) -> Any:
+    def outcome(self, timeout_s: float | None = None) -> object:
         """Waits for the result; Failed with the reason where there is none, never an exception of the child's."""
         try:
             code = self.process.wait(timeout_s)
@@ -100,8 +100,8 @@ class Child:
 
 
 def run_isolated(
-    function: Callable[..., Any],
-    *arguments: Any,
+    function: Callable[..., object],
+    *arguments: object,
     threads: int | None = None,
     env: Mapping[str, str] | None = None,
     timeout_s: float | None = None,

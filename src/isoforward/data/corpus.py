@@ -119,7 +119,7 @@ def _cached(source: Source, config: DataConfig, tokenizer: Tokenizer | None) -> 
     return _open(kept / name, source, read)
 
 
-def _told(text: dict[str, Any], files: Sequence[str]) -> list[str]:
+def _told(text: dict[str, object], files: Sequence[str]) -> list[str]:
     empty = f", {text['empty']:,} without text passed over" if text["empty"] else ""
     documents = f"{text['documents']:,} document{'s'[: text['documents'] != 1]}{empty}"
     of = f"{documents}, {text['characters']:,} characters, {text['bytes']:,} bytes"
@@ -130,7 +130,7 @@ def _cache_dir(config: DataConfig) -> Path:
     return cache_directory() if config.cache_dir is None else Path(config.cache_dir).expanduser()
 
 
-def _survey(source: Source, share: float) -> tuple[dict[str, Any], Split]:
+def _survey(source: Source, share: float) -> tuple[dict[str, object], Split]:
     """What the text is, and which of it is held out: the documents that the source declares, else those whose own
     hash falls below `share`, else, where they are so few that this misses `share` by a factor of two, the tail.
     """

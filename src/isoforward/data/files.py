@@ -45,7 +45,7 @@ def zstandard(path: Path, mode: str) -> BinaryIO:
     return stream
 
 
-OPENERS: dict[str, Callable[..., Any]] = {
+OPENERS: dict[str, Callable[..., object]] = {
     "": open,
     ".gz": gzip.open,
     ".bz2": bz2.open,

@@ -146,5 +146,5 @@ def _splits(named: str) -> Mapping[str, Any]:
     return load_dataset(name, configuration, revision=revision)  # type: ignore[no-any-return]
 
 
-def digest(*parts: Any) -> str:
+def digest(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

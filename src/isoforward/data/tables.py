@@ -19,7 +19,7 @@ ROWS = 256  # of a Parquet file in memory at once
 WIDEST = 2**31 - 1  # characters of a CSV field
 SEPARATORS = ",;\t|"
 
-Values = Iterator[Any]  # of the wanted column, None where a row lacks it
+Values = Iterator[object]  # of the wanted column, None where a row lacks it
 
 
 class NoColumn(Exception):
@@ -60,7 +60,7 @@ def json_values(blocks: Iterator[str], column: str) -> Values:
 SPACE = re.compile(r"[ \t\n\r]*")
 
 
-def json_rows(blocks: Iterator[str]) -> Iterator[Any]:
+def json_rows(blocks: Iterator[str]) -> Iterator[object]:
     """In memory are a block and the row under way. Numbers, which are no text, are not looked at."""
     decoder = json.JSONDecoder(parse_int=lambda _: 0, parse_float=lambda _: 0.0)
     text, at = "", 0
@@ -91,7 +91,7 @@ def json_rows(blocks: Iterator[str]) -> Iterator[Any]:
                 return ""
         return text[at]
 
-    def value() -> Any:
+    def value() -> object:
         nonlocal at
         while True:
             try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import codecs
 import io
 from collections.abc import Iterable, Iterator
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 BLOCK = 1 << 20  # bytes read at once
 PIECE = 1 << 16  # characters encoded at once by one core
@@ -58,7 +58,7 @@ def decoded(stream: BinaryIO) -> Iterator[str]:
         block = stream.read(BLOCK)
 
 
-def cleaned(value: Any) -> str:
+def cleaned(value: object) -> str:
     """The text of a row; none where the row has none. NotText where it holds something else."""
     if value is None:
         return ""

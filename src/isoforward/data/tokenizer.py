@@ -214,7 +214,7 @@ class Tokenizer:
         return [encoding.ids for encoding in encodings]
 
 
-def end_ids(config: Mapping[str, Any]) -> list[int]:
+def end_ids(config: Mapping[str, object]) -> list[int]:
     """All that `eos_token_id` names, in a config.json or a generation_config.json: one id or a list of them."""
     found = config.get("eos_token_id")
     return [id for id in (found if isinstance(found, list) else [found]) if type(id) is int]
@@ -246,7 +246,7 @@ def _text_of(token: object) -> str | None:
     return token if isinstance(token, str) else None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, object]:
     """Empty where the file is not there."""
     if not path.is_file():
         return {}

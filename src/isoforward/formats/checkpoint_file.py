@@ -48,14 +48,14 @@ DTYPES = {
 }
 
 
-def save(path: Path, state: Mapping[str, Any]) -> None:
+def save(path: Path, state: Mapping[str, object]) -> None:
     """Atomically, each tensor straight from where it is; one that is not on the CPU is copied there by itself.
 
     A value that is neither tensor nor list, tuple, dict, None, bool, int, float or str is a TypeError that names it.
     """
     flat = Flat()
     skeleton = json.dumps({key: flat.flatten(value, (key,)) for key, value in state.items()}, allow_nan=False)
-    header: dict[str, Any] = {"__metadata__": {"digest": NO_DIGEST.decode(), "state": skeleton}}
+    header: dict[str, object] = {"__metadata__": {"digest": NO_DIGEST.decode(), "state": skeleton}}
     end = 0
     for name, tensor in flat.tensors.items():
         start, end = end, end + tensor.numel() * tensor.element_size()
@@ -72,7 +72,7 @@ class Flat:
         self.tensors: dict[str, Tensor] = {}
         self.entries: dict[object, str] = {}  # of views of the same memory: tied tensors are one entry
 
-    def flatten(self, value: Any, path: tuple[object, ...]) -> Any:
+    def flatten(self, value: object, path: tuple[object, ...]) -> object:
         match value:
             case Tensor() if value.dtype in DTYPES:
                 return {"$tensor": self.entry(value, "/".join(map(str, path)))}
@@ -154,7 +154,7 @@ def load(path: Path, *, only: Container[str] | None = None, device: torch.device
         raise Integrity(f"{path} is whole, but no state that isoforward wrote: {error}") from error
 
 
-def _unflatten(value: Any, tensor: Callable[[str], Tensor]) -> Any:
+def _unflatten(value: object, tensor: Callable[[str], Tensor]) -> object:
     match value:
         case {"$tensor": name}:
             return tensor(name)

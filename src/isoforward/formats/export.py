@@ -79,7 +79,9 @@ def allocate(model: GPT, dtype: torch.dtype, device: torch.device | str) -> None
         model.unembedding.weight = model.embedding.weight
 
 
-def export(model: GPT, directory: Path, *, tokenizer: Tokenizer | None, about: Mapping[str, Any] | None = None) -> Path:
+def export(
+    model: GPT, directory: Path, *, tokenizer: Tokenizer | None, about: Mapping[str, object] | None = None
+) -> Path:
     """Writes the frozen weights, whole or not at all; an earlier export there is replaced at the end.
 
     `about` is kept in the manifest. BadInput where the tokenizer has more tokens than the model, or `directory` holds
@@ -177,11 +179,11 @@ def sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, object]) -> None:
     path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def digest_of(manifest: Mapping[str, Any]) -> str:
+def digest_of(manifest: Mapping[str, object]) -> str:
     canonical = json.dumps({key: value for key, value in manifest.items() if key != "sha256"}, sort_keys=True)
     return hashlib.sha256(canonical.encode()).hexdigest()
 

@@ -110,10 +110,10 @@ class Header:
             raise ValueError(f"a string of {length} bytes")
         return self.file.read(length).decode()  # cut short, it cannot be followed by what must follow
 
-    def setting(self) -> tuple[str, Any]:
+    def setting(self) -> tuple[str, object]:
         return self.string(), self.value(self.number("I"))
 
-    def value(self, kind: int) -> Any:
+    def value(self, kind: int) -> object:
         if kind == STRING:
             return self.string()
         if kind != ARRAY:
@@ -154,7 +154,7 @@ def read_gguf(path: Path) -> Checkpoint:
     config = config_of(header, path)
     places = transformers_names(config, str(header.settings["general.architecture"]))
 
-    def read(kind: Any, start: int, shape: tuple[int, ...], place: Place) -> Tensor:
+    def read(kind: object, start: int, shape: tuple[int, ...], place: Place) -> Tensor:
         blocks = np.array(np.memmap(path, np.uint8, mode="r", offset=start, shape=shape))
         numbers = torch.from_numpy(dequantize(blocks, kind))
         if place.heads is not None:
@@ -283,7 +283,7 @@ def bias_of(header: Header) -> str:
     return "all" if "blk.0.ffn_down.bias" in header.tensors else "attention"
 
 
-def rope_scaling_of(settings: Mapping[str, Any], family: str) -> dict[str, Any] | None:
+def rope_scaling_of(settings: Mapping[str, object], family: str) -> dict[str, object] | None:
     """As llama.cpp reads it: linear where no type is said, and by a factor in either spelling; 0 and 1 are none."""
     kind = settings.get("rope.scaling.type", "linear")
     known = ("type", "factor", "original_context_length", "finetuned")

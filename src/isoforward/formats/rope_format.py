@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from isoforward.base.architecture import ROPE_SCALING
 from isoforward.base.config import ModelConfig
@@ -13,7 +12,7 @@ from isoforward.formats.untrusted import shown
 ORIGINAL = "original_max_position_embeddings"
 
 
-def rope_from_transformers(raw: Mapping[str, Any]) -> dict[str, Any]:
+def rope_from_transformers(raw: Mapping[str, object]) -> dict[str, object]:
     """Theta and scaling, of a whole config.json. What Transformers ignores under a type is ignored here too."""
     rope = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
     if not isinstance(rope, dict):
@@ -39,7 +38,7 @@ def rope_from_transformers(raw: Mapping[str, Any]) -> dict[str, Any]:
     return {"rope_theta": theta, "rope_scaling": {"type": kind, **scaling}}
 
 
-def rope_to_transformers(config: ModelConfig) -> dict[str, Any]:
+def rope_to_transformers(config: ModelConfig) -> dict[str, object]:
     if config.rope_scaling is None:
         return {"rope_theta": config.rope_theta, "rope_scaling": None}
     scaling = {key: value for key, value in config.rope_scaling.items() if value is not None}

@@ -106,7 +106,7 @@ class Format:
     architectures: tuple[str, ...]  # classes with the same forward; the first is written
     names: Names = LLAMA_NAMES
     keys: Mapping[str, str] = field(default_factory=lambda: LLAMA_KEYS)  # of config.json, by ours
-    defaults: Mapping[str, Any] = field(default_factory=dict)  # Transformers' own, for keys that a file leaves out
+    defaults: Mapping[str, object] = field(default_factory=dict)  # Transformers' own, for keys that a file leaves out
     fixed: Mapping[str, tuple[object, ...]] = field(default_factory=dict)  # what our forward does; the default first
     written: Mapping[str, object] = field(default_factory=dict)  # what our forward does, where it must be said
     biases: Mapping[tuple[bool, ...], str] = field(default_factory=dict)  # by the values of bias_keys
@@ -120,7 +120,7 @@ LLAMA_DEFAULTS = {"kv_heads": None, "head_dim": None, "tied": False, "dropout": 
 ATTENTION_BIAS: dict[tuple[bool, ...], str] = {(False,): "none", (True,): "attention"}
 
 
-def llama_like(name: str, **more: Any) -> Format:
+def llama_like(name: str, **more: object) -> Format:
     same: dict[str, Any] = {"defaults": LLAMA_DEFAULTS, "fixed": SILU, "written": {"hidden_act": "silu"}}
     return Format(architectures=(f"{name}ForCausalLM", f"{name}Model"), **same | more)
 
@@ -239,7 +239,7 @@ def a_head_each(config: ModelConfig, qkv: Tensor) -> list[Tensor]:
     return [q] + [head for part in (k, v) for head in part.chunk(config.kv_head_count, -1) for _ in range(shared_by)]
 
 
-def to_transformers(config: ModelConfig, dtype: torch.dtype, tokenizer: Tokenizer | None) -> dict[str, Any]:
+def to_transformers(config: ModelConfig, dtype: torch.dtype, tokenizer: Tokenizer | None) -> dict[str, object]:
     """config.json, in the spelling that Transformers 4 and 5 both read."""
     family = written_as(config)
     shared = {
@@ -262,7 +262,7 @@ def to_transformers(config: ModelConfig, dtype: torch.dtype, tokenizer: Tokenize
     return written | dict(zip(form.bias_keys, flags, strict=True)) | rope_to_transformers(config)
 
 
-def from_transformers(raw: Mapping[str, Any]) -> ModelConfig:
+def from_transformers(raw: Mapping[str, object]) -> ModelConfig:
     """Reads a config.json; BadInput names what our forward does not do."""
     family = raw.get("model_type")
     form = FORMATS.get(family) if isinstance(family, str) else None
@@ -302,7 +302,7 @@ def bias_of(raw: Mapping[str, Any], form: Format) -> dict[str, str]:
     return {"bias": form.biases[flags]}
 
 
-def refuse_short_windows(raw: Mapping[str, Any], family: str, context: object) -> None:
+def refuse_short_windows(raw: Mapping[str, object], family: str, context: object) -> None:
     """A sliding window as long as the context never cuts anything off, and only then is left out."""
     defaults: dict[str, int | None] = {"mistral": 4096, "qwen2": 4096, "qwen3": 4096}
     layers, window = raw.get("layer_types"), raw.get("sliding_window", defaults.get(family))

@@ -58,7 +58,7 @@ def harmless(text: str) -> str:
     return CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
-def described(config: ModelConfig) -> dict[str, Any]:
+def described(config: ModelConfig) -> dict[str, object]:
     """What `checked` turns back into `config`, as far as it is about the model and not about where it came from."""
     return {name: value for name, value in asdict(config).items() if name not in ORIGIN and value is not None}
 
@@ -69,7 +69,7 @@ def checked(values: Mapping[str, Any]) -> ModelConfig:
     for key, value in values.items():
         if key not in hints:
             raise BadInput(f"{shown(key)} is not a setting of a model")
-        if hints[key] is Any:
+        if hints[key] is object:
             continue  # ModelConfig looks at it itself
         kinds = {get_origin(kind) or kind for kind in get_args(hints[key]) or (hints[key],)}
         if type(value) not in (kinds | {int} if float in kinds else kinds):
@@ -79,7 +79,7 @@ def checked(values: Mapping[str, Any]) -> ModelConfig:
     return ModelConfig(**values)
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, object]:
     try:
         with path.open("rb") as file:
             text = file.read(TEXT_LIMIT + 1)

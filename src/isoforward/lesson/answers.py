@@ -55,9 +55,9 @@ def answers(results: Results) -> list[Answer | None]:
     ]
 
 
-def row(results: Results, life: str, phase: str, quantity: str, **more: Any) -> Row | None:
+def row(results: Results, life: str, phase: str, quantity: str, **more: object) -> Row | None:
     """The only warm row of its kind; None where there is none, or several that could be meant."""
-    wanted: dict[str, Any] = {"context": None, "category": None, "cold": None} | more
+    wanted: dict[str, object] = {"context": None, "category": None, "cold": None} | more
     found = [
         each
         for each in select(results, life=life, phase=phase, quantity=quantity, **wanted)

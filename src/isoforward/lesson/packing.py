@@ -60,7 +60,7 @@ def pack(values: npt.NDArray[np.float32], bits: int) -> tuple[int, bytes]:
     return 8, integers.tobytes() + scales.astype("<f4").tobytes()
 
 
-def packed_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
+def packed_tokenizer(tokenizer: Tokenizer) -> dict[str, object]:
     """BadInput for a tokenizer that tokenizer.js does not know: it must be byte-level BPE, or single characters."""
     backend: Backend = tokenizer.backend
     told = json.loads(backend.to_str())

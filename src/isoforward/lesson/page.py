@@ -61,7 +61,7 @@ def beside(checkpoint: Path | str) -> tuple[Path, Results | None]:
     return home, None if rows is None else read(rows)
 
 
-def recorded(passes: Sequence[Pass]) -> list[dict[str, Any]]:
+def recorded(passes: Sequence[Pass]) -> list[dict[str, object]]:
     """A line for each token: the pass that gave it (a draft lets one give several), and its five likeliest tokens."""
     lines = []
     for number, step in enumerate(passes, 1):
@@ -98,7 +98,7 @@ def build_page(
     results: Results | None,
     *,
     name: str,
-    generation: Mapping[str, Any] | None = None,
+    generation: Mapping[str, object] | None = None,
 ) -> str:
     """The page as text. `generation` are the passes of one generation, which the page then shows first."""
     tokenizer = refuse_unpackable(module)
@@ -118,7 +118,7 @@ def build_page(
     raise too_large(len(page.encode()))
 
 
-def refuse_unpackable(module: InferenceModule) -> dict[str, Any]:
+def refuse_unpackable(module: InferenceModule) -> dict[str, object]:
     """BadInput, before any work, for a model that no page holds; what a page has of its tokenizer."""
     tokenizer = packed_tokenizer(module.tokenizer)
     parameters = sum(parameter.numel() for parameter in module.model.parameters())

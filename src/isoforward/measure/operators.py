@@ -67,7 +67,7 @@ class Call:
 
     function: Any
     arguments: tuple[Any, ...]
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, object] = field(default_factory=dict)
 
     def real(self) -> Call:
         """On tensors that hold numbers which no kernel finds special: neither zero, negative, nor tiny."""

@@ -71,7 +71,7 @@ class Told:
     findings: Findings
 
 
-def measure_apart(case: Case, build: Build, *more: Any, results: Path, command: str) -> str:
+def measure_apart(case: Case, build: Build, *more: object, results: Path, command: str) -> str:
     """Appends to `results` what `build(case, *more)` is measured to; gives the id of the environment it holds in.
 
     In `measure.processes` fresh processes, one after the other. A failure there is a BadInput with its reason.
@@ -86,8 +86,8 @@ def measure_apart(case: Case, build: Build, *more: Any, results: Path, command: 
 
 
 def call_apart(
-    function: Callable[..., Any],
-    *arguments: Any,
+    function: Callable[..., object],
+    *arguments: object,
     threads: int | None = None,
     env: Mapping[str, str] | None = None,
     what: str = "it",
@@ -99,7 +99,7 @@ def call_apart(
     return outcome
 
 
-def time_here(case: Case, build: Build, more: Sequence[Any], command: str) -> Told:
+def time_here(case: Case, build: Build, more: Sequence[object], command: str) -> Told:
     """The timing pass, in this process."""
     where = environment(command, torch.device(case.device))
     bench = build(case, *more)

@@ -13,7 +13,7 @@ from isoforward.base.errors import BadInput
 from isoforward.measure.benchmark import Part, Work
 
 
-def remote(parts: tuple[Part, ...], serve: Callable[..., None], *arguments: Any) -> Work:
+def remote(parts: tuple[Part, ...], serve: Callable[..., None], *arguments: object) -> Work:
     """`serve(line, *arguments)` receives how many executions, and sends the seconds of one, part by part.
 
     The process ends with this one.
@@ -27,7 +27,7 @@ def remote(parts: tuple[Part, ...], serve: Callable[..., None], *arguments: Any)
     return Work(parts=parts, run=run)
 
 
-def start(serve: Callable[..., None], *arguments: Any) -> Connection:
+def start(serve: Callable[..., None], *arguments: object) -> Connection:
     ours, its = multiprocessing.Pipe()
     packed = cloudpickle.dumps((serve, arguments))
     process = multiprocessing.get_context("spawn").Process(target=run_packed, args=(its, packed), daemon=True)

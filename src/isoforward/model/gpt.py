@@ -13,7 +13,6 @@ import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -285,15 +284,15 @@ class PostNormBlock(Block):
 BLOCKS = {"pre": Block, "post": PostNormBlock}
 
 
-def plain(block: nn.Module, *inputs: Any) -> Tensor:
+def plain(block: nn.Module, *inputs: object) -> Tensor:
     return block(*inputs)  # type: ignore[no-any-return]
 
 
-def recompute_all(block: nn.Module, *inputs: Any) -> Tensor:
+def recompute_all(block: nn.Module, *inputs: object) -> Tensor:
     return checkpoint(block, *inputs, use_reentrant=False)  # type: ignore[no-any-return]
 
 
-def recompute_cheap(block: nn.Module, *inputs: Any) -> Tensor:
+def recompute_cheap(block: nn.Module, *inputs: object) -> Tensor:
     """Keeps the outputs of matrix products and attention; recomputes norms and activations in between."""
     aten = torch.ops.aten
     kept = [

@@ -39,7 +39,7 @@ def build(model: GPT, config: OptimConfig) -> Optimizer:
     return kind([decaying, rest], **adam)
 
 
-def muon_groups(model: GPT, matrices: Mapping[str, Tensor], config: OptimConfig) -> list[dict[str, Any]]:
+def muon_groups(model: GPT, matrices: Mapping[str, Tensor], config: OptimConfig) -> list[dict[str, object]]:
     """A group for the matrices that play one part, over all blocks, with the rows of what they fuse.
 
     Queries, keys and values are three maps that happen to be computed at once, as are gate and up: made orthogonal
@@ -70,7 +70,7 @@ class Muon(Optimizer):
     (`rows` each), and on all matrices of a group at once.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], *, dtype: torch.dtype) -> None:
+    def __init__(self, groups: list[dict[str, object]], *, dtype: torch.dtype) -> None:
         super().__init__(groups, {})
         self.dtype = dtype
 

@@ -163,7 +163,7 @@ class Seen:
 def observed(shape: Shape, look: Callable[[], dict[str, float]]) -> Seen:
     case = sample(shape)
     training, serving, in_place = runs_of(case)
-    runs: dict[str, Callable[[], Any]] = {
+    runs: dict[str, Callable[[], object]] = {
         "step": partial(lap, training.phased),
         "generation": partial(lap, serving.generation),
         "reference": look,
@@ -284,7 +284,7 @@ def calibrate(say: Callable[[str], None] = lambda line: None) -> Hardware:
     say("memory that kernels keep")
     kept = {shape[6]: kernel_buffers(sample(shape)) for shape in BUFFERED}
     where = environment("calibrate", device)
-    content: dict[str, Any] = {
+    content: dict[str, object] = {
         "created": where.created,
         "identity": dict(where.identity),
         "references_s": then_s,

@@ -33,7 +33,7 @@ class Wrapped(nn.Module):
         super().__init__()
         self.model = model
         narrow = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self.served: dict[str, Any] = {"logits_to_keep": 1} if narrow else {}
+        self.served: dict[str, object] = {"logits_to_keep": 1} if narrow else {}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -79,7 +79,7 @@ class WrappedCache:
         self.held.layers = [copy.copy(layer) for layer in past.layers]
 
     @torch.inference_mode()
-    def past(self, length: int) -> Any:
+    def past(self, length: int) -> object:
         from transformers import DynamicCache
 
         cache = DynamicCache(config=self.model.model.config)

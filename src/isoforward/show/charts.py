@@ -51,7 +51,7 @@ class Chart:
 
     name: str
     title: str
-    spec: dict[str, Any]
+    spec: dict[str, object]
     table: list[Record]
 
     def png(self, *, scale: float = 2.0) -> bytes:
@@ -103,7 +103,7 @@ class Bar:
         return sum(part.size for part in self.parts)
 
 
-def bars(lanes: Sequence[Bar], *, unit: str, legend: Sequence[str]) -> dict[str, Any]:
+def bars(lanes: Sequence[Bar], *, unit: str, legend: Sequence[str]) -> dict[str, object]:
     """Stacked, from zero. A bar that would dwarf the rest is cut, visibly, and keeps its number."""
     import altair as alt
 
@@ -178,7 +178,7 @@ def bars(lanes: Sequence[Bar], *, unit: str, legend: Sequence[str]) -> dict[str,
     return themed(alt.layer(*layers), height=LANE * len(lanes))
 
 
-def dots(marks: Sequence[Record], *, unit: str, per: str, ratios: bool = False) -> dict[str, Any]:
+def dots(marks: Sequence[Record], *, unit: str, per: str, ratios: bool = False) -> dict[str, object]:
     """One a lane, `series` and `said` above it, with its whiskers, on a scale that shows the least of them.
 
     `ratios` have a line at 1, and a scale on which twice is as far from it as half.
@@ -205,7 +205,7 @@ def dots(marks: Sequence[Record], *, unit: str, per: str, ratios: bool = False) 
     return themed(alt.layer(*layers), height=(LANE - 12) * len(marks))
 
 
-def curves(marks: Sequence[Record], *, x_title: str, unit: str, per: str) -> dict[str, Any]:
+def curves(marks: Sequence[Record], *, x_title: str, unit: str, per: str) -> dict[str, object]:
     """Colour by `phase`, dashes by `variant`; up to four lines carry their name at their end, more have a legend."""
     import altair as alt
 
@@ -248,7 +248,7 @@ def curves(marks: Sequence[Record], *, x_title: str, unit: str, per: str) -> dic
     return themed(alt.layer(*layers), height=300)
 
 
-def headings(texts: Iterable[tuple[str, str]], *, reserved: int, crossed: bool = False) -> list[Any]:
+def headings(texts: Iterable[tuple[str, str]], *, reserved: int, crossed: bool = False) -> list[object]:
     """Above each lane, at both its ends; the right one has `reserved` pixels, and the left one may be `crossed`."""
     import altair as alt
 
@@ -269,19 +269,19 @@ def haloed(chart: Any, **text: Any) -> list[Any]:
     return [chart.mark_text(stroke=PAPER, strokeWidth=5, color=PAPER, **text), chart.mark_text(color=INK, **text)]
 
 
-def lane_axis(count: int) -> Any:
+def lane_axis(count: int) -> object:
     import altair as alt
 
     return alt.Y("lane:O", axis=None, scale=alt.Scale(domain=list(range(count)), padding=0))
 
 
-def phase_scale(phases: Sequence[str]) -> Any:
+def phase_scale(phases: Sequence[str]) -> object:
     import altair as alt
 
     return alt.Scale(domain=list(phases), range=[PHASE_COLOURS[phase] for phase in phases])
 
 
-def span(marks: Sequence[Record]) -> Any:
+def span(marks: Sequence[Record]) -> object:
     """From zero, unless that would hide the least behind the greatest."""
     import altair as alt
 
@@ -326,7 +326,7 @@ def printable(text: str, longest: int = 300) -> str:
     return "".join(each if each.isprintable() else " " for each in text[:longest]) + "…" * (len(text) > longest)
 
 
-def data(records: Iterable[Record]) -> Any:
+def data(records: Iterable[Record]) -> object:
     import altair as alt
 
     return alt.Data(values=list(records))
@@ -336,7 +336,7 @@ def themed(chart: Any, *, height: int) -> dict[str, Any]:
     colours = {"labelColor": MUTED, "titleColor": MUTED, "gridColor": LINE, "tickColor": LINE}
     sizes = {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "titlePadding": 8}
     legend = {"labelColor": INK, "labelFontSize": 12, "title": None, "orient": "top", "offset": 12}
-    spec: dict[str, Any] = (
+    spec: dict[str, object] = (
         chart.properties(width="container", height=height, background="transparent", padding=2)
         .configure(
             font=FONT,

@@ -22,14 +22,14 @@ def designs() -> tuple[Any, Any]:
     return workspaces, reports
 
 
-def sections() -> dict[str, list[Any]]:
+def sections() -> dict[str, list[object]]:
     """Panels by the question that they answer; the same for the workspace and the report."""
     _, reports = designs()
 
-    def line(title: str, *metrics: str, **how: Any) -> Any:
+    def line(title: str, *metrics: str, **how: object) -> object:
         return reports.LinePlot(title=title, x="step", y=list(metrics), **how)
 
-    def bar(title: str, quantity: str, phases: Sequence[str]) -> Any:
+    def bar(title: str, quantity: str, phases: Sequence[str]) -> object:
         return reports.BarPlot(title=title, metrics=[f"phase/{phase}/{quantity}" for phase in phases])
 
     drawn = {chart.key: chart for chart in CHARTS}
@@ -60,7 +60,7 @@ def sections() -> dict[str, list[Any]]:
     }
 
 
-def custom(chart: Chart) -> Any:
+def custom(chart: Chart) -> object:
     _, reports = designs()
     return reports.CustomChart(
         query={"summaryTable": {"tableKey": f"charts/{chart.key}_table"}},
@@ -70,7 +70,7 @@ def custom(chart: Chart) -> Any:
     )
 
 
-def workspace(entity: str, project: str) -> Any:
+def workspace(entity: str, project: str) -> object:
     """The view "two lives" as a `wandb_workspaces.workspaces.Workspace`, not saved yet."""
     workspaces, _ = designs()
     from wandb_workspaces.expr import Metric
@@ -87,7 +87,7 @@ def workspace(entity: str, project: str) -> Any:
     )
 
 
-def report(entity: str, project: str, experiment: str | None = None) -> Any:
+def report(entity: str, project: str, experiment: str | None = None) -> object:
     """A `wandb_workspaces.reports.v2.Report`: the same panels, or what one question's runs found."""
     _, reports = designs()
     from wandb_workspaces.expr import And, Metric, Tags
@@ -98,7 +98,7 @@ def report(entity: str, project: str, experiment: str | None = None) -> Any:
     else:
         runs = {experiment: And(Tags().isin([experiment]))}
         parts = arranged({"Answer": answered(reports)})
-    blocks: list[Any] = [reports.TableOfContents()]
+    blocks: list[object] = [reports.TableOfContents()]
     for name, panels in parts.items():
         runsets = [reports.Runset(name=kind, filters=chosen) for kind, chosen in runs.items()]
         blocks += [reports.H2(name), reports.PanelGrid(runsets=runsets, panels=panels)]

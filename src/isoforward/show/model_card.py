@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from isoforward.base import units
 from isoforward.show.compare import BothLives, Line
 
 
-def about_training(facts: Mapping[str, Any]) -> str:
+def about_training(facts: Mapping[str, object]) -> str:
     lines = [f"- {name}: {value}" for name, value in facts.items() if value is not None]
     return "\n".join(["## How it was trained", "", *lines, ""])
 
 
-def about_costs(comparison: BothLives, where: Mapping[str, Any]) -> str:
+def about_costs(comparison: BothLives, where: Mapping[str, object]) -> str:
     """Numbers of the run that wrote the export, with what they hold for and whether they can be believed."""
     lines = [*comparison.training, comparison.step, *comparison.inference]
     of, doubts = comparison.conditions, "; ".join(comparison.warnings)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from isoforward.base import units
 from isoforward.base.errors import BadInput
@@ -62,7 +61,7 @@ def changed(results: Results, rows: Sequence[Row]) -> Iterator[Change]:
         if len(kinds) != 1 or len(places) > 1:
             continue
         settings = {row.conditions.get(kinds[0]) for row in group}
-        shared: dict[tuple[Any, ...], list[Row]] = {}
+        shared: dict[tuple[object, ...], list[Row]] = {}
         for row in group:
             shared.setdefault(tuple(row.conditions[key] for key in places), []).append(row)
         if any(len(beside) != len(settings) for beside in shared.values()):

@@ -317,7 +317,7 @@ def plain(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, float) else printable(str(value))
 
 
-def download(name: str, records: Sequence[Mapping[str, Any]]) -> Download:
+def download(name: str, records: Sequence[Mapping[str, object]]) -> Download:
     """As a link that holds the file. A spreadsheet must not take a stranger's text for a formula."""
     columns = list(dict.fromkeys(key for each in records for key in each))
     file = io.StringIO()

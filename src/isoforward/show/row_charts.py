@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 from isoforward.base import units
 from isoforward.base.results import Row
@@ -95,7 +94,7 @@ def telling(rows: Sequence[Row]) -> list[str]:
     From a number with a point that no two rows share, a measured time, all else would follow: it hides numbers only.
     """
 
-    def values(key: str) -> set[Any]:
+    def values(key: str) -> set[object]:
         return {row.conditions.get(key) for row in rows}
 
     def numbers(key: str) -> bool:
@@ -135,7 +134,7 @@ def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def mark(row: Row, **at: Any) -> Record:
+def mark(row: Row, **at: object) -> Record:
     assert row.value is not None
     low, high = (row.value if end is None else end for end in (row.low, row.high))
     said = units.quantity(row.value, row.unit)

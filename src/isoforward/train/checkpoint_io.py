@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from lightning.fabric.plugins import CheckpointIO
 
@@ -14,13 +13,13 @@ from isoforward.formats import checkpoint_file
 class StateFileIO(CheckpointIO):  # type: ignore[misc]
     """Passed to the Trainer as a plugin. One process writes into a directory of checkpoints at a time."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, object], path: str | Path, storage_options: object = None) -> None:
         remove_partials(Path(path).parent)
         checkpoint_file.save(Path(path), checkpoint)
 
     def load_checkpoint(
         self, path: str | Path, map_location: object = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         """On the CPU, whatever is asked: random states must stay there, and the rest is copied where it belongs."""
         return checkpoint_file.load(Path(path))
 

@@ -12,7 +12,6 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning.fabric.plugins import ClusterEnvironment
@@ -121,7 +120,7 @@ def ranks(local: int) -> dict[str, str]:
     return {"RANK": str(local), "LOCAL_RANK": str(local)}
 
 
-def last_words(outcome: Any) -> str:
+def last_words(outcome: object) -> str:
     return outcome.reason if isinstance(outcome, Failed) else "done"
 
 

@@ -65,7 +65,7 @@ class LitGPT(LightningModule):  # type: ignore[misc]
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return build(self.model, self.optim)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
         """What the weights are, so that they can be served from the checkpoint alone."""
         checkpoint["isoforward"] = {"model": asdict(self.model.config), "precision": self.model.precision}
 
@@ -152,10 +152,10 @@ def quieten() -> None:
 class Timed:
     """A loader whose every wait is a phase of its own."""
 
-    def __init__(self, batches: Iterable[Any], waits_s: deque[float]) -> None:
+    def __init__(self, batches: Iterable[object], waits_s: deque[float]) -> None:
         self.batches, self.waits_s = batches, waits_s
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[object]:
         clock = device_of("cpu")
         batches = iter(self.batches)
         while True:

@@ -110,7 +110,7 @@ class KeepBest(Checkpoint):  # type: ignore[misc]
             self.lowest = loss
             keep(trainer, self.directory, "best")
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         return {"lowest": self.lowest}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -203,13 +203,13 @@ def refuse_another(config: TrainConfig) -> None:
 
 
 class Plain(yaml.SafeLoader):  # type: ignore[misc]
-    def compose_node(self, parent: Any, index: Any) -> Any:
+    def compose_node(self, parent: object, index: object) -> object:
         if self.check_event(yaml.AliasEvent):  # a few lines of them can stand for more than all memory
             raise yaml.YAMLError("it holds an alias")
         return super().compose_node(parent, index)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, object]:
     try:
         with path.open("rb") as file:
             content = yaml.load(file.read(TEXT_LIMIT), Plain)
@@ -226,7 +226,7 @@ def refuse_other_tokens(checkpoint: Path, tokenizer: Tokenizer) -> None:
         raise Integrity(f"{kept} is not the tokenizer of this data: data or data.tokenizer changed since the run began")
 
 
-def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flat(tree: object, prefix: str = "") -> dict[str, object]:
     if not isinstance(tree, dict):
         return {prefix[:-1]: tree}
     return {key: value for name, branch in tree.items() for key, value in flat(branch, f"{prefix}{name}.").items()}
