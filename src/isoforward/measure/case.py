@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from isoforward.base.config import MeasureConfig, ModelConfig, OptimConfig
+from isoforward.base.config import AdapterConfig, MeasureConfig, ModelConfig, OptimConfig
 from isoforward.base.device import device_of
 from isoforward.base.results import Row
 from isoforward.base.stopwatch import Clock
 from isoforward.base.vocabulary import Condition
-from isoforward.formats.export import freeze, load_trainable
+from isoforward.formats.export import freeze, load_trainable, merged
 from isoforward.measure.benchmark import Part
 from isoforward.model import cost
+from isoforward.model.adapters import adapt
 from isoforward.model.gpt import GPT
 from isoforward.model.kernels import Kernels, backward_of, kernels_of, named, use_backward, use_kernels
 from isoforward.serve.inference import DTYPES
@@ -43,6 +44,7 @@ class Case:
     threads: int | None = None
     seed: int = 1234
     optim: OptimConfig = field(default_factory=OptimConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
     measure: MeasureConfig = field(default_factory=MeasureConfig)
     labels: Mapping[str, Condition] = field(default_factory=dict)  # more conditions, of the question asked
 
@@ -96,6 +98,10 @@ class Case:
         own: dict[str, Condition] = {"batch": self.batch, "length": self.length, "tokens": self.batch * self.length}
         if self.attention_backward != "fused":
             own["attention_backward"] = self.attention_backward
+        if self.adapter.name != "none":
+            own |= {"adapter": self.adapter.name, "targets": " ".join(self.adapter.targets) or "all"}
+        if self.adapter.name == "lora":
+            own["rank"] = self.adapter.rank
         return self.conditions(**own, optimizer=self.optim.name, **more)
 
     def prefilling(self, **more: Condition) -> dict[str, Condition]:
@@ -144,13 +150,14 @@ def master_of(case: Case) -> GPT:
     else:
         torch.manual_seed(case.seed)
         model = GPT(case.model, dtype=dtype, checkpointing=case.checkpointing)
+    adapt(model, case.adapter)
     use_backward(model, case.attention_backward)
     return model.to(case.device).train()
 
 
 def frozen_of(case: Case, master: GPT) -> GPT:
-    """As serving holds it, with the kernels of the case."""
-    frozen = freeze(master)
+    """As serving holds it, an adapter merged, with the kernels of the case."""
+    frozen = freeze(merged(master))
     use_kernels(frozen, case.kernels)
     return frozen
 

@@ -28,6 +28,7 @@ from isoforward.formats.export import freeze
 from isoforward.measure.case import Case
 from isoforward.measure.memory_ledger import Ledger, generate, inference_ledger, training_ledger
 from isoforward.model import steps
+from isoforward.model.adapters import adapt
 from isoforward.model.gpt import GPT, KVCache
 from isoforward.model.kernels import use_backward
 from isoforward.model.optim import build
@@ -117,6 +118,7 @@ def audit(case: Case, life: str, cache: bool) -> Account:
 
 def training_life(case: Case, *, life: str, cache: bool) -> Life:
     gpt = GPT(case.model, dtype=DTYPES[case.precision], checkpointing=case.checkpointing).to(case.device)
+    adapt(gpt, case.adapter)
     use_backward(gpt, case.attention_backward)
     if case.compile:
         gpt.compile_blocks()
