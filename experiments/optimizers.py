@@ -15,7 +15,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from omegaconf import OmegaConf
 from rich.console import Console
 
@@ -26,18 +25,14 @@ from isoforward.base.config import DataConfig, ExperimentConfig, OptimConfig, Tr
 from isoforward.base.results import Results, Row, only, select, write
 from isoforward.base.terminal import say
 from isoforward.data.corpus import prepare
-from isoforward.measure.case import Case, batch_of, master_of
+from isoforward.measure.case import Case
 from isoforward.measure.flops import count_training
-from isoforward.measure.learning_curves import Point, learning_curve, loss_rows
-from isoforward.measure.memory_ledger import optimizer_state
+from isoforward.measure.learning_curves import MARKS, Point, flops_curve, learning_curve, loss_rows
 from isoforward.measure.passes import call_apart
-from isoforward.measure.variants import time_variants
-from isoforward.model.optim import build
-from isoforward.model.steps import train_step
+from isoforward.measure.variants import state_row, time_variants
 
 NAMES = ("sgd", "adam", "adamw", "muon")
 BATCHES = (1, 4, 16)  # of data.length tokens each
-MARKS = 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +53,7 @@ def optim(name: str) -> OptimConfig:
 
 def learn(cases: list[Case], steps: int, seeds: list[int]) -> list[Row]:
     """State and curves, whose times are of whole trainings."""
-    rows = [each for case in cases for each in state_rows(case)]
+    rows = [state_row(case) for case in cases]
     corpus = prepare(DataConfig(tokenizer="char", length=cases[0].length))
     curves: dict[str, list[list[Point]]] = {case.optim.name: [] for case in cases}
     for seed in seeds:
@@ -76,23 +71,11 @@ def learn(cases: list[Case], steps: int, seeds: list[int]) -> list[Row]:
     return rows
 
 
-def state_rows(case: Case) -> Iterator[Row]:
-    model = master_of(case)
-    optimizer = build(model, case.optim)
-    train_step(model, optimizer, *batch_of(dataclasses.replace(case, batch=1)))
-    held = sum(value.nbytes for value in optimizer_state(optimizer) if isinstance(value, torch.Tensor))
-    about = {"life": "training", "phase": "optimizer", "quantity": "state", "per": "run"}
-    yield case.row(**about, value=float(held), provenance="counted", conditions=case.conditions())
-
-
 def curve_rows(case: Case, runs: list[list[Point]]) -> Iterator[Row]:
     """Against seconds, and against the FLOPs of forward, backward and update."""
     flops = sum(count_training(case.model, batch=case.batch, length=case.length, optim=case.optim).values())
     yield from loss_rows(case, runs, optimizer=case.optim.name, lr=case.optim.lr)
-    for each in loss_rows(case, runs, optimizer=case.optim.name):
-        conditions = {**each.conditions, "training_gflop": round(flops * each.conditions["step"] / 1e9)}
-        del conditions["training_time_s"]
-        yield dataclasses.replace(each, quantity="loss_by_flops", conditions=conditions)
+    yield from flops_curve(case, runs, flops, optimizer=case.optim.name)
 
 
 def answer(results: Results) -> str:

@@ -243,6 +243,14 @@ class AdapterConfig:
     def scale(self) -> float:
         return self.alpha / self.rank
 
+    @property
+    def told(self) -> str:
+        """In a word, as rows name it."""
+        named = ", ".join(self.targets)
+        if self.name == "lora":
+            return f"LoRA, r={self.rank}" + (f" on {named}" if named else "")
+        return {"none": "full", "frozen": f"{named or 'head'} alone"}[self.name]
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerConfig:

@@ -92,16 +92,14 @@ class Case:
             own["checkpointing"] = self.checkpointing
         if self.compile:
             own["compile"] = True
+        if self.adapter.name != "none":
+            own["adapter"] = self.adapter.told
         return own | dict(self.labels) | more
 
     def training(self, **more: Condition) -> dict[str, Condition]:
         own: dict[str, Condition] = {"batch": self.batch, "length": self.length, "tokens": self.batch * self.length}
         if self.attention_backward != "fused":
             own["attention_backward"] = self.attention_backward
-        if self.adapter.name != "none":
-            own |= {"adapter": self.adapter.name, "targets": " ".join(self.adapter.targets) or "all"}
-        if self.adapter.name == "lora":
-            own["rank"] = self.adapter.rank
         return self.conditions(**own, optimizer=self.optim.name, **more)
 
     def prefilling(self, **more: Condition) -> dict[str, Condition]:
