@@ -91,14 +91,21 @@ def account(
 
     `life` is one of LIVES. Of a compiled case the ledger is empty: no dispatch mode sees into compiled code.
     """
+    live = partial(training_life if life == "training" else serving_life, life=life, cache=cache)
+    return account_of(case, live, threads=threads, timeout_s=timeout_s)
+
+
+def account_of(
+    case: Case, live: Callable[[Case], Life], *, threads: int | None = None, timeout_s: float | None = None
+) -> Account | Failed:
+    """Of whatever `live` makes of a case."""
     how: dict[str, Any] = {"threads": threads or case.threads, "env": HONEST_MALLOC, "timeout_s": timeout_s}
-    found: Account | Failed = run_isolated(audit, case, life, cache, **how)
+    found: Account | Failed = run_isolated(audit, case, live, **how)
     return found
 
 
-def audit(case: Case, life: str, cache: bool) -> Account:
+def audit(case: Case, live: Callable[[Case], Life]) -> Account:
     """Tiny first, which loads libraries; then whole and dropped, for what kernels keep; then whole, for the peaks."""
-    live = partial(training_life if life == "training" else serving_life, life=life, cache=cache)
     memory = device_of(case.device).memory
     rehearse(partial(live, tiny_like(case)))
     before = memory.now()
