@@ -1,7 +1,7 @@
 """How much of a step of reinforcement learning is inference, and where does rollout cost as much as the update?
 
     python experiments/rl_step.py
-    python experiments/rl_step.py shape.new_tokens=64 shape.group=16 steps=100
+    python experiments/rl_step.py new_tokens=64 group=8 epochs=2 steps=200
     python experiments/rl_step.py predicted_model=qwen3_0_6b predicted_hardware=h200
 
 A GRPO step (Shao 2024) on our own model, whose tokens are the ten digits: each prompt is answered `group` times by the
@@ -67,8 +67,12 @@ REWARDS: dict[str, Reward] = {"counting": counting, "perfect": perfect}
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RlStep(ExperimentConfig):
     reward: str = "counting"
-    shape: Shape = dataclasses.field(default_factory=Shape)
-    sweep: bool = True
+    prompts: int = 8  # of one step
+    group: int = 16  # answers to each of them
+    prompt: int = 8  # tokens of a prompt
+    new_tokens: int = 16  # tokens of an answer
+    epochs: int = 1  # updates on the same answers
+    sweep: bool = True  # each of these changed alone
     steps: int = 100  # of learning, under each seed; 0: none
     seeds: list[int] = dataclasses.field(default_factory=lambda: [1, 2, 3])
     predicted_model: str = "llama3_8b"
@@ -81,11 +85,16 @@ class RlStep(ExperimentConfig):
             at_least("steps", self.steps, 2 * ENDS)
         if self.checkpoint is not None:
             raise BadInput("checkpoint= has a tokenizer of its own, and rewards here judge digits; leave it out")
-        if self.shape.prompt + self.shape.new_tokens > self.model.context:
+        if (tokens := self.prompt + self.new_tokens) > self.model.context:
             raise BadInput(
-                f"shape.prompt + shape.new_tokens = {self.shape.prompt + self.shape.new_tokens} is longer than "
-                f"model.context={self.model.context}; write a larger model.context"
+                f"prompt + new_tokens = {tokens} is longer than model.context={self.model.context}; "
+                f"write model.context={tokens}"
             )
+        assert self.shape  # which checks its sizes
+
+    @property
+    def shape(self) -> Shape:
+        return Shape(**{key.name: getattr(self, key.name) for key in dataclasses.fields(Shape)})
 
 
 def sweep(shape: Shape, context: int) -> list[Shape]:
@@ -138,15 +147,12 @@ def predictions(config: RlStep) -> Iterator[Row]:
         at = {"predicted": f"{config.predicted_model} on {config.predicted_hardware}", "new_tokens": new}
         at |= {"batch": PREDICTED_BATCH, "prompt": PREDICTED_PROMPT}
         about: dict[str, Any] = {"experiment": "rl_step", "life": "training", "phase": "step", "per": "step"}
+        about |= {"quantity": "rollout elsewhere", "provenance": "predicted", "conditions": at}
         rollout_s, whole_s = sum(times.get(phase, 0.0) for phase in ROLLOUT), sum(times.values())
-        yield Row(**about, quantity="rollout", value=rollout_s / whole_s, provenance="predicted", conditions=at)
+        yield Row(**about, value=rollout_s / whole_s)
 
 
 # What is said
-
-
-def own_rows(results: Results, quantity: str, **wanted: Any) -> list[Row]:
-    return [row for row in select(results, quantity=quantity, **wanted) if "predicted" not in row.conditions]
 
 
 def crossing(rows: list[Row], key: str) -> str:
@@ -159,23 +165,25 @@ def crossing(rows: list[Row], key: str) -> str:
 
 
 def answer(results: Results) -> str:
-    shares = own_rows(results, "rollout")
+    shares = select(results, quantity="rollout")
     first = shares[0]
     at = first.conditions
     whole = only(results, quantity="time", phase="step", group=at["group"])
-    residual = own_rows(results, "time", phase="residual")[0]
-    (supervised,) = [row for row in own_rows(results, "time", phase="step") if "group" not in row.conditions]
+    residual = select(results, quantity="time", phase="residual")[0]
+    (supervised,) = [r for r in select(results, quantity="time", phase="step") if "group" not in r.conditions]
     told = [
         f"A step on {at['batch']} answers of {at['new_tokens']} tokens takes {units.seconds(whole.value)}, "
-        f"{first.value:.0%} of it rollout; {results.judge(whole, supervised).sentence()} than a supervised step on the "
-        f"same tokens. Its phases leave {residual.value / whole.value:.2%} of it unexplained"
+        f"{first.value:.0%} of it rollout; against a supervised step on the same tokens it takes "
+        f"{results.judge(whole, supervised).sentence()}. Its phases leave {residual.value / whole.value:.2%} of it "
+        f"unexplained. Answers of a step before would let rollout and update run side by side, in "
+        f"{max(first.value, 1 - first.value):.0%} of the time at best"
     ]
-    for key, name in (("new_tokens", "tokens an answer"), ("epochs", "epochs"), ("group", "answers a prompt")):
+    for key, name in (("new_tokens", "tokens an answer"), ("epochs", "epochs"), ("group", "answers to a prompt")):
         alike = [row for row in shares if all(row.conditions[k] == at[k] for k in at if k not in (key, "batch"))]
         if len(alike) > 2:
             alike = [row for row in alike if key != "new_tokens" or row.conditions["batch"] == at["batch"]]
             told.append(f"rollout equals the rest {crossing(alike, key)} ({name})")
-    (ratio,) = own_rows(results, "importance ratio")
+    ratio = only(results, quantity="importance ratio")
     told.append(f"before the first update a token's probability differs by {ratio.value - 1:.0e} from its sampler's")
     ends = [row for row in select(results, quantity="reward") if "which" in row.conditions]
     if ends:
@@ -183,12 +191,11 @@ def answer(results: Results) -> str:
         firsts, lasts = [row.value for row in ends[::2]], [row.value for row in ends[1::2]]
         longest = max(row.conditions["training_time_s"] for row in ends)
         told.append(
-            f"the reward rises from {min(firsts):.2f} to {max(lasts):.2f} in {units.seconds(longest)}, significantly "
+            f"the reward goes from {min(firsts):.2f} to {max(lasts):.2f} in {units.seconds(longest)}, up significantly "
             f"under {sum(risen)} of {len(risen)} seeds"
         )
-    predicted = [row for row in select(results, quantity="rollout") if "predicted" in row.conditions]
-    by_length = ", ".join(f"{row.value:.0%} at {row.conditions['new_tokens']}" for row in predicted)
-    if predicted:
+    if predicted := select(results, quantity="rollout elsewhere"):
+        by_length = ", ".join(f"{row.value:.0%} at {row.conditions['new_tokens']}" for row in predicted)
         name = predicted[0].conditions["predicted"]
         told.append(f"predicted for {name}, by tokens an answer: {by_length}")
     return f"{'; '.join(told)}."

@@ -125,7 +125,7 @@ def bench(case: Case, shapes: Sequence[Shape], reward: Reward) -> Bench:
             yield from counted_rows(loop)
         yield importance_row(first)
 
-    pairs = [(*whole.parts, *supervised[-1].parts)]
+    pairs = [(whole.parts[0], supervised[-1].parts[0])]
     return Bench(works=[*works, whole, *supervised], pairs=pairs, rows=rows)
 
 

@@ -22,11 +22,11 @@ def grpo_flops(
     optimizer: str = "adamw",
 ) -> dict[str, int]:
     """`batch` answers. Training's forward reads all but the last token."""
-    size = {"batch": batch, "length": prompt + new - 1}
+    length = prompt + new - 1
     rollout = cost.generation_flops(config, batch=batch, prompt=prompt, new=new, convention=convention).total
     read = cost.forward_flops(config, batch=batch, length=prompt, logits="last", convention=convention).total
-    forward = cost.forward_flops(config, **size, convention=convention).total
-    backward = cost.backward_flops(config, **size, convention=convention).total
+    forward = cost.forward_flops(config, batch=batch, length=length, convention=convention).total
+    backward = cost.backward_flops(config, batch=batch, length=length, convention=convention).total
     return {
         "prefill": read,
         "decode": rollout - read,
