@@ -11,7 +11,7 @@ where all of them are, and else 0. The step is timed phase by phase, beside a su
 with other groups, lengths of answers, prompts and epochs. Then `steps` of it are taken under each of `seeds`.
 
 Answers end at new_tokens, and every prompt is read once for each answer: no prefix is shared. Last, what the same step
-takes of a large model elsewhere is predicted, by the length of its answers; isoforward.plan.reinforcement says how.
+takes of a large model elsewhere is predicted, by the length of its answers; isoforward.plan.lifetime says how.
 
 :chapter: Training against inference
 """
@@ -42,7 +42,6 @@ from isoforward.measure.passes import call_apart, measure_apart
 from isoforward.measure.reinforcement import ROLLOUT, Shape, bench, memory_rows, rewards_of
 from isoforward.model.grpo import Reward
 from isoforward.plan.lifetime import Assumptions, plan
-from isoforward.plan.reinforcement import grpo_step_s
 
 DIGITS = 10
 ENDS = 10  # first and last steps whose rewards are compared
@@ -141,9 +140,8 @@ def predictions(config: RlStep) -> Iterator[Row]:
         if PREDICTED_PROMPT + new > model.context:
             continue
         size = {"prompt": PREDICTED_PROMPT, "new_tokens": new, "decode_batch": PREDICTED_BATCH, "devices": 1024}
-        times = grpo_step_s(
-            plan(Assumptions(model=model, **size), hardware), batch=PREDICTED_BATCH, prompt=PREDICTED_PROMPT, new=new
-        )
+        elsewhere = plan(Assumptions(model=model, **size), hardware)
+        times = elsewhere.grpo_step_s(batch=PREDICTED_BATCH, prompt=PREDICTED_PROMPT, new=new)
         at = {"predicted": f"{config.predicted_model} on {config.predicted_hardware}", "new_tokens": new}
         at |= {"batch": PREDICTED_BATCH, "prompt": PREDICTED_PROMPT}
         about: dict[str, Any] = {"experiment": "rl_step", "life": "training", "phase": "step", "per": "step"}

@@ -193,6 +193,7 @@ CONDITIONS = {
     "served_tokens": "in the model's life",
     "trained_tokens": "in its training",
     "training_length": "tokens of a training sequence",
+    "method": "of training: supervised where this is not said",
     "tdp_w": "power of the device by its data sheet",
     # experiments
     "comparisons": "how many were made",
