@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from isoforward.base.config import AdapterConfig, ModelConfig
 from isoforward.base.errors import BadInput, Integrity
+from isoforward.base.storage import sha256_of
 from isoforward.formats.adapter_format import CONFIG, WEIGHTS, add_adapter, save_adapter
-from isoforward.formats.export import export, freeze, without_adapter
+from isoforward.formats.export import digest_of, export, freeze, without_adapter
 from isoforward.model.adapters import adapt, adapted_linears
 from isoforward.model.gpt import GPT
 from tests.conftest import lively, tiny
@@ -56,7 +58,6 @@ def test_its_names_and_ranks_are_those_that_peft_writes(family: str, tmp_path: P
     """PEFT's checkpoint format: base_model.model.NAME.lora_A.weight (r, in), lora_B (out, r)."""
     save_adapter(adapted(tiny(family=family), ["q", "v"]), tmp_path / "adapter")
     said = json.loads((tmp_path / "adapter" / CONFIG).read_text())
-    from safetensors.torch import load_file
 
     shapes = {name: tuple(tensor.shape) for name, tensor in load_file(tmp_path / "adapter" / WEIGHTS).items()}
     if family == "gpt2":
@@ -96,3 +97,16 @@ def test_a_damaged_adapter_and_what_is_none_are_refused(tmp_path: Path) -> None:
         add_adapter(base, tmp_path / "export")
     with pytest.raises(BadInput, match="holds no adapter"):
         add_adapter(base, tmp_path)
+
+
+def test_an_adapter_of_other_shapes_than_it_claims_is_refused(tmp_path: Path) -> None:
+    """Vouched for by its own digests, and small enough to be spread over the real shape unnoticed."""
+    model = adapted(tiny(), ["q"])
+    directory = save_adapter(model, tmp_path / "adapter")
+    held = {name: tensor[:, :1].contiguous() for name, tensor in load_file(directory / WEIGHTS).items()}
+    save_file(held, directory / WEIGHTS)
+    manifest = json.loads((directory / "manifest.json").read_text())
+    manifest["files"][WEIGHTS] = sha256_of(directory / WEIGHTS)
+    (directory / "manifest.json").write_text(json.dumps(manifest | {"sha256": digest_of(manifest)}))
+    with pytest.raises(Integrity, match="does not fit its model"):
+        add_adapter(freeze(without_adapter(model)), directory)

@@ -139,9 +139,8 @@ def add_adapter(model: GPT, directory: Path) -> GPT:
     try:
         adapt(model, AdapterConfig(**manifest["adapter"]))
         held = {name: stored.read() for name, stored in open_file(directory / WEIGHTS).items()}
-        with torch.no_grad():
-            for path, layer in adapted_linears(model):
-                fill(model.config, path, layer, held)
+        for path, layer in adapted_linears(model):
+            fill(model.config, path, layer, held)
     except (KeyError, TypeError, RuntimeError) as error:
         raise Integrity(f"{directory / WEIGHTS} does not fit its model: {shown(str(error))}") from error
     return model.to(model.dtype).eval().requires_grad_(False)
@@ -160,5 +159,4 @@ def fill(config: ModelConfig, path: str, layer: AdaptedLinear, held: Mapping[str
             if part != "q":  # each key and value head once for every query head that reads it
                 b = b.view(config.kv_head_count, -1, config.head_width, b.shape[-1])[:, 0].flatten(0, 1)
             a = a[own]
-        beside.a.copy_(a)
-        beside.b.copy_(b)
+        beside.load_state_dict({"a": a, "b": b})

@@ -163,7 +163,9 @@ def serving_life(case: Case, *, life: str, cache: bool) -> Life:
 def tiny_like(case: Case) -> Case:
     model = replace(case.model, layers=1, heads=2, kv_heads=1, width=TINY, ffn=None, context=TINY, vocab=TINY)
     measure = replace(case.measure, prompt=TINY // 2, new_tokens=TINY // 2)
-    return replace(case, model=model, batch=case.accumulate, length=TINY, measure=measure)
+    lora = case.adapter.name == "lora"
+    adapter = replace(case.adapter, rank=1, targets=case.adapter.targets if lora else [])  # what one layer has
+    return replace(case, model=model, batch=case.accumulate, length=TINY, measure=measure, adapter=adapter)
 
 
 def rehearse(live: Callable[[], Life]) -> None:

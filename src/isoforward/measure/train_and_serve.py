@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from isoforward.base.config import AdapterConfig
 from isoforward.base.results import Row
 from isoforward.base.vocabulary import CONVENTIONS, TRAINING, Condition
 from isoforward.measure import flops
@@ -219,7 +220,8 @@ def flop_rows(case: Case) -> Iterator[Row]:
         training = list(training_flop_rows(case, convention))
         yield from training
         at = {"phase": "forward", "per": "step", "conditions": case.training()}
-        yield case.row(**about, **at, value=training[0].value)
+        merged = replace(case, adapter=AdapterConfig())  # as it is served
+        yield case.row(**about, **at, value=float(training_flops(merged, convention)["forward"]))
         prefill = flops.count_prefill(case.model, length=case.prompt, **how)
         at = {"phase": "prefill", "per": "sequence", "conditions": case.prefilling()}
         yield case.row(**about, **at, value=float(prefill))

@@ -136,7 +136,7 @@ class Plan:
         return self.trained_token_flops / (self.peak * self.asked.training_mfu)
 
     @property
-    def answers(self) -> dict[str, int]:
+    def answers(self) -> dict[str, Any]:
         """Of a GRPO step: as many as are decoded at once."""
         asked = self.asked
         return {"batch": asked.decode_batch, "prompt": asked.prompt, "new": asked.new_tokens, "epochs": asked.epochs}
@@ -151,7 +151,8 @@ class Plan:
         Prompts, the two passes and the update are bound by their products; decode by the weights and each answer's own
         keys and values; hand-over and optimizer by what they move.
         """
-        length, shape = prompt + new - 1, {"batch": batch, "prompt": prompt, "new": new, "epochs": epochs}
+        length = prompt + new - 1
+        shape: dict[str, Any] = {"batch": batch, "prompt": prompt, "new": new, "epochs": epochs}
         flops, dtype = grpo_flops(self.model, **shape), self.asked.precision
         moved = grpo_bytes(self.model, **{**shape, "new": 1}, dtype=dtype)  # the decode of all, step by step, is long
         ends = [self.decoded_token_s(cached, batch) for cached in (prompt, max(prompt, length - 1))]
