@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from typing import Any
 
 from isoforward.base.results import Results, Row
@@ -33,7 +34,15 @@ def test_each_setting_is_a_bar_of_its_phases_and_nothing_else() -> None:
     assert all(f'"{share}"' in text for share in ("29%", "57%", "14%"))  # 1, 2 and 0.5 of 3.5
 
 
-def test_one_setting_alone_or_a_phase_twice_is_no_such_picture() -> None:
+def test_one_setting_alone_or_settings_that_are_numbers_are_no_such_picture() -> None:
     assert steps("planted", results_of(rows_of({"full": FULL}))) is None
-    twice = rows_of({"full": FULL, "LoRA": LORA})
-    assert steps("planted", results_of([*twice, *twice])) is None
+    numbered = [replace(row, conditions={"batch": n}) for n in (1, 2) for row in rows_of({"x": FULL})]
+    assert steps("planted", results_of(numbered)) is None
+
+
+def test_steps_that_hold_both_lives_are_drawn_whatever_tells_them_apart() -> None:
+    rolled = timed("inference", "decode", "step", noisy(2.0), adapter="x")
+    numbered = [replace(row, conditions={"group": n}) for n in (4, 8) for row in [rolled, *rows_of({"x": FULL})]]
+    chart = drawn(results_of(numbered))
+    assert list(dict.fromkeys(each["what"] for each in chart.table)) == ["group=4", "group=8"]
+    assert [each["phase"] for each in chart.table][:4] == ["decode", "forward", "backward", "optimizer"]

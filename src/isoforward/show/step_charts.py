@@ -10,22 +10,23 @@ from isoforward.show.row_charts import figures, interval, telling, variant
 
 FEWEST_PHASES = 3  # of a bar
 MOST_BARS = 12
-UNNAMED = "the other one"
+UNNAMED = "the plain step"
 
 
 def steps(name: str, results: Results) -> Chart | None:
-    """Of rows that time the phases of a step in two settings or more; else None."""
-    rows = [
-        row
-        for row in results.rows
-        if row.quantity == "time" and row.per == "step" and row.phase not in (*WHOLES, "residual") and row.value
-    ]
-    keys = telling(rows)
-    lanes: dict[str, list[Row]] = {}
-    for row in rows:
-        lanes.setdefault(variant(row, keys, bare=True) or UNNAMED, []).append(row)
-    lanes = {label: phases for label, phases in lanes.items() if len(phases) >= FEWEST_PHASES}
-    if not 2 <= len(lanes) <= MOST_BARS or any(len({r.phase for r in held}) < len(held) for held in lanes.values()):
+    """Of rows that time the phases of a step in two settings or more, which a name tells apart, or of steps that hold
+    both lives; else None.
+    """
+    settings: dict[str, list[Row]] = {}
+    for row in results.rows:
+        if row.quantity == "time" and row.per == "step" and row.phase not in (*WHOLES, "residual") and row.value:
+            settings.setdefault(repr(sorted(row.conditions.items())), []).append(row)
+    lived = [rows for rows in settings.values() if len({row.phase for row in rows}) >= FEWEST_PHASES]
+    keys = telling([row for rows in lived for row in rows])
+    named = len(keys) == 1 and all(isinstance(row.conditions.get(keys[0]), str) for rows in lived for row in rows)
+    both = any(len({row.life for row in rows}) > 1 for rows in lived)
+    lanes = {variant(rows[0], keys, bare=True) or UNNAMED: rows for rows in lived}
+    if not (named or both) or not 2 <= len(lanes) <= MOST_BARS or len(lanes) < len(lived):
         return None
     wholes = {label: sum(row.value or 0.0 for row in held) for label, held in lanes.items()}
     size, unit = on_axis("s", sorted(wholes.values())[len(wholes) // 2])
