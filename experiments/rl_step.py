@@ -18,7 +18,7 @@ takes of a large model elsewhere is predicted, by the length of its answers; iso
 
 import dataclasses
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -162,6 +162,12 @@ def crossing(rows: list[Row], key: str) -> str:
     return f"nowhere from {points[0][0]:g} to {points[-1][0]:g}, where it is {points[0][1]:.0%} to {points[-1][1]:.0%}"
 
 
+def only_differs(one: Mapping[str, Any], other: Mapping[str, Any], key: str) -> bool:
+    """The number of prompts stays too: a larger group is a larger batch."""
+    same = all(one[name] == other[name] for name in other if name not in (key, "batch"))
+    return bool(same and one["batch"] * other["group"] == other["batch"] * one["group"])
+
+
 def answer(results: Results) -> str:
     shares = select(results, quantity="rollout")
     first = shares[0]
@@ -177,9 +183,8 @@ def answer(results: Results) -> str:
         f"{max(first.value, 1 - first.value):.0%} of the time at best"
     ]
     for key, name in (("new_tokens", "tokens an answer"), ("epochs", "epochs"), ("group", "answers to a prompt")):
-        alike = [row for row in shares if all(row.conditions[k] == at[k] for k in at if k not in (key, "batch"))]
+        alike = [row for row in shares if only_differs(row.conditions, at, key)]
         if len(alike) > 2:
-            alike = [row for row in alike if key != "new_tokens" or row.conditions["batch"] == at["batch"]]
             told.append(f"rollout equals the rest {crossing(alike, key)} ({name})")
     ratio = only(results, quantity="importance ratio")
     told.append(f"before the first update a token's probability differs by {ratio.value - 1:.0e} from its sampler's")
