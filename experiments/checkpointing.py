@@ -33,7 +33,7 @@ def answer(results: Results) -> str:
             found = results.judge(*(row(each, quantity="time", phase=phase) for each in (setting, "none")))
             saved += f", {phase} time {found.sentence()}"
         told.append(saved)
-    flops = [row(each, quantity="flops", phase="backward").value for each in ("full", "none")]
+    flops = [row(each, quantity="flops", phase="backward").number for each in ("full", "none")]
     return f"Against keeping everything, {'; '.join(told)}. In FLOPs a full backward is {flops[0] / flops[1]:.2f}x."
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -25,7 +25,7 @@ Config = TypeVar("Config")
 
 
 def composed(name: str, schema: type[Config], *overrides: str) -> Config:
-    config_name = register(scripts()[name], schema)
+    config_name = register(scripts()[name], cast(type, schema))
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return typed(
             compose(config_name, overrides=["run_dir=x", *overrides] if schema is not GenerateConfig else []), schema
@@ -231,7 +231,7 @@ def test_the_package_finds_its_configs_beside_it() -> None:
 
 
 def test_a_path_may_hold_what_hydra_takes_for_grammar() -> None:
-    seen: list[ExperimentConfig] = []
+    seen: list[str] = []
     assert generate(lambda config: seen.append(config.checkpoint), "checkpoint=a=b, c/d") == 0
     assert seen == ["a=b, c/d"]
 

@@ -148,7 +148,7 @@ def test_log_card_rows_and_tracker_tell_the_same_numbers(
         "steps": rows["loss"].conditions["step"],
     }
     loss, bits = f"{rows['loss'].value:.3f} nats/token", f"{rows['bits_per_byte'].value:.3f} bits/byte"
-    last = f"{loss} {bits}, perplexity {math.exp(rows['loss'].value):.4g}"
+    last = f"{loss} {bits}, perplexity {math.exp(rows['loss'].number):.4g}"
     steps = f"7 steps, {rows['throughput'].value:,.0f} tokens/s"
     told = capsys.readouterr().out
     assert "step     7  loss" in told and f"val {loss} {bits}" in told  # the last step, between two validations

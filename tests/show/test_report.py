@@ -48,7 +48,14 @@ ENVIRONMENT = Environment(
 def two_lives(*, slower: float = 1.0, seed: int = 1, **labels: Condition) -> list[Record]:
     """The rows of one run in which both lives were measured, as `measure` writes them."""
     draw = random.Random(seed)
-    shape = {"family": "gpt2", "layers": LAYERS, "width": WIDTH, "heads": 4, "vocab": 1024, "parameters": PARAMETERS}
+    shape: dict[str, Condition] = {
+        "family": "gpt2",
+        "layers": LAYERS,
+        "width": WIDTH,
+        "heads": 4,
+        "vocab": 1024,
+        "parameters": PARAMETERS,
+    }
     conditions = {**shape, "dtype": "bf16", **labels}
     training: dict[str, Any] = {
         **conditions,

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-from isoforward.base.config import ModelConfig
+from isoforward.base.config import AdapterConfig, ModelConfig
 from isoforward.base.errors import BadInput
 from isoforward.model.kernels import Product, linear
 from isoforward.model.rotary import Rotary, rotate
@@ -317,6 +317,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.dtype = dtype
+        self.adapter = AdapterConfig()  # adapters.adapt sets it
         self.run_block = RUN_BLOCK[checkpointing]
         self.embedding = Embedding(config.vocabulary, config.width)
         arch = config.architecture
