@@ -54,6 +54,8 @@ QUESTIONS = {
     "speedrun": ["speedrun", *PLAIN],
     "speedrun_bits": ["speedrun", "track=bits", *PLAIN],
     "throughput": ["throughput", *precisely(20)],
+    "adapters": ["adapters", *precisely(40)],
+    "rl_step": ["rl_step", *precisely(60)],
     "break_even": ["break_even", "model=llama3_8b", "hardware=h100", "tokens=15e12", "price_per_hour=2.5", *PLAIN],
     "predict": ["predict", *PLAIN],
     "scaling": ["scaling", *PLAIN],

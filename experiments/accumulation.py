@@ -43,10 +43,10 @@ def answer(results: Results) -> str:
     whole = only(results, category="measured peak", micro_batches=first)
     told = []
     for parts in rest:
-        memory = only(results, category="measured peak", micro_batches=parts).value / whole.value
+        memory = only(results, category="measured peak", micro_batches=parts).number / whole.number
         time = results.judge(steps[parts], steps[first]).sentence()
         told.append(f"{parts} parts take {memory:.0%} of the memory, and in time {time}")
-    return f"Against one step of {units.size(whole.value)} in {first} part: {'; '.join(told)}."
+    return f"Against one step of {units.size(whole.number)} in {first} part: {'; '.join(told)}."
 
 
 def main(config: Accumulation) -> None:

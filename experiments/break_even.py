@@ -3,12 +3,16 @@
     python experiments/break_even.py model=llama3_8b hardware=h100 tokens=15e12 price_per_hour=2.5
     python experiments/break_even.py model=llama2_7b hardware=a100 decode_batch=1 prompt=1 new_tokens=100
     python experiments/break_even.py model=llama3_70b devices=3 requests_per_day=1e7
+    python experiments/break_even.py adapter=lora adapter.targets=[q,v] tokens=1e8
+    python experiments/break_even.py method=grpo tokens=1e9 decode_batch=256
 
 Nothing is run, downloaded or allocated. tokens=null is 20 a parameter; training_length=null is the context, at most
-8192. Utilisations are shares of the hardware's peaks: *_mfu of its FLOP/s, decode_mbu of its bandwidth. busy is the
-share of its paid time in which a serving device serves; spread is that of the lengths of requests. The closed form
-takes every request to be of the mean lengths. A simulated stream of Poisson arrivals draws the lengths, and shows how
-far the closed form is off. isoforward.plan.lifetime has the formulas.
+8192. Training is of all weights, of an adapter (adapter=), or method=grpo: reinforcement learning, whose tokens are
+those of prompts and of the answers that the model gives itself, decode_batch at a time. Utilisations are shares of the
+hardware's peaks: *_mfu of its FLOP/s, decode_mbu of its bandwidth. busy is the share of its paid time in which a
+serving device serves; spread is that of the lengths of requests. The closed form takes every request to be of the mean
+lengths. A simulated stream of Poisson arrivals draws the lengths, and shows how far the closed form is off.
+isoforward.plan.lifetime has the formulas.
 
 :chapter: Planning
 """
@@ -27,13 +31,18 @@ from isoforward.base.config import TrackingConfig
 from isoforward.base.datasheets import lookup
 from isoforward.base.results import Results, Row, Verdict, only, read, select, write
 from isoforward.model import cost, footprint
+from isoforward.model.adapter_cost import adapted_training_state
 from isoforward.plan import economics
 from isoforward.plan.lifetime import BARE, COSTS, EXACT, Assumptions, Plan, kinds, plan, simulated_days
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-MISSING = {"energy at TDP": "the hardware's power is not known", "money": "no price is known: write price_per_hour="}
+MISSING = {
+    "FLOPs, 6ND/2N": "6ND is of all weights, trained on text that is there; what is asked is counted exactly",
+    "energy at TDP": "the hardware's power is not known",
+    "money": "no price is known: write price_per_hour=",
+}
 BREAK_EVEN = ("inference", "run", "break-even", "tokens", "run")
 DAYS = ("inference", "run", "days until break-even", "days", "run")
 EQUAL_BATCH = ("inference", "decode", "batch as costly as training", "sequences", "step")
@@ -68,6 +77,8 @@ def assumptions(plan: Plan) -> dict[str, Any]:
         | {"hardware_source": hardware.source, "peaks": hardware.provenance, "peak_flops_per_s": plan.peak}
         | {"peak_bytes_per_s": hardware.bandwidth_bytes_per_s, "tdp_w": hardware.tdp_w}
         | {"trained_tokens": plan.tokens, "training_length": plan.length}
+        | ({} if asked.adapter.name == "none" else {"adapter": asked.adapter.told})
+        | ({} if asked.method == "supervised" else {"method": asked.method, "epochs": asked.epochs})
         | {key: getattr(asked, key) for key in (*shares, *keys)}
         | dict(zip(("training_price_per_hour", "price_per_hour"), plan.prices, strict=True))
     )
@@ -78,7 +89,7 @@ def rows(plan: Plan) -> Iterator[Row]:
     yield from inversion(plan)
     for life, phase, held in (
         ("inference", "decode", plan.serving_bytes(plan.asked.decode_batch)),
-        ("training", "optimizer", footprint.training_state(plan.model).total),  # activations come on top
+        ("training", "optimizer", adapted_training_state(plan.model, plan.asked.adapter).total),  # activations on top
     ):
         yield told(plan, (life, phase, "memory", "byte", "step"), held, devices_needed=plan.devices_for(held))
 
@@ -118,10 +129,11 @@ def inversion(plan: Plan) -> Iterator[Row]:
     weights = footprint.weight_bytes(plan.model, dtype=plan.asked.precision)
     decoded_s = plan.bound_s(plan.bare_flops(economics.SERVED, 1), weights)
     flops = cost.decode_flops(plan.model, batch=1, cached=plan.midway).total / plan.trained_token_flops
-    for counted, ratios in (
-        (BARE, {"time": decoded_s / trained_s, "FLOPs": economics.SERVED / economics.TRAINED}),
-        (EXACT, {"time": plan.decoded_token_s(plan.midway, 1) / plan.trained_token_s, "FLOPs": flops}),
-    ):
+    exact = {"time": plan.decoded_token_s(plan.midway, 1) / plan.trained_token_s, "FLOPs": flops}
+    ways = {EXACT: exact}
+    if plan.asked.pretraining:
+        ways = {BARE: {"time": decoded_s / trained_s, "FLOPs": economics.SERVED / economics.TRAINED}, EXACT: exact}
+    for counted, ratios in ways.items():
         for compared, value in ratios.items():
             at = {"compared": compared, "counted": counted, "context": plan.midway, "decode_batch": 1}
             yield told(plan, ("inference", "decode", "against a trained token", "x", "token"), value, **at)
@@ -175,11 +187,13 @@ def plain(value: float) -> str:
 def assumed(results: Results) -> str:
     at = only(results, quantity="break-even", cost="device time").conditions
     held, state = (only(results, quantity="memory", life=life) for life in ("inference", "training"))
+    what = f"{at['adapter']}, " if "adapter" in at else ""
+    by = f"in GRPO steps of {at['decode_batch']}" if "method" in at else f"by {at['training_length']}"
     prices = [at["training_price_per_hour"], at["price_per_hour"]]
     paid = "" if None in prices else f"paid {prices[0]:g} usd an hour in training, {prices[1]:g} in serving\n"
     return (
         f"{at['parameters']:,} parameters, {at['dtype']}; {at['hardware']}, peaks {at['peaks']}\n{paid}"
-        f"training {units.count(at['trained_tokens'])} tokens by {at['training_length']}, MFU {at['training_mfu']:g}; "
+        f"training {what}{units.count(at['trained_tokens'])} tokens {by}, MFU {at['training_mfu']:g}; "
         f"its state needs {units.size(state.value)}, {state.conditions['devices_needed']} devices\n"
         f"serving {at['requests_per_day']:,.0f} requests a day of {at['prompt']} + {at['new_tokens']} tokens, "
         f"prefill MFU {at['prefill_mfu']:g},\n  decode MBU {at['decode_mbu']:g} in batches of {at['decode_batch']}, "
@@ -199,6 +213,7 @@ def answer(results: Results) -> str:
         [units.times(row.value) for row in select(results, quantity="against a trained token", compared=what)]
         for what in ("time", "FLOPs")
     )
+    exactly = f" ({slower[1]} and {fewer[1]} counted exactly)" if len(slower) > 1 else ""
     equal = only(results, quantity="batch as costly as training")
     even = f"no batch makes up for that: {equal.reason}"
     if equal.value is not None:
@@ -208,7 +223,7 @@ def answer(results: Results) -> str:
     return (
         f"Serving overtakes training at so many served tokens: {', '.join(met)}. In device time that is "
         f"{plain(closed)} days, {plain(drawn)} in a simulated stream. A token decoded alone takes {slower[0]} a "
-        f"trained one in time at {fewer[0]} its FLOPs ({slower[1]} and {fewer[1]} counted exactly); {even}."
+        f"trained one in time at {fewer[0]} its FLOPs{exactly}; {even}."
     )
 
 

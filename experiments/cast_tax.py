@@ -69,7 +69,7 @@ def works_of(case: Case, way: str) -> list[Work]:
 
 def bench(case: Case) -> Bench:
     base, *taxed = (works_of(case, way) for way in WAYS)
-    pairs = [(*one.parts, *other.parts) for works in taxed for one, other in zip(works, base, strict=True)]
+    pairs = [(one.part, other.part) for works in taxed for one, other in zip(works, base, strict=True)]
     return Bench(works=[*base, *(work for works in taxed for work in works)], pairs=pairs)
 
 

@@ -15,25 +15,25 @@ from rich.console import Console
 from isoforward.app.command_line import claim, run
 from isoforward.app.question import case_of, command_line, tell
 from isoforward.base.config import ExperimentConfig
-from isoforward.base.results import Results, only
+from isoforward.base.results import Results, Row, only
 from isoforward.measure.variants import time_variants, weigh_variants
 
 SETTINGS = ("none", "selective", "full")
 
 
 def answer(results: Results) -> str:
-    def row(setting: str, **wanted: str):
+    def row(setting: str, **wanted: str) -> Row:
         return only(results, checkpointing=setting, **wanted)
 
     told = []
     for setting in SETTINGS[1:]:
-        memory = [row(each, category="measured peak").value for each in (setting, "none")]
+        memory = [row(each, category="measured peak").number for each in (setting, "none")]
         saved = f"{setting} recomputation takes {memory[0] / memory[1]:.0%} of the memory"
         for phase in ("backward", "step"):
             found = results.judge(*(row(each, quantity="time", phase=phase) for each in (setting, "none")))
             saved += f", {phase} time {found.sentence()}"
         told.append(saved)
-    flops = [row(each, quantity="flops", phase="backward").value for each in ("full", "none")]
+    flops = [row(each, quantity="flops", phase="backward").number for each in ("full", "none")]
     return f"Against keeping everything, {'; '.join(told)}. In FLOPs a full backward is {flops[0] / flops[1]:.2f}x."
 
 

@@ -22,7 +22,7 @@ from isoforward.app.question import at_most, case_of, command_line, tell
 from isoforward.base import units
 from isoforward.base.config import ExperimentConfig
 from isoforward.base.memory_readers import ProcessMemory
-from isoforward.base.results import Results, Row, only, write
+from isoforward.base.results import Results, Row, RowFields, only, write
 from isoforward.base.subprocesses import Failed, run_isolated
 from isoforward.base.terminal import say
 from isoforward.measure import flops
@@ -43,13 +43,13 @@ def rungs(case: Case, model: GPT, tokens: Tensor, targets: Tensor) -> dict[str, 
     optimizer = build(model, case.optim)
 
     def forward(*, training: bool) -> Tensor:
-        return model.train(training)(tokens)
+        return model.train(training)(tokens)  # type: ignore[no-any-return]
 
     def loss() -> Tensor:
         return next_token_loss(forward(training=True), targets)
 
     def backward() -> None:
-        loss().backward()
+        loss().backward()  # type: ignore[no-untyped-call]
         optimizer.zero_grad(set_to_none=True)
 
     return {
@@ -69,13 +69,13 @@ def bench(case: Case) -> Bench:
         timed(case.clock, part(case, rung), work)
         for rung, work in rungs(case, master_of(case), *batch_of(case)).items()
     ]
-    pairs = [(*work.parts, *works[0].parts) for work in works[1:]]
+    pairs = [(work.part, works[0].part) for work in works[1:]]
 
     def rows(measured: Measured) -> Iterator[Row]:
         counted = flops.count_training(case.model, batch=case.batch, length=case.length, optim=case.optim)
         for rung in RUNGS:
             count = counted["forward"] + sum(counted.get(phase, 0) for phase in REACHES.get(rung, ()))
-            how = {"quantity": "flops", "provenance": "counted", "convention": "model"}
+            how: RowFields = {"quantity": "flops", "provenance": "counted", "convention": "model"}
             yield case.row(part(case, rung).about, how, value=float(count))
 
     return Bench(works=works, pairs=pairs, rows=rows)
@@ -89,7 +89,7 @@ def part(case: Case, rung: str) -> Part:
 
 def memory_row(case: Case, rung: str) -> Row:
     found = run_isolated(peak, case, rung, threads=case.threads, env=HONEST_MALLOC)
-    about = {**part(case, rung).about, "quantity": "memory"}
+    about: RowFields = {**part(case, rung).about, "quantity": "memory"}
     if isinstance(found, Failed):
         return case.row(about, value=None, provenance="unavailable", reason=found.reason)
     return case.row(about, value=float(found))
@@ -115,7 +115,7 @@ def answer(results: Results) -> str:
     low, high = (only(results, quantity="memory", rung=rung) for rung in (RUNGS[0], RUNGS[-1]))
     return (
         f"From inference_mode to the whole step time grows {results.judge(last, first).sentence()}, and memory "
-        f"{units.times(high.value / low.value)}. The time of the forward alone, keeping what backward needs: "
+        f"{units.times(high.number / low.number)}. The time of the forward alone, keeping what backward needs: "
         f"{results.judge(graph, first).sentence()}."
     )
 

@@ -19,7 +19,7 @@ from isoforward.app.question import ask
 from isoforward.base import units
 from isoforward.base.config import ExperimentConfig, at_least
 from isoforward.base.errors import BadInput
-from isoforward.base.results import Results, Row, only, select
+from isoforward.base.results import Results, Row, RowFields, only, select
 from isoforward.base.vocabulary import Condition
 from isoforward.measure import flops
 from isoforward.measure.benchmark import Measured, Part, Work, timed
@@ -77,14 +77,14 @@ def bench(case: Case, batches: Sequence[int]) -> Bench:
     reading = timed(case.clock, Part(life="inference", phase="run", per="run", conditions=conditions), read)
     forward = timed(case.clock, case.step("forward"), lambda: master(tokens))
     decodes = [decoding(case, frozen, batch) for batch in batches]
-    pairs = [(*decode.parts, *forward.parts) for decode in decodes] + [(*decodes[0].parts, *reading.parts)]
+    pairs = [(decode.part, forward.part) for decode in decodes] + [(decodes[0].part, reading.part)]
 
     def rows(measured: Measured) -> Iterator[Row]:
         yield identity
-        about = {"life": "inference", "phase": "decode", "per": "step"}
+        about: RowFields = {"life": "inference", "phase": "decode", "per": "step"}
         for batch in batches:
             count = flops.count_decode(case.model, batch=batch, cached=case.prompt)
-            how = {"quantity": "flops", "provenance": "counted", "convention": "model"}
+            how: RowFields = {"quantity": "flops", "provenance": "counted", "convention": "model"}
             yield case.row(about, how, value=float(count), conditions=at(case, batch))
             moved = footprint.inference_bytes(case.model, batch=batch, cached=case.prompt, dtype=case.precision)
             how = {"quantity": "bytes", "provenance": "predicted"}
@@ -96,15 +96,15 @@ def bench(case: Case, batches: Sequence[int]) -> Bench:
 def answer(results: Results) -> str:
     forward = only(results, life="training", phase="forward", quantity="time")
     read = only(results, kernel="plain read of the weights")
-    steps_of = {int(one.conditions["batch"]): one for one in select(results, phase="decode", quantity="time")}
+    steps_of = {int(one.setting("batch")): one for one in select(results, phase="decode", quantity="time")}
     batches = sorted(steps_of)
     first, last = batches[0], batches[-1]
-    plain = read.conditions["bytes"] / read.value
-    moved = only(results, phase="decode", quantity="bytes", batch=first).value
-    share = moved / plain / steps_of[first].value
-    rates = {batch: batch / steps_of[batch].value for batch in batches}
+    plain = read.setting("bytes") / read.number
+    moved = only(results, phase="decode", quantity="bytes", batch=first).number
+    share = moved / plain / steps_of[first].number
+    rates = {batch: batch / steps_of[batch].number for batch in batches}
     best = max(batches, key=rates.__getitem__)
-    tokens = forward.conditions["tokens"]
+    tokens = forward.setting("tokens")
     against = {}  # of a token: a step of `batch` tokens against a forward of so many more
     for batch in batches:
         found = results.judge(steps_of[batch], forward).ratio

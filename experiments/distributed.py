@@ -29,7 +29,7 @@ from isoforward.app.question import ask
 from isoforward.base import units
 from isoforward.base.config import ExperimentConfig
 from isoforward.base.errors import BadInput
-from isoforward.base.results import Results, Row, only
+from isoforward.base.results import Results, Row, RowFields, only
 from isoforward.measure.benchmark import Measured, Work, phased
 from isoforward.measure.case import Case, batch_of, master_of
 from isoforward.measure.passes import Bench
@@ -142,7 +142,7 @@ def bench(case: Case) -> Bench:
 
     def rows(measured: Measured) -> Iterator[Row]:
         mine = replace(case, batch=case.batch // WORLD)
-        about: dict[str, Any] = {"life": "training", "conditions": mine.training(processes=WORLD)}
+        about: RowFields = {"life": "training", "conditions": mine.training(processes=WORLD)}
         size = 4 * parameters(case.model).total
         sent = collective_bytes("all_reduce", size, ways=WORLD)
         how = {"phase": "communication", "per": "step", "quantity": "bytes", "provenance": "predicted"}

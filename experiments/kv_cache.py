@@ -18,7 +18,7 @@ from isoforward.app.command_line import run
 from isoforward.app.question import ask
 from isoforward.base import units
 from isoforward.base.config import ExperimentConfig
-from isoforward.base.results import Results, Row, only, select
+from isoforward.base.results import Results, Row, RowFields, only, select
 from isoforward.measure.benchmark import Measured, Part
 from isoforward.measure.case import Case, batch_of, frozen_of, identity_row, master_of
 from isoforward.measure.passes import Bench, derived
@@ -44,14 +44,14 @@ def bench(case: Case) -> Bench:
     works = {
         kept: [make(n) for n in contexts(case)] for kept, make in ((True, serving.cached), (False, serving.uncached))
     }
-    pairs = [(*one.parts, *other.parts) for one, other in zip(works[True], works[False], strict=True)]
+    pairs = [(one.part, other.part) for one, other in zip(works[True], works[False], strict=True)]
 
     def rows(measured: Measured) -> Iterator[Row]:
         yield identity
         for n in contexts(case):
             yield from context_flop_rows(case, n, "model")
             held = footprint.kv_bytes(case.model, length=n, dtype=case.precision)
-            about = {"life": "inference", "phase": "decode", "quantity": "memory", "per": "sequence"}
+            about: RowFields = {"life": "inference", "phase": "decode", "quantity": "memory", "per": "sequence"}
             at = case.at_context(n, cache=True, category="KV cache")
             yield case.row(about, value=float(held), provenance="counted", conditions=at)
         for cache, each in works.items():
@@ -75,13 +75,13 @@ def slopes(samples: Mapping[int, Sequence[float]]) -> list[float]:
 
 def answer(results: Results) -> str:
     times = select(results, quantity="time")
-    lengths = sorted({int(one.conditions["context"]) for one in times})
+    lengths = sorted({int(one.setting("context")) for one in times})
     pairs = {n: [only(times, context=n, cache=kept) for kept in (True, False)] for n in lengths}
     ratios = {n: results.judge(one, other).ratio for n, (one, other) in pairs.items()}
     pays = [n for n in lengths if all(ratios[m].high < 1 for m in lengths if m >= n)]
     longest = lengths[-1]
-    held = only(results, quantity="memory", context=longest).value
-    kept, again = (only(results, quantity="flops", context=longest, cache=cache).value for cache in (True, False))
+    held = only(results, quantity="memory", context=longest).number
+    kept, again = (only(results, quantity="flops", context=longest, cache=cache).number for cache in (True, False))
     grows = [only(results, quantity="exponent", cache=cache) for cache in (True, False)]
     shown = [f"{each.value:.2f} ({each.low:.2f} to {each.high:.2f})" for each in grows]
     return (

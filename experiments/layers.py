@@ -23,14 +23,14 @@ from isoforward.measure.benchmark import Part, Work, phased
 from isoforward.measure.case import Case, batch_of, master_of
 from isoforward.measure.passes import Bench
 from isoforward.model import steps
-from isoforward.model.gpt import GPT
+from isoforward.model.gpt import GPT, Block
 
 KINDS = ("embedding", "attention", "mlp", "norm", "head")
 
 
 def kinds(model: GPT, tokens: Tensor) -> dict[str, tuple[nn.Module, Callable[[Tensor], Tensor], Tensor]]:
     """Of one layer each: its module, its forward, its input."""
-    block = model.blocks[0]
+    block = next(each for each in model.modules() if isinstance(each, Block))
     hidden = torch.randn(*tokens.shape, model.config.width, device=tokens.device, dtype=model.dtype)
     positions = torch.arange(tokens.shape[1], device=tokens.device)
     rotation = None if model.rotary is None else model.rotary(positions, model.dtype)
@@ -61,7 +61,7 @@ def alone(case: Case, model: GPT, tokens: Tensor, kind: str) -> Work:
         with phase("forward"):
             made = forward(x)
         with phase("backward"):
-            made.backward(gradient)
+            made.backward(gradient)  # type: ignore[no-untyped-call]
         module.zero_grad(set_to_none=True)
         x.grad = None
 

@@ -23,7 +23,7 @@ from isoforward.base import units
 from isoforward.base.config import ExperimentConfig, OptimConfig
 from isoforward.base.environment import environment
 from isoforward.base.errors import BadInput
-from isoforward.base.results import Results, Row, only, select, write
+from isoforward.base.results import Results, Row, RowFields, only, select, write
 from isoforward.base.subprocesses import Failed
 from isoforward.measure.case import Case
 from isoforward.measure.memory import account, memory_rows
@@ -50,8 +50,8 @@ def measured(case: Case, change: str) -> Iterator[Row]:
     for life, conditions in lives.items():
         found = account(case, life)
         if isinstance(found, Failed):
-            about = {"life": "training" if life == "training" else "inference", "phase": "run", "per": "run"}
-            how = {"quantity": "memory", "value": None, "provenance": "unavailable", "reason": found.reason}
+            about: RowFields = {"life": "training" if life == "training" else "inference", "phase": "run", "per": "run"}
+            how: RowFields = {"quantity": "memory", "value": None, "provenance": "unavailable", "reason": found.reason}
             yield case.row(about, how, conditions=conditions)
         else:
             yield from memory_rows(case, life, found, conditions)
@@ -59,13 +59,13 @@ def measured(case: Case, change: str) -> Iterator[Row]:
 
 def answer(results: Results) -> str:
     def held(life: str, category: str) -> float:
-        return only(results, life=life, change="as it is", category=category).value
+        return only(results, life=life, change="as it is", category=category).number
 
-    peaks = {r.conditions["change"]: r.value for r in select(results, life="training", category="measured peak")}
+    peaks = {r.conditions["change"]: r.number for r in select(results, life="training", category="measured peak")}
     whole = peaks.pop("as it is")
     told = ", ".join(f"{change} {units.times(peak / whole)}" for change, peak in peaks.items())
     activations = sum(
-        r.value
+        r.number
         for r in select(results, life="training", change="as it is")
         if "activ" in str(r.conditions.get("category"))
     )

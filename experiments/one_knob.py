@@ -22,7 +22,7 @@ from isoforward.app.command_line import run
 from isoforward.app.question import ask
 from isoforward.base.config import ExperimentConfig, OptimConfig, one_of
 from isoforward.base.errors import BadInput
-from isoforward.base.results import Results, only
+from isoforward.base.results import Results, RowFields, only
 from isoforward.base.vocabulary import TRAINING
 from isoforward.measure.benchmark import Work
 from isoforward.measure.case import Case, batch_of, frozen_of, master_of, with_kernels
@@ -99,7 +99,7 @@ def answer(knob: str, values: list[str]) -> Callable[[Results], str]:
         first, second = (setting(knob, value) for value in values)
         for life, phases in (("training", (*TRAINING, "step")), ("inference", SERVED)):
             for phase in phases:
-                at = {"life": life, "phase": phase, "quantity": "time"}
+                at: RowFields = {"life": life, "phase": phase, "quantity": "time"}
                 one, other = (only(results, **at, **{knob: value}) for value in (first, second))
                 judgement = results.judge(other, one)
                 outcome = judgement.outcome if judgement.outcome in found else "differs"

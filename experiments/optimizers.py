@@ -15,29 +15,23 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-from omegaconf import OmegaConf
 from rich.console import Console
 
-from isoforward.app.command_line import claim, conf_directory, run, typed, writable
+from isoforward.app.command_line import claim, option, run
 from isoforward.app.question import at_most, case_of, command_line, tell
 from isoforward.base import units
-from isoforward.base.config import DataConfig, ExperimentConfig, OptimConfig, TrainConfig, TrainerConfig, at_least
+from isoforward.base.config import DataConfig, ExperimentConfig, TrainConfig, TrainerConfig, at_least
 from isoforward.base.results import Results, Row, only, select, write
 from isoforward.base.terminal import say
 from isoforward.data.corpus import prepare
-from isoforward.measure.case import Case, batch_of, master_of
+from isoforward.measure.case import Case
 from isoforward.measure.flops import count_training
-from isoforward.measure.learning_curves import Point, learning_curve, loss_rows
-from isoforward.measure.memory_ledger import optimizer_state
+from isoforward.measure.learning_curves import MARKS, Point, flops_curve, learning_curve, loss_rows
 from isoforward.measure.passes import call_apart
-from isoforward.measure.variants import time_variants
-from isoforward.model.optim import build
-from isoforward.model.steps import train_step
+from isoforward.measure.variants import state_row, time_variants
 
 NAMES = ("sgd", "adam", "adamw", "muon")
 BATCHES = (1, 4, 16)  # of data.length tokens each
-MARKS = 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,15 +44,9 @@ class Optimizers(ExperimentConfig):
         at_least("steps", self.steps, MARKS)
 
 
-def optim(name: str) -> OptimConfig:
-    stored = OmegaConf.load(conf_directory() / "optim" / f"{name}.yaml")
-    stored.pop("defaults")
-    return typed(OmegaConf.merge(writable(OptimConfig), stored), OptimConfig)
-
-
 def learn(cases: list[Case], steps: int, seeds: list[int]) -> list[Row]:
     """State and curves, whose times are of whole trainings."""
-    rows = [each for case in cases for each in state_rows(case)]
+    rows = [state_row(case) for case in cases]
     corpus = prepare(DataConfig(tokenizer="char", length=cases[0].length))
     curves: dict[str, list[list[Point]]] = {case.optim.name: [] for case in cases}
     for seed in seeds:
@@ -76,37 +64,25 @@ def learn(cases: list[Case], steps: int, seeds: list[int]) -> list[Row]:
     return rows
 
 
-def state_rows(case: Case) -> Iterator[Row]:
-    model = master_of(case)
-    optimizer = build(model, case.optim)
-    train_step(model, optimizer, *batch_of(dataclasses.replace(case, batch=1)))
-    held = sum(value.nbytes for value in optimizer_state(optimizer) if isinstance(value, torch.Tensor))
-    about = {"life": "training", "phase": "optimizer", "quantity": "state", "per": "run"}
-    yield case.row(about, value=float(held), provenance="counted", conditions=case.conditions())
-
-
 def curve_rows(case: Case, runs: list[list[Point]]) -> Iterator[Row]:
     """Against seconds, and against the FLOPs of forward, backward and update."""
     flops = sum(count_training(case.model, batch=case.batch, length=case.length, optim=case.optim).values())
     yield from loss_rows(case, runs, optimizer=case.optim.name, lr=case.optim.lr)
-    for each in loss_rows(case, runs, optimizer=case.optim.name):
-        conditions = {**each.conditions, "training_gflop": round(flops * each.conditions["step"] / 1e9)}
-        del conditions["training_time_s"]
-        yield dataclasses.replace(each, quantity="loss_by_flops", conditions=conditions)
+    yield from flops_curve(case, runs, flops, optimizer=case.optim.name)
 
 
 def answer(results: Results) -> str:
     told = []
     for name in NAMES:
-        state = only(results, quantity="state", optimizer=name).value
+        state = only(results, quantity="state", optimizer=name).number
         updates = [r for r in select(results, quantity="time", phase="optimizer") if r.conditions["optimizer"] == name]
         wholes = [r for r in select(results, quantity="time", phase="step") if r.conditions["optimizer"] == name]
-        shares = [update.value / whole.value for update, whole in zip(updates, wholes, strict=True)]
+        shares = [update.number / whole.number for update, whole in zip(updates, wholes, strict=True)]
         last = select(results, quantity="loss", optimizer=name)[-1]
         told.append(
             f"{name} holds {units.size(state)}, takes {shares[0]:.0%} of a step of {updates[0].conditions['tokens']} "
-            f"tokens and {shares[-1]:.0%} of one of {updates[-1].conditions['tokens']}, and is at {last.value:.3f} "
-            f"nats after {units.seconds(last.conditions['training_time_s'])}"
+            f"tokens and {shares[-1]:.0%} of one of {updates[-1].conditions['tokens']}, and is at {last.number:.3f} "
+            f"nats after {units.seconds(last.setting('training_time_s'))}"
         )
     return f"{'; '.join(told)}."
 
@@ -114,7 +90,7 @@ def answer(results: Results) -> str:
 def main(config: Optimizers) -> None:
     vocab = prepare(DataConfig(tokenizer="char", length=config.data.length)).tokenizer.vocabulary
     case = case_of(dataclasses.replace(config, model=dataclasses.replace(config.model, vocab=vocab)), "optimizers")
-    cases = [dataclasses.replace(case, optim=optim(name), labels={"optimizer": name}) for name in NAMES]
+    cases = [dataclasses.replace(case, optim=option("optim", name), labels={"optimizer": name}) for name in NAMES]
     sized = [dataclasses.replace(each, batch=batch) for each in cases for batch in BATCHES]
     console = Console()
     with claim(config) as run_dir:

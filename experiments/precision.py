@@ -9,16 +9,18 @@ The same weights in each precision. The loss on validation text stands beside ev
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from isoforward.app.command_line import run
 from isoforward.app.question import ask
 from isoforward.base.config import DataConfig, ExperimentConfig
 from isoforward.base.device import best_device
 from isoforward.base.errors import BadInput
-from isoforward.base.results import Results, Row, only
+from isoforward.base.results import Results, Row, RowFields, only
 from isoforward.data.batches import ValidationBatches
 from isoforward.data.corpus import prepare
 from isoforward.formats.export import freeze, load_tokenizer
@@ -45,7 +47,7 @@ def served(case: Case, way: str, master: GPT) -> GPT:
 
 
 @torch.inference_mode()
-def loss_of(model: GPT, batches: list) -> float:
+def loss_of(model: GPT, batches: Sequence[tuple[Tensor, Tensor]]) -> float:
     """Nats a token, of text that training never saw."""
     return sum(float(next_token_loss(model(x), y)) for x, y in batches) / len(batches)
 
@@ -64,14 +66,14 @@ def bench(case: Case, data: DataConfig) -> Bench:
         frozen = served(own, way, master)
         same = identity_row(own, master, frozen, tokens[:1])
         first.append(dataclasses.replace(same, quantity="difference") if way == "int8" else same)
-        about = {"life": "inference", "phase": "forward", "quantity": "loss", "per": "token"}
+        about: RowFields = {"life": "inference", "phase": "forward", "quantity": "loss", "per": "token"}
         first.append(own.row(about, value=loss_of(frozen, text), conditions=own.conditions(text=corpus.hash[:12])))
         serving = Serving(own, frozen, tokens)
         works[way] = [serving.forward, serving.generation]
         if way == "int8":
             about = {"life": "training", "phase": "step", "quantity": "time", "per": "step"}
             why = "int8 has no gradient: weights are rounded when training is over"
-            unavailable = {"value": None, "provenance": "unavailable", "reason": why}
+            unavailable: RowFields = {"value": None, "provenance": "unavailable", "reason": why}
             first.append(own.row(about, unavailable, conditions=own.training()))
         else:
             works[way].append(Training(own, master, tokens, targets).whole)
@@ -86,14 +88,14 @@ def bench(case: Case, data: DataConfig) -> Bench:
 
 def answer(results: Results) -> str:
     told = []
-    exact = only(results, quantity="loss", dtype="fp32").value
+    exact = only(results, quantity="loss", dtype="fp32").number
     for way in WAYS[1:]:
         parts = []
         for life, phase in (("training", "step"), ("inference", "prefill"), ("inference", "decode")):
             mine, base = (only(results, quantity="time", life=life, phase=phase, dtype=d) for d in (way, "fp32"))
             if mine.value is not None:
                 parts.append(f"{life if phase == 'step' else phase} {results.judge(mine, base).sentence()}")
-        loss = only(results, quantity="loss", dtype=way).value
+        loss = only(results, quantity="loss", dtype=way).number
         told.append(f"{way} takes {', '.join(parts)} and changes the loss by {loss - exact:+.4f} nat")
     return f"Against fp32, whose validation loss is {exact:.4f}: {'; '.join(told)}."
 

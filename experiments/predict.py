@@ -30,7 +30,7 @@ from isoforward.base import units
 from isoforward.base.config import ExperimentConfig, ModelConfig
 from isoforward.base.datasheets import Hardware, calibrated_here, lookup
 from isoforward.base.environment import environment
-from isoforward.base.results import Results, Row, Verdict, at_most_one, read, select, write
+from isoforward.base.results import Results, Row, RowFields, Verdict, at_most_one, read, select, write
 from isoforward.base.subprocesses import Failed
 from isoforward.base.vocabulary import Condition
 from isoforward.measure.benchmark import Work
@@ -97,7 +97,7 @@ def at(case: Case, phase: str) -> dict[str, Condition]:
 
 def memory_rows(case: Case, life: str, found: Account | Failed, layout: str) -> Iterator[Row]:
     for phase, per in PHASES[life].items():
-        about: dict[str, Any] = {"life": life, "phase": phase, "quantity": "memory"}
+        about: RowFields = {"life": life, "phase": phase, "quantity": "memory"}
         about |= {"per": per if life == "training" else "sequence", "conditions": {**at(case, phase), "layout": layout}}
         if isinstance(found, Failed):
             yield case.row(about, value=None, provenance="unavailable", reason=found.reason)

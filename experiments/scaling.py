@@ -25,7 +25,7 @@ from isoforward.app.question import at_most, case_of, command_line, tell
 from isoforward.base.config import ExperimentConfig, one_of
 from isoforward.base.datasheets import lookup
 from isoforward.base.environment import environment
-from isoforward.base.results import Results, Row, read, select, write
+from isoforward.base.results import Results, Row, RowFields, read, select, write
 from isoforward.base.terminal import say
 from isoforward.measure.benchmark import Measured, Part
 from isoforward.measure.case import Case
@@ -105,7 +105,7 @@ def slopes(points: list[tuple[int, Sequence[float]]]) -> list[float]:
 def exponents(case: Case, axis: str, measured: list[Row], by: Any) -> Iterator[Row]:
     told = [by.times(scaled(case, axis, factor)) for factor in FACTORS]
     for life, phase, per in concerned(axis):
-        about: dict[str, Any] = {"life": life, "phase": phase, "per": per}
+        about: RowFields = {"life": life, "phase": phase, "per": per}
         seen = select(measured, life=life, phase=phase, quantity="time")
         part = Part(**about, conditions={"axis": axis, "how": "measured"})
         yield derived(case, part, slopes([(int(r.conditions["factor"]), r.samples) for r in seen]), quantity="exponent")

@@ -82,7 +82,7 @@ def bench(case: Case, asked: Asked) -> Bench:
                 shares = [(each - 1) / n for each in samples]
                 yield derived(case, part(case, asked, n), shares, quantity="accepted")
 
-    return Bench(works=works, pairs=[(*each.parts, *works[0].parts) for each in works[1:]], rows=rows)
+    return Bench(works=works, pairs=[(each.part, works[0].part) for each in works[1:]], rows=rows)
 
 
 def part(case: Case, asked: Asked, n: int) -> Part:
@@ -95,7 +95,7 @@ def part(case: Case, asked: Asked, n: int) -> Part:
 def answer(results: Results) -> str:
     alone = only(results, quantity="time", draft_tokens=0)
     counts = sorted(
-        {int(one.conditions["draft_tokens"]) for one in results.rows if "draft_tokens" in one.conditions} - {0}
+        {int(one.setting("draft_tokens")) for one in results.rows if "draft_tokens" in one.conditions} - {0}
     )
     told = []
     for n in counts:
@@ -104,7 +104,7 @@ def answer(results: Results) -> str:
         )
         speed = f"time {results.judge(time, alone).sentence()}"
         told.append(f"{n} proposed: {share.value:.0%} accepted, {gained.value:.2f} tokens a forward, {speed}")
-    return f"Alone the large model takes {units.seconds(alone.value)} a token. With a draft, {'; '.join(told)}."
+    return f"Alone the large model takes {units.seconds(alone.number)} a token. With a draft, {'; '.join(told)}."
 
 
 def main(config: Speculate) -> None:

@@ -32,8 +32,9 @@ from isoforward.base.config import ExperimentConfig, TrainConfig, at_least, one_
 from isoforward.base.disturbance import between, look
 from isoforward.base.environment import environment
 from isoforward.base.errors import BadInput
-from isoforward.base.results import Record, Results, Row, select, write
+from isoforward.base.results import Record, Results, Row, RowFields, select, write
 from isoforward.base.terminal import say
+from isoforward.base.vocabulary import Condition
 from isoforward.data.corpus import Corpus, prepare
 from isoforward.measure.case import Case
 from isoforward.measure.learning_curves import Point, held_out, learning_curve, loss_rows, middle, reached_s
@@ -117,11 +118,16 @@ def times_to_loss(case: Case, curves: dict[str, list[list[Point]]]) -> Iterator[
     """When each is first at the loss that the first one ends at, seed by seed."""
     usual = next(iter(curves))
     goals = [points[-1].loss for points in curves[usual]]
-    about = {"life": "training", "phase": "run", "quantity": "time_to_loss", "per": "run"}
+    about: RowFields = {"life": "training", "phase": "run", "quantity": "time_to_loss", "per": "run"}
     for name, runs in curves.items():
-        at = {"recipe": name, "goal": f"the loss that {usual} ends at", "goal_nats": round(median(goals), 3)}
-        times = [reached_s(points, goal) for points, goal in zip(runs, goals, strict=True)]
-        if None in times:
+        at: dict[str, Condition] = {
+            "recipe": name,
+            "goal": f"the loss that {usual} ends at",
+            "goal_nats": round(median(goals), 3),
+        }
+        reached = [reached_s(points, goal) for points, goal in zip(runs, goals, strict=True)]
+        times = [time_s for time_s in reached if time_s is not None]
+        if len(times) < len(reached):
             why = f"{name} did not reach it under every seed"
             yield case.row(about, value=None, provenance="unavailable", reason=why, conditions=at)
         else:
@@ -135,8 +141,8 @@ def bits(case: Case, corpus: Corpus, length: int, curves: dict[str, list[list[Po
     for name, runs in curves.items():
         took_s = max(points[-1].time_s for points in runs)
         found = middle([points[-1].loss / math.log(2) / per_byte for points in runs])
-        at = {"recipe": name, "training_time_s": round(took_s, 2)}
-        about = {"life": "training", "phase": "run", "quantity": "bits_per_byte", "per": "run"}
+        at: dict[str, Condition] = {"recipe": name, "training_time_s": round(took_s, 2)}
+        about: RowFields = {"life": "training", "phase": "run", "quantity": "bits_per_byte", "per": "run"}
         yield case.row(about, found, conditions=at)
 
 
@@ -148,7 +154,7 @@ def answer(results: Results) -> str:
 def sooner(usual: Row, other: Row) -> str:
     begun = (
         f"The {usual.conditions['recipe']} recipe ends at {usual.conditions['goal_nats']} nats a character "
-        f"(of plays that tuning never looked at) after {units.seconds(usual.value)} of training"
+        f"(of plays that tuning never looked at) after {units.seconds(usual.number)} of training"
     )
     if other.value is None:
         return f"{begun}; {other.reason}."
@@ -162,7 +168,7 @@ def sooner(usual: Row, other: Row) -> str:
 def lower(*rows: Row) -> str:
     told = []
     for row in rows:
-        took_s = float(row.conditions["training_time_s"])
+        took_s = row.setting("training_time_s")
         over = f", over the limit of {LIMIT_S:.0f} s" if took_s > LIMIT_S else ""
         ends = f"{row.low:.3f} to {row.high:.3f} over {len(row.samples)} seeds"
         told.append(

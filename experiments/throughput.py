@@ -28,7 +28,7 @@ from isoforward.app.question import ask
 from isoforward.base import units
 from isoforward.base.config import ExperimentConfig, TrainerConfig
 from isoforward.base.malloc import keep_freed_pages
-from isoforward.base.results import Results, Row, only, select
+from isoforward.base.results import Results, Row, RowFields, only, select
 from isoforward.measure.benchmark import Measured, Part, timed
 from isoforward.measure.case import Case, batch_of, master_of
 from isoforward.measure.passes import Bench
@@ -42,7 +42,7 @@ KINDS = {"matrix products": "::mm", "attention": "attention", "GELU": "gelu", "n
 
 def plain_loop(line: Connection, case: Case) -> None:
     """The usual one: fp32 throughout, `loss.backward()`, `clip_grad_norm_`, torch's default AdamW."""
-    torch.set_num_threads(case.threads)
+    torch.set_num_threads(case.threads or 1)
     model = master_of(dataclasses.replace(case, precision="fp32"))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.1)
     tokens, targets = batch_of(case)
@@ -50,7 +50,7 @@ def plain_loop(line: Connection, case: Case) -> None:
     def step() -> None:
         loss = F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten())
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
 
@@ -59,7 +59,7 @@ def plain_loop(line: Connection, case: Case) -> None:
         line.send(work.run(line.recv()))
 
 
-class OnCommand(Callback):
+class OnCommand(Callback):  # type: ignore[misc]
     """Holds training before a batch until it is told how many to take, and then sends the seconds of one."""
 
     def __init__(self, case: Case, line: Connection) -> None:
@@ -79,7 +79,7 @@ class OnCommand(Callback):
             self.line.send([self.clock.seconds(self.start, end) / self.count])
 
 
-class Endless(IterableDataset):
+class Endless(IterableDataset[tuple[Tensor, Tensor]]):
     def __init__(self, batch: tuple[Tensor, Tensor]) -> None:
         self.batch = batch
 
@@ -88,7 +88,7 @@ class Endless(IterableDataset):
 
 
 def lightning_loop(line: Connection, case: Case) -> None:
-    torch.set_num_threads(case.threads)
+    torch.set_num_threads(case.threads or 1)
     module = LitGPT(master_of(case), case.optim, TrainerConfig(max_steps=10**9))
     if case.compile:
         module.model.compile_blocks()
@@ -112,7 +112,7 @@ def bench(case: Case) -> Bench:
         if case.device == "cpu":
             yield from operators(case)
 
-    return Bench(works=[plain, ours], pairs=[(*plain.parts, *ours.parts)], rows=rows)
+    return Bench(works=[plain, ours], pairs=[(plain.part, ours.part)], rows=rows)
 
 
 def operators(case: Case) -> Iterator[Row]:
@@ -126,7 +126,7 @@ def operators(case: Case) -> Iterator[Row]:
     for event in profile.key_averages():
         kind = next((kind for kind, part in KINDS.items() if part in event.key), "everything else")
         spent_s[kind] += event.self_cpu_time_total / 1e6
-    about = {"life": "training", "phase": "step", "quantity": "operators", "per": "step"}
+    about: RowFields = {"life": "training", "phase": "step", "quantity": "operators", "per": "step"}
     for kind, time_s in spent_s.most_common():
         yield case.row(about, value=time_s, conditions=case.training(operators=kind))
 
@@ -135,9 +135,9 @@ def answer(results: Results) -> str:
     plain, ours = (only(results, through=name, quantity="time") for name in ("plain fp32 loop", "Lightning module"))
     found = results.judge(plain, ours)
     parts = select(results, quantity="operators")
-    whole_s = sum(part.value for part in parts)
-    made_of = ", ".join(f"{part.conditions['operators']} {part.value / whole_s:.0%}" for part in parts)
-    rates = [units.count(r.conditions["tokens"] / r.value) for r in (plain, ours)]
+    whole_s = sum(part.number for part in parts)
+    made_of = ", ".join(f"{part.conditions['operators']} {part.number / whole_s:.0%}" for part in parts)
+    rates = [units.count(r.setting("tokens") / r.number) for r in (plain, ours)]
     return (
         f"The plain fp32 loop trains {rates[0]} tokens/s, the Lightning module {rates[1]}: "
         f"in time {found.sentence()}." + (f" Its time by operator: {made_of}." if parts else "")

@@ -1,5 +1,6 @@
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -43,7 +44,7 @@ def quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def tiny(**more: object) -> ModelConfig:
-    sizes = {"layers": 2, "heads": 4, "width": 32, "context": 32, "vocab": 61}
+    sizes: dict[str, Any] = {"layers": 2, "heads": 4, "width": 32, "context": 32, "vocab": 61}
     return ModelConfig(**{**sizes, **more})
 
 
@@ -56,7 +57,7 @@ def lively(model: GPT) -> GPT:
     return model
 
 
-@pytest.fixture(params=SHAPES.values(), ids=SHAPES.keys())
+@pytest.fixture(params=list(SHAPES.values()), ids=list(SHAPES))
 def config(request: pytest.FixtureRequest) -> ModelConfig:
     return tiny(**request.param)
 

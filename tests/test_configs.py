@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -20,8 +21,11 @@ ROOT = Path(__file__).parents[1]
 NEEDS = {"hf": ["model.path=x"], "transformers": ["model.path=x"], "text": ["data.path=x"], "hub": ["data.name=x"]}
 
 
-def composed(name: str, schema: type, *overrides: str) -> object:
-    config_name = register(scripts()[name], schema)
+Config = TypeVar("Config")
+
+
+def composed(name: str, schema: type[Config], *overrides: str) -> Config:
+    config_name = register(scripts()[name], cast(type, schema))
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return typed(
             compose(config_name, overrides=["run_dir=x", *overrides] if schema is not GenerateConfig else []), schema
@@ -37,28 +41,28 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
-def test_every_option_of_every_group_composes(group, option):
+def test_every_option_of_every_group_composes(group: str, option: str) -> None:
     more = NEEDS.get(option, [])
     if group == "model" and option not in ("tiny", "small"):
         more = [*more, "data.length=128"]
     assert composed("train", TrainConfig, f"{group}={option}", *more)
 
 
-def test_every_group_has_a_schema():
+def test_every_group_has_a_schema() -> None:
     assert {group for group, _ in OPTIONS} == set(GROUPS) | {"recipe"}  # which fills the others
 
 
-def test_a_config_outside_the_groups_is_of_a_command_and_says_nothing_that_every_command_has():
+def test_a_config_outside_the_groups_is_of_a_command_and_says_nothing_that_every_command_has() -> None:
     for path in CONF.glob("*.yaml"):
         assert path.stem in scripts()
         assert "hydra" not in OmegaConf.load(path)
 
 
-def test_a_question_is_one_file(tmp_path, capsys):
+def test_a_question_is_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its name, its config and its help are made from it; keys of its own are those of its schema."""
     script = tmp_path / "cost_of_nothing.py"
     script.write_text('"""What does nothing cost?\n\n    python cost_of_nothing.py ${PATH}\n\n:chapter: Trust\n"""\n')
-    seen = []
+    seen: list[ExperimentConfig] = []
     assert run(seen.append, ExperimentConfig, ["model=small", "optim.lr=1"], script=script) == 0
     assert seen[0].model.layers == 6 and seen[0].data.source == "synthetic" and seen[0].optim.lr == 1
     assert seen[0].run_dir.startswith("runs/") and seen[0].run_dir.endswith("_cost_of_nothing")
@@ -68,11 +72,11 @@ def test_a_question_is_one_file(tmp_path, capsys):
     assert shown.startswith("What does nothing cost?\n\n    python cost_of_nothing.py ${PATH}\n\nGroups")
 
 
-def test_generate_composes():
+def test_generate_composes() -> None:
     assert composed("generate", GenerateConfig) == GenerateConfig()
 
 
-def test_an_option_fills_what_the_schema_declares():
+def test_an_option_fills_what_the_schema_declares() -> None:
     config = composed("train", TrainConfig, "model=llama3_8b")
     assert config.model == ModelConfig(
         family="llama",
@@ -112,7 +116,9 @@ def test_an_option_fills_what_the_schema_declares():
         ("model.layers=[1", "quote values that hold"),
     ],
 )
-def test_a_mistake_is_told_in_one_message_and_nothing_is_written(override, said, tmp_path, monkeypatch, capsys):
+def test_a_mistake_is_told_in_one_message_and_nothing_is_written(
+    override: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert run(lambda config: pytest.fail("it ran"), TrainConfig, [override], script=scripts()["train"]) == 2
     told = capsys.readouterr()
@@ -163,12 +169,12 @@ def refusal(base: DictConfig, override: str) -> str:
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_every_key_misspelt_is_refused_with_a_hint(key):
+def test_every_key_misspelt_is_refused_with_a_hint(key: Any) -> None:
     assert str(unknown_key(f"{key}x", TrainConfig)).startswith(f"{key}x: no such key; did you mean {key}? ")
 
 
 @pytest.mark.parametrize("key", NUMBERS)
-def test_every_number_of_another_type_or_out_of_range_is_refused_by_its_key(key, base):
+def test_every_number_of_another_type_or_out_of_range_is_refused_by_its_key(key: Any, base: Any) -> None:
     beyond = "1" + "0" * 400 if KEYS[key].startswith("int") else "-1e999"
     for wrong in ("text", "[1]", "{a: 1}", "-1", "nan", beyond):
         told = refusal(base, f"{key}={wrong}")
@@ -176,7 +182,7 @@ def test_every_number_of_another_type_or_out_of_range_is_refused_by_its_key(key,
 
 
 @pytest.mark.parametrize("key", SWITCHES)
-def test_every_switch_given_as_something_else_is_refused_by_its_key(key, base):
+def test_every_switch_given_as_something_else_is_refused_by_its_key(key: Any, base: Any) -> None:
     for wrong in ("text", "[1]", "{a: 1}", "2.5"):
         assert key in refusal(base, f"{key}={wrong}")
 
@@ -184,7 +190,9 @@ def test_every_switch_given_as_something_else_is_refused_by_its_key(key, base):
 @pytest.mark.parametrize(
     "override", ["trainer.max_stepsx=1", "model.width=[1]", "data.batch=-1", "optim.lr=1" + "0" * 400]
 )
-def test_and_so_says_the_command(override, base, tmp_path, monkeypatch, capsys):
+def test_and_so_says_the_command(
+    override: str, base: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert run(lambda config: pytest.fail("it ran"), TrainConfig, [override], script=scripts()["train"]) == 2
     told = capsys.readouterr().err
@@ -199,7 +207,7 @@ def generate(main: Callable[[GenerateConfig], None], *overrides: str) -> int:
 
 
 @pytest.mark.parametrize("path", scripts().values(), ids=scripts().keys())
-def test_every_script_says_in_its_first_line_what_it_is_for_and_how_it_is_called(path):
+def test_every_script_says_in_its_first_line_what_it_is_for_and_how_it_is_called(path: Any) -> None:
     script = read_script(path)
     assert script.about == script.help.splitlines()[0]
     assert f"python {path.relative_to(ROOT)}" in script.help
@@ -209,7 +217,7 @@ def test_every_script_says_in_its_first_line_what_it_is_for_and_how_it_is_called
 
 
 @pytest.mark.parametrize(("name", "schema"), [("train", TrainConfig), ("break_even", ExperimentConfig)])
-def test_help_is_shown_and_nothing_run(name, schema, capsys):
+def test_help_is_shown_and_nothing_run(name: str, schema: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         run(lambda config: pytest.fail("it ran"), schema, ["--help"], script=scripts()[name])
     assert end.value.code in (0, None)
@@ -218,17 +226,17 @@ def test_help_is_shown_and_nothing_run(name, schema, capsys):
     assert "Powered by Hydra" not in shown
 
 
-def test_the_package_finds_its_configs_beside_it():
+def test_the_package_finds_its_configs_beside_it() -> None:
     assert Path(conf_directory(), "train.yaml").is_file()
 
 
-def test_a_path_may_hold_what_hydra_takes_for_grammar():
-    seen = []
+def test_a_path_may_hold_what_hydra_takes_for_grammar() -> None:
+    seen: list[str] = []
     assert generate(lambda config: seen.append(config.checkpoint), "checkpoint=a=b, c/d") == 0
     assert seen == ["a=b, c/d"]
 
 
-def test_a_recipe_chooses_all_that_training_depends_on_and_what_is_typed_goes_before_it():
+def test_a_recipe_chooses_all_that_training_depends_on_and_what_is_typed_goes_before_it() -> None:
     verse, usual = composed("train", TrainConfig), composed("train", TrainConfig, "recipe=usual")
     assert (verse.model.family, verse.optim.name, verse.data.batch) == ("llama", "muon", 4)
     assert (usual.model.family, usual.optim.name, usual.data.batch) == ("gpt2", "adamw", 8)

@@ -40,7 +40,7 @@ def config(tmp_path: Path) -> TrainConfig:
     )
 
 
-def planned(config: TrainConfig, **plan: object) -> TrainConfig:
+def planned(config: TrainConfig, **plan: Any) -> TrainConfig:
     return replace(config, trainer=replace(config.trainer, **plan))
 
 
@@ -48,23 +48,23 @@ def steps_of(config: TrainConfig) -> list[int]:
     return [state_of(path)["global_step"] for path in Path(config.run_dir, "checkpoints").glob("last-*.ckpt")]
 
 
-def test_the_profiler_writes_a_trace_that_a_browser_opens(config):
+def test_the_profiler_writes_a_trace_that_a_browser_opens(config: TrainConfig) -> None:
     train(planned(config, profiler="pytorch"))
     events = json.loads(Path(config.run_dir, "trace.json").read_text())["traceEvents"]
     assert {"aten::mm", "aten::embedding"} <= {event.get("name") for event in events}
 
 
-def test_training_that_learns_nothing_stops_early(config):
+def test_training_that_learns_nothing_stops_early(config: TrainConfig) -> None:
     train(replace(planned(config, early_stopping=1, max_steps=20), optim=OptimConfig(lr=0.0)))
     assert steps_of(config) == [4]  # the second validation was no better than the first
 
 
-def test_training_stops_when_its_time_is_up(config):
+def test_training_stops_when_its_time_is_up(config: TrainConfig) -> None:
     train(planned(config, max_time="00:00:00:01", max_steps=10**6, validate_every=10**6))
     assert 0 < steps_of(config)[0] < 10**6
 
 
-def test_a_model_trained_on_a_gpu_is_measured_there(config, monkeypatch):
+def test_a_model_trained_on_a_gpu_is_measured_there(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Though Lightning has moved the module back to the CPU by then."""
     measured = []
     monkeypatch.setattr(app, "best_device", lambda accelerator: CudaDevice(torch.device("cuda")))
@@ -81,7 +81,9 @@ def card_of(config: TrainConfig) -> str:
     return Path(config.run_dir, "export", "README.md").read_text()
 
 
-def test_a_run_whose_time_is_up_says_its_steps_and_is_gone_on_with(config, capsys):
+def test_a_run_whose_time_is_up_says_its_steps_and_is_gone_on_with(
+    config: TrainConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
     short = planned(config, max_time="1s", max_steps=10**6, validate_every=10**6, checkpoint_every=10**6)
     train(short)
     (taken,) = steps_of(config)
@@ -96,14 +98,16 @@ def test_a_run_whose_time_is_up_says_its_steps_and_is_gone_on_with(config, capsy
     assert f"going on from {config.run_dir}" in capsys.readouterr().out.replace("\n", "")
 
 
-def test_a_run_that_took_all_its_steps_is_not_gone_on_with(config, capsys):
+def test_a_run_that_took_all_its_steps_is_not_gone_on_with(
+    config: TrainConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
     train(planned(config, max_time="2h"))
     assert not (Path(config.run_dir) / TIME_IS_UP).exists()
     train(replace(planned(config, resume="auto"), run_dir=f"{config.run_dir}2"))
     assert "nothing to resume" in capsys.readouterr().out
 
 
-def test_the_same_weights_have_the_same_loss_whatever_the_batch(config, tmp_path):
+def test_the_same_weights_have_the_same_loss_whatever_the_batch(config: TrainConfig, tmp_path: Path) -> None:
     found = []
     for batch in (2, 12):
         still = replace(
@@ -127,7 +131,9 @@ class Noting(Tracker):
         self.noted = dict(numbers)
 
 
-def test_log_card_rows_and_tracker_tell_the_same_numbers(config, tmp_path, capsys, monkeypatch):
+def test_log_card_rows_and_tracker_tell_the_same_numbers(
+    config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     tracker = Noting()
     monkeypatch.setattr("isoforward.app.question.open_tracker", lambda *_, **__: tracker)
     (tmp_path / "book.txt").write_text("To be, or not to be: that is the question. " * 200)
@@ -142,7 +148,7 @@ def test_log_card_rows_and_tracker_tell_the_same_numbers(config, tmp_path, capsy
         "steps": rows["loss"].conditions["step"],
     }
     loss, bits = f"{rows['loss'].value:.3f} nats/token", f"{rows['bits_per_byte'].value:.3f} bits/byte"
-    last = f"{loss} {bits}, perplexity {math.exp(rows['loss'].value):.4g}"
+    last = f"{loss} {bits}, perplexity {math.exp(rows['loss'].number):.4g}"
     steps = f"7 steps, {rows['throughput'].value:,.0f} tokens/s"
     told = capsys.readouterr().out
     assert "step     7  loss" in told and f"val {loss} {bits}" in told  # the last step, between two validations
@@ -153,7 +159,7 @@ def test_log_card_rows_and_tracker_tell_the_same_numbers(config, tmp_path, capsy
     )
 
 
-def test_a_peak_that_is_asked_for_is_the_one_that_is_told(config):
+def test_a_peak_that_is_asked_for_is_the_one_that_is_told(config: TrainConfig) -> None:
     asked = MeasureConfig(repeats=5, warmup=1, prompt=2, new_tokens=2, context=8)
     train(replace(config, measure=asked, hardware="h100", precision="bf16"))
     (peak,) = select(read(Path(config.run_dir, "results.jsonl")), quantity="peak_flops")
@@ -161,7 +167,13 @@ def test_a_peak_that_is_asked_for_is_the_one_that_is_told(config):
 
 
 @pytest.mark.parametrize("run_dir", [".", "a b/ö=1"])
-def test_a_run_may_be_anywhere_and_needs_no_links(run_dir, config, tmp_path, monkeypatch, capsys):
+def test_a_run_may_be_anywhere_and_needs_no_links(
+    run_dir: Any,
+    config: TrainConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     def unsupported(*_: object, **__: object) -> None:
         raise OSError(errno.EOPNOTSUPP, "Operation not supported")
 
@@ -177,14 +189,18 @@ def test_a_run_may_be_anywhere_and_needs_no_links(run_dir, config, tmp_path, mon
     assert (Path(run_dir) / "again" / DONE).exists()
 
 
-def test_what_stands_where_the_link_would_be_is_left_alone(config, tmp_path, capsys):
+def test_what_stands_where_the_link_would_be_is_left_alone(
+    config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "latest").write_text("mine")
     train(config)
     assert (tmp_path / "latest").read_text() == "mine"
     assert "latest was not made (something else is there)" in capsys.readouterr().out
 
 
-def test_a_model_beyond_the_memory_is_refused_before_the_text_is_read(config, monkeypatch):
+def test_a_model_beyond_the_memory_is_refused_before_the_text_is_read(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("isoforward.base.hardware.memory_bytes", lambda: 2 * 10**9)
     monkeypatch.setattr("isoforward.app.train.held_bytes", lambda: 5 * 10**8)
     monkeypatch.setattr("isoforward.app.train.prepare", lambda *_, **__: pytest.fail("it was read"))
@@ -205,7 +221,7 @@ def of_other_shapes(state: Any) -> Any:
     return [of_other_shapes(each) for each in state] if isinstance(state, list) else state
 
 
-def test_a_whole_checkpoint_of_no_such_training_is_refused_by_name(config):
+def test_a_whole_checkpoint_of_no_such_training_is_refused_by_name(config: TrainConfig) -> None:
     config = planned(config, max_time="00:00:00:01", max_steps=10**6, validate_every=10**6)
     train(config)
     (path,) = Path(config.run_dir, "checkpoints").glob("last-*.ckpt")
@@ -221,12 +237,12 @@ def test_a_whole_checkpoint_of_no_such_training_is_refused_by_name(config):
                 train(planned(config, resume=str(path), max_time="00:00:00:20"))
 
 
-def test_dropout_is_no_excuse_for_other_logits(config):
+def test_dropout_is_no_excuse_for_other_logits(config: TrainConfig) -> None:
     train(replace(config, model=replace(config.model, dropout=0.5)))
     assert load(Path(config.run_dir)).model.config.dropout == 0.5
 
 
-def test_micro_batches_change_rounding_alone(config, tmp_path):
+def test_micro_batches_change_rounding_alone(config: TrainConfig, tmp_path: Path) -> None:
     train(config)
     train(replace(planned(config, accumulate=4), run_dir=str(tmp_path / "cut")))
     whole, cut = (load(Path(path)).model.state_dict() for path in (config.run_dir, tmp_path / "cut"))
@@ -235,14 +251,16 @@ def test_micro_batches_change_rounding_alone(config, tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="it is there")
-def test_an_accelerator_that_is_not_there_is_refused_before_anything_is_written(config):
+def test_an_accelerator_that_is_not_there_is_refused_before_anything_is_written(config: TrainConfig) -> None:
     with pytest.raises(BadInput, match=r"trainer\.accelerator=gpu: no CUDA device"):
         train(planned(config, accelerator="gpu"))
     assert not Path(config.run_dir).exists()
 
 
 @pytest.mark.slow
-def test_compiled_training_learns_the_same_and_exports_the_forward_that_was_not_compiled(config, tmp_path):
+def test_compiled_training_learns_the_same_and_exports_the_forward_that_was_not_compiled(
+    config: TrainConfig, tmp_path: Path
+) -> None:
     train(config)
     train(replace(config, compile=True, run_dir=str(tmp_path / "compiled")))
     eager, compiled = (load(Path(path)) for path in (config.run_dir, tmp_path / "compiled"))

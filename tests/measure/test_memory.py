@@ -5,11 +5,13 @@ from typing import Any
 import pytest
 import torch
 
-from isoforward.base.config import MeasureConfig, ModelConfig
+from isoforward.base.config import AdapterConfig, MeasureConfig, ModelConfig
 from isoforward.base.memory_readers import ProcessMemory
 from isoforward.base.subprocesses import run_isolated
 from isoforward.measure.case import Case
-from isoforward.measure.memory import HONEST_MALLOC, Account, PeakOf, account
+from isoforward.measure.memory import HONEST_MALLOC, Account, PeakOf, account, tiny_like
+from isoforward.model.adapters import adapt
+from isoforward.model.gpt import GPT
 
 
 def hold_for_a_phase(size: int) -> dict[str, int]:
@@ -75,3 +77,11 @@ def test_at_most_a_twentieth_of_gpt2s_training_is_unexplained() -> None:
 def test_at_most_a_twentieth_of_a_peak_is_unexplained_on_a_gpu(model: ModelConfig, dtype: str) -> None:
     explained("training", model, batch=16, length=256, precision=dtype, device="cuda")
     explained("generation", model, precision=dtype, device="cuda")
+
+
+@pytest.mark.parametrize("adapter", [{"name": "lora", "rank": 24}, {"name": "frozen", "targets": ["blocks.1"]}])
+def test_the_rehearsal_has_an_adapter_that_fits_it(adapter: dict[str, Any]) -> None:
+    """Of one layer and a few features, whatever the case's own rank and targets are."""
+    model = ModelConfig(layers=2, heads=4, width=32, context=32, vocab=61)
+    small = tiny_like(Case(experiment="memory", model=model, adapter=AdapterConfig(**adapter)))
+    assert adapt(GPT(small.model), small.adapter).adapter.name == adapter["name"]

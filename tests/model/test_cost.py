@@ -351,34 +351,6 @@ def test_flops_of_prefill_and_decode_are_those_that_torch_counts(config: ModelCo
     assert cost.decode_flops(config, batch=3, cached=10, cache=False).total == uncached.get_total_flops()
 
 
-class LowRank(nn.Module):
-    def __init__(self, base: nn.Linear, rank: int) -> None:
-        super().__init__()
-        self.base = base
-        self.down = nn.Linear(base.in_features, rank, bias=False)
-        self.up = nn.Linear(rank, base.out_features, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.base(x) + self.up(self.down(x))
-        return y
-
-
-@small
-def test_flops_of_a_frozen_base_with_adapters_are_those_that_torch_counts(config: ModelConfig) -> None:
-    with torch.device("meta"):
-        model, tokens = GPT(config).requires_grad_(False), torch.zeros(3, 10, dtype=torch.long)
-        for parent in list(model.blocks.modules()):
-            for name, child in list(parent.named_children()):
-                if isinstance(child, nn.Linear):
-                    setattr(parent, name, LowRank(child, rank=5))
-    forward = cost.forward_flops(config, batch=3, length=10, lora_rank=5)
-    backward = cost.backward_flops(config, batch=3, length=10, lora_rank=5)
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    assert (forward.total, backward.total) == counted(model, tokens)
-    assert cost.lora_parameters(config, rank=5) == trained
-    assert footprint.training_state(config, lora_rank=5)["gradients"] == 4 * trained
-
-
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_transformers_own_models_have_these_parameters_and_flops(family: str) -> None:
     transformers = pytest.importorskip("transformers")

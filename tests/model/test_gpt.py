@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 
@@ -45,11 +47,11 @@ def count(config: ModelConfig) -> int:
         ),
     ],
 )
-def test_parameters_are_as_published(config, parameters, source):
+def test_parameters_are_as_published(config: ModelConfig, parameters: Any, source: Any) -> None:
     assert count(config) == parameters, source
 
 
-def test_no_position_sees_its_future(config, tokens):
+def test_no_position_sees_its_future(config: ModelConfig, tokens: torch.Tensor) -> None:
     model = lively(GPT(config)).eval()
     changed = tokens.clone()
     changed[:, 12] = (changed[:, 12] + 1) % 61
@@ -58,7 +60,7 @@ def test_no_position_sees_its_future(config, tokens):
     assert not torch.allclose(before[:, 12:], after[:, 12:], atol=1e-3)
 
 
-def test_order_matters(config, tokens):
+def test_order_matters(config: ModelConfig, tokens: torch.Tensor) -> None:
     model = lively(GPT(config)).eval()
     last = model(tokens)[:, -1]
     swapped = tokens.clone()
@@ -67,34 +69,35 @@ def test_order_matters(config, tokens):
 
 
 @pytest.mark.parametrize("kind", ["selective", "full"])
-def test_recomputing_activations_changes_no_gradient(kind, config, tokens):
+def test_recomputing_activations_changes_no_gradient(kind: Any, config: ModelConfig, tokens: torch.Tensor) -> None:
     plain, recomputing = GPT(config), GPT(config, checkpointing=kind)
     recomputing.load_state_dict(plain.state_dict())
     for model in (plain, recomputing):
         model(tokens).square().mean().backward()
     for one, other in zip(plain.parameters(), recomputing.parameters(), strict=True):
+        assert one.grad is not None and other.grad is not None
         assert torch.equal(one.grad, other.grad)
 
 
-def test_dropout_is_for_training_alone(tokens):
+def test_dropout_is_for_training_alone(tokens: torch.Tensor) -> None:
     model = GPT(tiny(dropout=0.5))
     assert not torch.equal(model(tokens), model(tokens))
     model.eval()
     assert torch.equal(model(tokens), model(tokens))
 
 
-def test_a_text_longer_than_the_context_is_refused():
+def test_a_text_longer_than_the_context_is_refused() -> None:
     model = GPT(tiny())
     with pytest.raises(BadInput, match="33 positions are more than the model's context of 32"):
         model(torch.zeros(1, 33, dtype=torch.long))
 
 
-def test_a_cache_larger_than_the_context_is_refused():
+def test_a_cache_larger_than_the_context_is_refused() -> None:
     with pytest.raises(BadInput, match="33 positions do not fit the model's context of 32"):
         KVCache(tiny(), batch=1, capacity=33, dtype=torch.float32)
 
 
-def test_a_full_cache_refuses_one_more(tokens):
+def test_a_full_cache_refuses_one_more(tokens: torch.Tensor) -> None:
     model = GPT(tiny())
     cache = KVCache(tiny(), batch=3, capacity=20, dtype=torch.float32)
     model(tokens, cache)

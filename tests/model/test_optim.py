@@ -1,12 +1,13 @@
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isoforward.base.config import OptimConfig
+from isoforward.base.config import ModelConfig, OptimConfig
 from isoforward.model.gpt import GPT
 from isoforward.model.optim import build, learning_rate, orthogonal, set_learning_rate
 from isoforward.model.steps import train_step
@@ -15,25 +16,25 @@ from tests.conftest import lively, tiny
 NAMES = ["adamw", "adam", "sgd", "muon"]
 
 
-def steps(model, optimizer, tokens, count=1):
+def steps(model: Any, optimizer: Any, tokens: torch.Tensor, count: Any = 1) -> None:
     for _ in range(count):
         train_step(model, optimizer, tokens[:, :-1], tokens[:, 1:])
 
 
-def with_gradients(config, tokens, dtype=torch.float32):
+def with_gradients(config: ModelConfig, tokens: torch.Tensor, dtype: torch.dtype = torch.float32) -> Any:
     torch.manual_seed(5)
     model = lively(GPT(config, dtype=dtype))
     model(tokens).float().square().mean().backward()
     return model
 
 
-def named_groups(model, optimizer):
+def named_groups(model: Any, optimizer: Any) -> Any:
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return [{names[id(parameter)] for parameter in group["params"]} for group in optimizer.param_groups]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_parameter_is_in_one_group_tied_ones_too(config, name):
+def test_every_parameter_is_in_one_group_tied_ones_too(config: ModelConfig, name: str) -> None:
     model = GPT(config)
     groups = named_groups(model, build(model, OptimConfig(name=name)))
     listed = sorted(name for group in groups for name in group)
@@ -42,7 +43,7 @@ def test_every_parameter_is_in_one_group_tied_ones_too(config, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_matrices_of_the_blocks_decay_and_nothing_else(name):
+def test_the_matrices_of_the_blocks_decay_and_nothing_else(name: str) -> None:
     model = GPT(tiny())
     optimizer = build(model, OptimConfig(name=name, weight_decay=0.3))
     decaying = set()
@@ -55,7 +56,7 @@ def test_the_matrices_of_the_blocks_decay_and_nothing_else(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_restored_optimizer_goes_on_with_the_same_bits(config, tokens, name):
+def test_a_restored_optimizer_goes_on_with_the_same_bits(config: ModelConfig, tokens: torch.Tensor, name: str) -> None:
     model = GPT(config)
     optimizer = build(model, OptimConfig(name=name))
     steps(model, optimizer, tokens, 2)
@@ -76,7 +77,7 @@ def test_a_restored_optimizer_goes_on_with_the_same_bits(config, tokens, name):
         ("sgd", lambda groups: torch.optim.SGD(groups, momentum=0.95, nesterov=True, foreach=False)),
     ],
 )
-def test_the_fused_update_is_the_plain_one(name, unfused):
+def test_the_fused_update_is_the_plain_one(name: str, unfused: Any) -> None:
     """On gradients that are given: those of a key's bias are rounding noise, which Adam would blow up."""
     model = GPT(tiny())
     plain = copy.deepcopy(model)
@@ -96,7 +97,7 @@ def test_the_fused_update_is_the_plain_one(name, unfused):
         torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-6)
 
 
-def test_muons_rest_is_adamw(tokens):
+def test_muons_rest_is_adamw(tokens: torch.Tensor) -> None:
     left, right = (with_gradients(tiny(), tokens) for _ in range(2))
     build(left, OptimConfig(name="muon")).step()
     build(right, OptimConfig(name="adamw")).step()
@@ -104,7 +105,7 @@ def test_muons_rest_is_adamw(tokens):
         assert torch.equal(ours, theirs) is not (name.startswith("blocks.") and ours.dim() == 2), name
 
 
-def newton_schulz(x):
+def newton_schulz(x: Any) -> Any:
     """What Jordan's quintic does to one singular value, five times over."""
     for _ in range(5):
         x = 3.4445 * x - 4.7750 * x**3 + 2.0315 * x**5
@@ -112,7 +113,7 @@ def newton_schulz(x):
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (24, 8), (8, 24)])
-def test_newton_schulz_keeps_singular_vectors_and_brings_singular_values_near_one(shape):
+def test_newton_schulz_keeps_singular_vectors_and_brings_singular_values_near_one(shape: Any) -> None:
     left, _ = torch.linalg.qr(torch.randn(3, shape[0], 8, dtype=torch.float64))
     right, _ = torch.linalg.qr(torch.randn(3, shape[1], 8, dtype=torch.float64))
     values = torch.linspace(0.1, 5, 8, dtype=torch.float64)
@@ -122,7 +123,9 @@ def test_newton_schulz_keeps_singular_vectors_and_brings_singular_values_near_on
     assert 0.68 < expected.min() < expected.max() < 1.21
 
 
-def test_each_fused_matrix_moves_by_the_learning_rate_in_every_direction(config, tokens):
+def test_each_fused_matrix_moves_by_the_learning_rate_in_every_direction(
+    config: ModelConfig, tokens: torch.Tensor
+) -> None:
     """Queries, keys, values, gate and up on their own, after taking the weights' decay away."""
     model = with_gradients(config, tokens)
     before = copy.deepcopy(model)
@@ -142,7 +145,7 @@ def test_each_fused_matrix_moves_by_the_learning_rate_in_every_direction(config,
             assert (part * slope).sum() > 0  # downhill
 
 
-def test_an_unfused_matrix_moves_as_under_torchs_own_muon(tokens):
+def test_an_unfused_matrix_moves_as_under_torchs_own_muon(tokens: torch.Tensor) -> None:
     """Which computes in bf16, as ours then does."""
     model = with_gradients(tiny(), tokens, torch.bfloat16)
     theirs = torch.nn.Parameter(model.blocks[0].mlp.up.weight.detach().clone())
@@ -160,7 +163,7 @@ def test_an_unfused_matrix_moves_as_under_torchs_own_muon(tokens):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_model_learns_one_batch_by_heart(tokens, name):
+def test_a_model_learns_one_batch_by_heart(tokens: torch.Tensor, name: str) -> None:
     torch.manual_seed(0)
     model = GPT(tiny())
     optimizer = build(model, OptimConfig(name=name, lr=0.1 if name == "sgd" else 3e-3))
@@ -180,7 +183,7 @@ def test_a_model_learns_one_batch_by_heart(tokens, name):
         ("cosine", [1 / 3, 2 / 3, 1.0, 0.882842712, 0.6, 0.317157288, 0.2]),
     ],
 )
-def test_the_schedule_has_the_values_worked_out_by_hand(schedule, shares):
+def test_the_schedule_has_the_values_worked_out_by_hand(schedule: Any, shares: Any) -> None:
     config = OptimConfig(schedule=schedule, warmup_steps=2, min_lr=0.2)
     assert [learning_rate(step, config, 11) for step in (0, 1, 2, 4, 6, 8, 10)] == pytest.approx(shares)
 
@@ -192,7 +195,9 @@ def test_the_schedule_has_the_values_worked_out_by_hand(schedule, shares):
     st.floats(0, 1),
     st.sampled_from(["cosine", "linear", "constant"]),
 )
-def test_a_share_lies_between_nothing_and_all_whatever_the_lengths(step, max_steps, warmup, least, schedule):
+def test_a_share_lies_between_nothing_and_all_whatever_the_lengths(
+    step: Any, max_steps: Any, warmup: Any, least: Any, schedule: Any
+) -> None:
     config = OptimConfig(schedule=schedule, warmup_steps=warmup, min_lr=least)
     share = learning_rate(step, config, max_steps)
     assert 0 <= share <= 1 + 1e-12
@@ -200,7 +205,7 @@ def test_a_share_lies_between_nothing_and_all_whatever_the_lengths(step, max_ste
         assert share >= least - 1e-12
 
 
-def test_every_group_follows_the_schedule_from_its_own_peak():
+def test_every_group_follows_the_schedule_from_its_own_peak() -> None:
     model = GPT(tiny())
     optimizer = build(model, OptimConfig(name="muon", lr=1e-3, muon_lr=0.04))
     for share in (0.5, 0.25):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -135,7 +136,9 @@ def test_a_calibration_that_is_none_is_refused() -> None:
 @pytest.mark.parametrize("power", [1, 2])
 def test_the_exponent_of_a_planted_power_is_found_within_its_interval(power: int) -> None:
     draw = np.random.default_rng(0)
-    points = [(size, list(size**power * draw.lognormal(sigma=0.05, size=20))) for size in (1, 2, 4)]
+    points: list[tuple[int, Sequence[float]]] = [
+        (size, list(size**power * draw.lognormal(sigma=0.05, size=20))) for size in (1, 2, 4)
+    ]
     found = summarise(slopes(points))
     assert found.interval.low <= power <= found.interval.high
     assert found.median == pytest.approx(power, abs=0.08)

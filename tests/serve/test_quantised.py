@@ -1,8 +1,10 @@
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from isoforward.base.config import ModelConfig
 from isoforward.base.errors import BadInput
 from isoforward.data.tokenizer import Tokenizer
 from isoforward.formats.export import export, freeze
@@ -14,7 +16,7 @@ from tests.conftest import lively, tiny
 pytestmark = pytest.mark.skipif("x86" not in torch.backends.quantized.supported_engines, reason="no int8 kernels")
 
 
-def test_a_product_is_that_of_rounded_weights_and_rounded_activations():
+def test_a_product_is_that_of_rounded_weights_and_rounded_activations() -> None:
     """By hand: scales of |w|max / 127 an output; 8 bits over the range of x, 0 in it, or 7 without VNNI."""
     torch.manual_seed(0)
     linear = Linear(48, 20)
@@ -31,7 +33,7 @@ def test_a_product_is_that_of_rounded_weights_and_rounded_activations():
     assert not torch.equal(Int8Linear(linear)(x), linear(x))
 
 
-def test_every_matrix_product_is_quantised_and_the_logits_stay_near(config, tokens):
+def test_every_matrix_product_is_quantised_and_the_logits_stay_near(config: ModelConfig, tokens: torch.Tensor) -> None:
     model = freeze(lively(GPT(config)))
     exact = model(tokens)
     changed = quantise(model)(tokens)
@@ -41,7 +43,7 @@ def test_every_matrix_product_is_quantised_and_the_logits_stay_near(config, toke
     assert 1e-4 < error < 0.06  # a norm behind each sublayer brings out what rounding took from small sums
 
 
-def test_precision_int8_serves_an_export_in_int8(tmp_path):
+def test_precision_int8_serves_an_export_in_int8(tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_characters(["the quick brown fox jumps over the lazy dog.\n"])
     model = freeze(lively(GPT(tiny(vocab=tokenizer.vocabulary))), dtype=torch.bfloat16)
     export(model, tmp_path / "export", tokenizer=tokenizer)
@@ -50,7 +52,7 @@ def test_precision_int8_serves_an_export_in_int8(tmp_path):
     assert len(module.generate("the", max_new_tokens=5)) == 5
 
 
-def test_int8_is_refused_where_nothing_multiplies_it(monkeypatch, tmp_path):
+def test_int8_is_refused_where_nothing_multiplies_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="precision=int8 is served on the CPU alone, not on cuda"):
         refuse_unquantisable(torch.device("cuda"))
     monkeypatch.setattr(torch.backends, "quantized", SimpleNamespace(supported_engines=["none"]))

@@ -30,7 +30,7 @@ def knob(**slower: float) -> list[Row]:
     ]
 
 
-def test_the_phase_that_a_setting_changes_is_told_from_those_that_it_leaves():
+def test_the_phase_that_a_setting_changes_is_told_from_those_that_it_leaves() -> None:
     chart = changes("one_knob", knob(none=1.0, full=1.4))
     assert chart is not None and chart.title == "Time with checkpointing=full, against checkpointing=none"
     told = {(each["life"], each["phase"]): (round(each["ratio"], 2), each["outcome"]) for each in chart.table}
@@ -41,7 +41,7 @@ def test_the_phase_that_a_setting_changes_is_told_from_those_that_it_leaves():
     }
 
 
-def test_of_several_settings_each_stands_against_the_first():
+def test_of_several_settings_each_stands_against_the_first() -> None:
     chart = changes("checkpointing", knob(none=1.0, selective=1.2, full=1.4))
     assert chart is not None and chart.title == "Time, against checkpointing=none"
     backward = [(each["checkpointing"], round(each["ratio"], 1)) for each in chart.table if each["phase"] == "backward"]
@@ -50,7 +50,7 @@ def test_of_several_settings_each_stands_against_the_first():
     assert drawn[:2] == ["training forward, selective", "training forward, full"]
 
 
-def test_each_place_is_compared_with_its_like():
+def test_each_place_is_compared_with_its_like() -> None:
     rows = [
         timed("inference", "prefill", prompt * slower * 1e-4, peer=peer, prompt=prompt)
         for peer, slower in (("ours", 1.0), ("theirs", 2.0))
@@ -88,17 +88,17 @@ def in_two(**at: Any) -> list[Row]:
         pytest.param(in_two(way="a") + [replace(row, environment="b") for row in in_two(way="b")], id="another place"),
     ],
 )
-def test_what_is_no_setting_measured_in_two_phases_is_not_drawn_as_one(rows):
+def test_what_is_no_setting_measured_in_two_phases_is_not_drawn_as_one(rows: Any) -> None:
     assert changes("planted", rows) is None
 
 
-def test_samples_that_are_no_pairs_are_compared_by_their_medians():
+def test_samples_that_are_no_pairs_are_compared_by_their_medians() -> None:
     chart = changes("planted", in_two(way="a") + in_two(way="b", pairs=6))
     assert chart is not None
     assert {(each["interval"], each["outcome"]) for each in chart.table} == {("medians apart", "undecided")}
 
 
-def test_pairs_that_were_timed_for_a_comparison_are_what_it_is_drawn_from():
+def test_pairs_that_were_timed_for_a_comparison_are_what_it_is_drawn_from() -> None:
     rows = in_two(way="a") + in_two(way="b", pairs=6)
     twice = planted.timed("training", "loss", "step", [2 * sample for sample in rows[1].samples], way="b")
     compared = planted.compared(twice, rows[1])

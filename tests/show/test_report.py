@@ -48,12 +48,25 @@ ENVIRONMENT = Environment(
 def two_lives(*, slower: float = 1.0, seed: int = 1, **labels: Condition) -> list[Record]:
     """The rows of one run in which both lives were measured, as `measure` writes them."""
     draw = random.Random(seed)
-    shape = {"family": "gpt2", "layers": LAYERS, "width": WIDTH, "heads": 4, "vocab": 1024, "parameters": PARAMETERS}
+    shape: dict[str, Condition] = {
+        "family": "gpt2",
+        "layers": LAYERS,
+        "width": WIDTH,
+        "heads": 4,
+        "vocab": 1024,
+        "parameters": PARAMETERS,
+    }
     conditions = {**shape, "dtype": "bf16", **labels}
-    training = {**conditions, "batch": BATCH, "length": LENGTH, "tokens": BATCH * LENGTH, "optimizer": "adamw"}
+    training: dict[str, Any] = {
+        **conditions,
+        "batch": BATCH,
+        "length": LENGTH,
+        "tokens": BATCH * LENGTH,
+        "optimizer": "adamw",
+    }
     rows: list[Row] = []
 
-    def add(life: str, phase: str, quantity: str, per: str, value: float | None, **more: object) -> None:
+    def add(life: str, phase: str, quantity: str, per: str, value: float | None, **more: Any) -> None:
         rows.append(
             Row(
                 experiment="phase_costs",
@@ -79,7 +92,7 @@ def two_lives(*, slower: float = 1.0, seed: int = 1, **labels: Condition) -> lis
     add("training", "step", "time", "step", 0.31, conditions={**training, "cold": True})
     timed("inference", "forward", "step", 0.0272, batch=BATCH, length=LENGTH, tokens=BATCH * LENGTH)
     serving: dict[str, Condition] = {"batch": 1, "prompt": PROMPT}
-    decoding = {**serving, "tokens": 1, "new_tokens": 64, "cache": True}
+    decoding: dict[str, Any] = {**serving, "tokens": 1, "new_tokens": 64, "cache": True}
     timed("inference", "prefill", "sequence", 0.00195, **serving, tokens=PROMPT)
     timed("inference", "decode", "token", 0.00081, **decoding)
     for context in (16, 32, 64, 128, 256):
@@ -87,7 +100,7 @@ def two_lives(*, slower: float = 1.0, seed: int = 1, **labels: Condition) -> lis
         timed(
             "inference", "decode", "token", 0.0007 + context * 1.4e-5, batch=1, tokens=1, context=context, cache=False
         )
-    counted = {"provenance": "counted", "convention": "model"}
+    counted: dict[str, Any] = {"provenance": "counted", "convention": "model"}
     forward_flops = 8.6e9
     for phase, flops in {
         "forward": forward_flops,
@@ -96,16 +109,16 @@ def two_lives(*, slower: float = 1.0, seed: int = 1, **labels: Condition) -> lis
         "optimizer": 1e7,
     }.items():
         add("training", phase, "flops", "step", flops, **counted, conditions=training)
-    at = {"batch": BATCH, "length": LENGTH, "tokens": BATCH * LENGTH}
+    at: dict[str, Condition] = {"batch": BATCH, "length": LENGTH, "tokens": BATCH * LENGTH}
     add("inference", "forward", "flops", "step", forward_flops, **counted, conditions={**conditions, **at})
     at = {**conditions, **serving, "tokens": PROMPT}
     add("inference", "prefill", "flops", "sequence", 2.6e8, **counted, conditions=at)
     add("inference", "decode", "flops", "token", 2.05e6, **counted, conditions={**conditions, **decoding})
-    predicted = {"provenance": "predicted"}
+    predicted: dict[str, Any] = {"provenance": "predicted"}
     add("inference", "prefill", "bytes", "sequence", 2.2e6, **predicted, conditions=at)
     add("inference", "decode", "bytes", "token", 2.1e6, **predicted, conditions={**conditions, **decoding})
     for life, phase in (("training", "step"), ("inference", "run")):
-        why = {"provenance": "unavailable", "reason": "no energy meter on this machine"}
+        why: dict[str, Any] = {"provenance": "unavailable", "reason": "no energy meter on this machine"}
         add(life, phase, "energy", "step" if life == "training" else "sequence", None, **why)
     for phase, peak in {"forward": 9.1e7, "loss": 1.3e8, "backward": 1.42e8, "optimizer": 2.1e7}.items():
         add("training", phase, "memory", "step", peak, conditions=training)
@@ -125,17 +138,23 @@ def two_lives(*, slower: float = 1.0, seed: int = 1, **labels: Condition) -> lis
         "inference": {"weights": 1.85e6, "KV cache": 5.2e5, "transients": 3.0e5},
     }
     for life, ledger in ledgers.items():
-        whole = {"life": life, "phase": "step" if life == "training" else "run", "per": "step"}
+        whole: dict[str, Any] = {"life": life, "phase": "step" if life == "training" else "run", "per": "step"}
         beside = {"measured peak": sum(ledger.values()) * 1.03, "unexplained": sum(ledger.values()) * 0.03}
         for category, size in (ledger | beside).items():
-            kind = {"provenance": "measured" if category in beside else "counted"}
+            kind: dict[str, Any] = {"provenance": "measured" if category in beside else "counted"}
             at = {**(training if life == "training" else conditions), "category": category}
             add(**whole, quantity="memory", value=size, **kind, conditions=at)
     return [ENVIRONMENT, *rows, Verdict(experiment="phase_costs", trusted=True, environment="e1")]
 
 
 def peaks() -> list[Record]:
-    whole = {"experiment": "phase_costs", "life": "training", "phase": "run", "per": "run", "environment": "e1"}
+    whole: dict[str, Any] = {
+        "experiment": "phase_costs",
+        "life": "training",
+        "phase": "run",
+        "per": "run",
+        "environment": "e1",
+    }
     whole["interval"] = "order statistics"
     return [
         Row(**whole, quantity="peak_flops", value=1.9e12, low=1.85e12, high=1.93e12),
@@ -145,7 +164,13 @@ def peaks() -> list[Record]:
 
 def ladder() -> list[Record]:
     """Rows of a question that is not about both lives."""
-    whole = {"experiment": "cost_ladder", "life": "training", "phase": "forward", "quantity": "time", "per": "step"}
+    whole: dict[str, Any] = {
+        "experiment": "cost_ladder",
+        "life": "training",
+        "phase": "forward",
+        "quantity": "time",
+        "per": "step",
+    }
     whole |= {"interval": "order statistics", "environment": "e1"}
     times = {"inference_mode": 0.020, "no_grad": 0.021, "training mode": 0.029}
     return [
@@ -341,7 +366,9 @@ def test_a_ratio_that_is_none_is_called_equal_or_undecided(tmp_path: Path) -> No
             samples = (
                 frozen if (record.life, record.phase) == ("inference", "forward") else planted_in.get(record.phase)
             )
-        records.append(replace(record, **fields(summarise(samples))) if samples else record)
+        if isinstance(record, Row) and samples:
+            record = replace(record, **fields(summarise(samples)))
+        records.append(record)
     found = Reader(page_of(tmp_path, records)).text
     assert "equal within 3%" in found
     assert "undecided, 0.8" in found
@@ -365,7 +392,7 @@ def test_rows_of_any_other_question_are_told_and_drawn(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("stubbed")
 def test_rows_over_a_number_become_a_curve_for_each_way(tmp_path: Path) -> None:
-    whole = {"experiment": "scaling", "life": "training", "quantity": "time", "per": "step"}
+    whole: dict[str, Any] = {"experiment": "scaling", "life": "training", "quantity": "time", "per": "step"}
     rows: list[Record] = [
         Row(**whole, phase=phase, value=width * cost, conditions={"width": width, "parameters": width * width})
         for phase, cost in (("forward", 1e-4), ("backward", 2e-4))
@@ -378,7 +405,9 @@ def test_rows_over_a_number_become_a_curve_for_each_way(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("stubbed")
 def test_the_csv_behind_a_picture_holds_its_numbers_and_no_formula(tmp_path: Path) -> None:
-    reader = Reader(page_of(tmp_path, [*ladder(), replace(ladder()[1], conditions={"rung": "=HYPERLINK(1)"})]))
+    rung = ladder()[1]
+    assert isinstance(rung, Row)
+    reader = Reader(page_of(tmp_path, [*ladder(), replace(rung, conditions={"rung": "=HYPERLINK(1)"})]))
     link = next(a["href"] for tag, a in reader.elements if tag == "a" and a.get("download") == "cost_ladder_time.csv")
     assert link and link.startswith("data:text/csv;charset=utf-8,")
     rows = list(csv.DictReader(io.StringIO(unquote(link.partition(",")[2]))))
@@ -414,9 +443,15 @@ HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror=window.ha
 def hostile(text: str) -> list[Record]:
     """`text` wherever a file lets one write what one likes: names of quantities and conditions are declared ones."""
     place = Environment(id="e", command=text, created=text, identity={text: text}, details={text: text})
-    whole = {"life": "training", "phase": "forward", "per": "step", "conditions": {"rung": text}, "environment": "e"}
+    whole: dict[str, Any] = {
+        "life": "training",
+        "phase": "forward",
+        "per": "step",
+        "conditions": {"rung": text},
+        "environment": "e",
+    }
     odd = Row(**whole, experiment=text, quantity="time", value=1.0, warnings=(text,))
-    missing = {"value": None, "provenance": "unavailable", "reason": text}
+    missing: dict[str, Any] = {"value": None, "provenance": "unavailable", "reason": text}
     why = Verdict(experiment=text, trusted=False, reasons=(text,), environment="e")
     varied = replace(odd, conditions={"rung": f"{text}."}, value=2.0)
     return [place, odd, varied, Row(**whole, experiment=text, quantity="energy", **missing), why]
@@ -513,7 +548,7 @@ def test_runs_of_unlike_places_stand_side_by_side_without_a_ratio(tmp_path: Path
 
 @pytest.mark.usefixtures("stubbed")
 def test_runs_of_any_other_question_meet_row_by_row(tmp_path: Path) -> None:
-    bare = {"low": None, "high": None, "interval": None}
+    bare: dict[str, Any] = {"low": None, "high": None, "interval": None}
     slower = [replace(r, value=2 * (r.value or 0), **bare) if isinstance(r, Row) else r for r in ladder()]
     one, other = run_of(tmp_path / "one", ladder()), run_of(tmp_path / "two", slower)
     assert main([str(one), str(other), "--output", str(tmp_path / "both.html")]) == 0
@@ -568,7 +603,7 @@ def test_altair_and_vega_are_paid_for_only_when_used() -> None:
 def test_a_full_report_and_one_of_many_rows_stay_below_a_megabyte_and_a_half(tmp_path: Path) -> None:
     full = page_of(tmp_path / "full", two_lives() + peaks(), sample="O Romeo " * 10_000)
     assert 500_000 < len(full.encode()) < 1_500_000
-    whole = {"experiment": "sweep", "life": "training", "phase": "step", "per": "step"}
+    whole: dict[str, Any] = {"experiment": "sweep", "life": "training", "phase": "step", "per": "step"}
     quantities = ("time", "memory", "energy", "loss", "bytes")
     many: list[Record] = [
         Row(
@@ -644,7 +679,7 @@ def test_a_browser_draws_everything_and_asks_nobody(
 @pytest.mark.slow
 def test_a_browser_runs_nothing_that_a_file_says(browser: Browser, tmp_path: Path) -> None:
     page_of(tmp_path, hostile(HOSTILE), sample=HOSTILE)
-    browser.open(tmp_path / "report.html")
+    browser.open(tmp_path / "report.html", width=1200)
     assert browser.ask("String(window.hacked)") == "undefined"
     assert browser.requested() == [(tmp_path / "report.html").as_uri()]
     assert browser.complaints() == []
@@ -663,5 +698,5 @@ def test_a_browser_runs_nothing_that_a_file_says(browser: Browser, tmp_path: Pat
 def test_a_browser_would_not_run_a_script_even_if_one_slipped_in(browser: Browser, tmp_path: Path) -> None:
     page = page_of(tmp_path, ladder()).replace("</main>", "<script>window.hacked = 1</script></main>")
     (tmp_path / "broken.html").write_text(page, encoding="utf-8")
-    browser.open(tmp_path / "broken.html")
+    browser.open(tmp_path / "broken.html", width=1200)
     assert browser.ask("String(window.hacked)") == "undefined"

@@ -40,6 +40,7 @@ GROUPS = {
     "model": schemas.ModelConfig,
     "data": schemas.DataConfig,
     "optim": schemas.OptimConfig,
+    "adapter": schemas.AdapterConfig,
     "trainer": schemas.TrainerConfig,
     "measure": schemas.MeasureConfig,
     "tracking": schemas.TrackingConfig,
@@ -48,6 +49,7 @@ CHOSEN = {  # the option of each group that a command starts from; conf/<command
     "model": "tiny",
     "data": "synthetic",
     "optim": "adamw",
+    "adapter": "none",
     "trainer": "default",
     "measure": "default",
     "tracking": "auto",
@@ -107,6 +109,19 @@ def register(script: Path, schema: type) -> str:
         node["run_dir"] = f"runs/{started}_{command}"
     store.store(name=f"{command}_command", node=node)
     return f"{command}_command"
+
+
+def option(group: str, name: str) -> Any:
+    """What conf/<group>/<name>.yaml makes of the group's schema."""
+    path = conf_directory() / group / f"{name}.yaml"
+    if not path.is_file():
+        raise BadInput(f"{group}: {name} is no option; conf/{group} has them")
+    stored = OmegaConf.load(path)
+    assert isinstance(stored, DictConfig)
+    stored.pop("defaults")
+    merged = writable(GROUPS[group])
+    merged.merge_with(stored)
+    return typed(merged, GROUPS[group])
 
 
 def keys_of(schema: type, prefix: str = "") -> list[str]:

@@ -26,6 +26,7 @@ def generate(config: GenerateConfig) -> None:
         draft_tokens=config.draft_tokens,
         compile=config.compile,
         batch=len(prompts),
+        lora=config.lora,
     )
     ids = [encoded(module, prompt, config) for prompt in prompts]
     if config.logprobs or config.prompts_file is not None:

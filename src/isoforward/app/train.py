@@ -35,13 +35,24 @@ from isoforward.base.storage import TIME_IS_UP, remove, write_atomically
 from isoforward.base.terminal import say
 from isoforward.base.units import size
 from isoforward.data.corpus import Corpus, prepare
-from isoforward.formats.export import export, find, load_tokenizer, load_trainable, read_manifest, weights_section
+from isoforward.formats.adapter_format import save_adapter
+from isoforward.formats.export import (
+    export,
+    find,
+    load_tokenizer,
+    load_trainable,
+    merged,
+    read_manifest,
+    weights_section,
+)
 from isoforward.formats.model_card import write_card
 from isoforward.formats.untrusted import harmless
 from isoforward.lesson.page import write_lesson
 from isoforward.measure.both_lives import measure_both_lives
 from isoforward.measure.case import Case, differing_logits, with_kernels
 from isoforward.model import cost
+from isoforward.model.adapter_cost import trained_parameters
+from isoforward.model.adapters import adapt
 from isoforward.model.gpt import GPT
 from isoforward.serve.inference import DTYPES, load
 from isoforward.show.compare import compare
@@ -99,7 +110,9 @@ def refuse_beyond_memory(config: TrainConfig, model: ModelConfig) -> None:
     parameters = cost.parameters(model).total
     length = min(config.data.length, model.context)
     logits = config.data.batch // config.trainer.accumulate * length * model.vocabulary
-    needed = 16 * parameters + 4 * logits  # fp32 weights, gradients, Adam's two moments; then the largest activation
+    trained = trained_parameters(model, config.adapter)
+    needed = 4 * parameters + 12 * trained  # fp32 weights; gradients, Adam's two moments
+    needed += 4 * logits  # the largest activation
     needed += 0 if on_gpu else held_bytes()
     if needed > there:
         raise BadInput(
@@ -117,6 +130,7 @@ def train(config: TrainConfig) -> None:
     if config.model.source != "transformers":
         least = least_of(config)
         refuse_beyond_memory(config, least)  # before the text is prepared, which can take its time
+        trained_parameters(least, config.adapter)  # and targets that are not there
     if config.model.vocab is None and config.model.source != "hf":
         least = dataclasses.replace(least, vocab=config.data.vocab)  # what a tokenizer will have, or nearly so
     precision, why = precision_of(config, least, device)
@@ -134,13 +148,15 @@ def train(config: TrainConfig) -> None:
     for line in corpus.description:
         console.print(line, markup=False, highlight=False)
     seed_everything(config.seed, verbose=False)
-    model = fresh_or_loaded(config, corpus, DTYPES[precision])
+    model = adapt(fresh_or_loaded(config, corpus, DTYPES[precision]), config.adapter)
     if rank() > 0:
         fit(config, model, corpus, Path(config.run_dir), checkpoint, console)
         return
     with claim(config, resuming=checkpoint is not None) as run_dir:
         parameters = sum(p.numel() for p in model.parameters())
-        say(console, f"{parameters:,} parameters in {precision} ({why})")
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        only = f", {trained:,} of them trained" if trained < parameters else ""
+        say(console, f"{parameters:,} parameters{only} in {precision} ({why})")
         say(console, f"everything goes to {run_dir}")
         with tracker_of(config, run_dir, console, "train") as tracker:
             remove(run_dir / TIME_IS_UP)
@@ -153,6 +169,8 @@ def train(config: TrainConfig) -> None:
                 say(console, f"trainer.max_time is up; {how}")
                 write_atomically(run_dir / TIME_IS_UP, lambda file: file.write(b""))
             exported = export(module.model.cpu(), run_dir / "export", tokenizer=corpus.tokenizer)
+            if module.model.adapter.name == "lora":
+                save_adapter(module.model, run_dir / "adapter")
             tracker.outcome(outcome.numbers())
             tracker.export(exported, fingerprint_of(exported))
         finish(config, module, outcome, corpus, run_dir, console)
@@ -162,12 +180,17 @@ def finish(
     config: TrainConfig, module: LitGPT, outcome: Outcome, corpus: Corpus, run_dir: Path, console: Console
 ) -> None:
     """The weights' other life: exported, proven the same, measured beside training, and heard."""
-    model, exported = module.model, run_dir / "export"
+    model, exported = merged(module.model), run_dir / "export"
     served = load(exported, kernels="reference")
     tokens = torch.from_numpy(np.asarray(corpus.validation[: config.data.length], dtype=np.int64))[None]
     if differing := differing_logits(model, served.model, tokens):
         raise Integrity(f"{exported}: {differing} logits of the frozen forward differ from those of training's forward")
     say(console, f"exported to {exported}: the frozen forward gives training's logits, bit for bit")
+    if model is not module.model:
+        with torch.inference_mode():
+            moved = float((module.model.eval()(tokens) - model.eval()(tokens)).abs().max())
+        say(console, f"its adapter is merged there, which moved logits by {moved:.1e} at most")
+        say(console, f"the adapter alone is in {run_dir / 'adapter'}")
     device = best_device(config.trainer.accelerator).where  # Lightning has moved the module from there
     results = run_dir / "results.jsonl"
     results.unlink(missing_ok=True)  # of an attempt that did not finish
@@ -187,6 +210,7 @@ def finish(
             threads=torch.get_num_threads(),
             seed=config.seed,
             optim=config.optim,
+            adapter=config.adapter,
             measure=config.measure,
         )
         say(console, f"measuring both lives{at_most(config.measure)}")

@@ -118,8 +118,8 @@ class Measurement:
                     compared.append(comparison_of(NAME, pair, ratio, MARGIN, 0.0, 0, environment=where.id))
         for occasion in OCCASIONS:
             if seconds := self.account.occasions_s[occasion]:
-                about: dict[str, Any] = {"life": "training", "phase": occasion, "per": "run", "conditions": conditions}
-                rows.append(Row(experiment=NAME, quantity="time", **about, value=seconds, environment=where.id))
+                about: RowFields = {"life": "training", "phase": occasion, "per": "run", "conditions": conditions}
+                rows.append(row_of(NAME, about, quantity="time", value=seconds, environment=where.id))
         rows += self._flops(conditions, where)
         return Phases(
             results=Results(

@@ -225,6 +225,34 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """What of a model is trained: all of it, named parts alone (frozen), or low-rank maps beside frozen ones (lora)."""
+
+    name: str = "none"
+    targets: list[str] = field(default_factory=list)  # lora: q, k, v, out, ...; frozen: head, blocks.3, ...
+    rank: int = 8
+    alpha: float = 16.0  # what a low-rank map gives is multiplied by alpha / rank
+
+    def __post_init__(self) -> None:
+        one_of("adapter.name", self.name, ("none", "lora", "frozen"))
+        sized("adapter.rank", self.rank)
+        if not 0 < self.alpha < 2**53:
+            raise BadInput(f"adapter.alpha={self.alpha} must be a positive number")
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+    @property
+    def told(self) -> str:
+        """In a word, as rows name it."""
+        named = ", ".join(self.targets)
+        if self.name == "lora":
+            return f"LoRA, r={self.rank}" + (f" on {named}" if named else "")
+        return {"none": "full", "frozen": f"{named or 'head'} alone"}[self.name]
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainerConfig:
     max_steps: int = 700
     max_time: str | None = None  # of this start: 2h, 90m, 1h30m, HH:MM:SS or DD:HH:MM:SS
@@ -344,6 +372,7 @@ class Run:
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Run):
     optim: OptimConfig = field(default_factory=OptimConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     sample_prompt: str = "ROMEO:"
 
@@ -361,6 +390,8 @@ class TrainConfig(Run):
                 f"trainer.nodes = {pieces} "
                 f"equal parts; write data.batch={pieces * max(1, round(self.data.batch / pieces))}"
             )
+        if self.adapter.name != "none" and self.trainer.strategy == "fsdp":
+            raise BadInput(f"adapter={self.adapter.name} trains whole matrices; write trainer.strategy=ddp or auto")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -395,6 +426,7 @@ class GenerateConfig:
     draft: str | None = None  # a smaller model's checkpoint, to propose tokens
     draft_tokens: int = 4  # that it proposes before each forward of the model
     compile: bool = False  # the decoding step
+    lora: str | None = None  # directory of an adapter, served beside the base that it was trained on
 
     def __post_init__(self) -> None:
         at_least("max_new_tokens", self.max_new_tokens, 0)

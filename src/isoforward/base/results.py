@@ -111,6 +111,19 @@ class Row:
             if not self.low <= self.value <= self.high:
                 raise ValueError(f"value={self.value} lies outside its interval [{self.low}, {self.high}]")
 
+    @property
+    def number(self) -> float:
+        """The value, where an answer cannot do without: BadInput, with the reason, where it is unavailable."""
+        if self.value is None:
+            raise BadInput(f"the {self.quantity} of {self.life} {self.phase} is not there: {self.reason}")
+        return self.value
+
+    def setting(self, key: str) -> float:
+        """A condition that is a number."""
+        value = self.conditions[key]
+        assert isinstance(value, int | float), key
+        return value
+
 
 class RowFields(TypedDict, total=False):
     """Fields of a row, of which an experiment's name is not one, as they are handed on."""

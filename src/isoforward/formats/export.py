@@ -38,6 +38,7 @@ from isoforward.formats.model_card import about_weights, write_card
 from isoforward.formats.transformers_format import pieces, read_transformers, to_transformers
 from isoforward.formats.transformers_tokenizer import has_foreign_tokenizer, read_foreign_tokenizer
 from isoforward.formats.untrusted import FLOATS, Checkpoint, checked, described, names_in, open_file, read_json, shown
+from isoforward.model.adapters import adapt, adapted_linears, is_low_rank
 from isoforward.model.gpt import GPT
 
 FORMAT = 1
@@ -45,13 +46,38 @@ GGUF = ".gguf"
 
 
 def freeze(model: GPT, *, dtype: torch.dtype | None = None) -> GPT:
-    """A copy for serving: weights cast to `dtype`, or that of the model's activations; no dropout, no gradients."""
-    frozen = unfilled(model.config, dtype or model.dtype)
+    """A copy for serving: weights cast to `dtype`, or that of the model's activations; no dropout, no gradients.
+
+    An adapter stays one, beside the frozen weights; `merged` makes it a part of them.
+    """
+    frozen = adapt(unfilled(model.config, dtype or model.dtype), model.adapter)
     allocate(frozen, frozen.dtype, model.embedding.weight.device)
     with torch.no_grad():
         for ours, theirs in zip(frozen.parameters(), model.parameters(), strict=True):
             ours.copy_(theirs)
     return frozen.eval().requires_grad_(False)
+
+
+def merged(model: GPT) -> GPT:
+    """The plain model that computes what this one does with its adapter, but for rounding: W + scale B A is one matrix.
+
+    Itself where it has none.
+    """
+    if model.adapter.name != "lora":
+        return model
+    plain = without_adapter(model)
+    with torch.no_grad():
+        for path, layer in adapted_linears(model):
+            plain.get_parameter(f"{path}.weight").copy_(layer.merged_weight())
+    return plain
+
+
+def without_adapter(model: GPT) -> GPT:
+    """A copy of the base, in fp32."""
+    base = unfilled(model.config, model.dtype)
+    allocate(base, torch.float32, model.embedding.weight.device)
+    base.load_state_dict({name: tensor for name, tensor in model.state_dict().items() if not is_low_rank(name)})
+    return base
 
 
 def fingerprint(model: GPT) -> str:
@@ -82,11 +108,12 @@ def allocate(model: GPT, dtype: torch.dtype, device: torch.device | str) -> None
 def export(
     model: GPT, directory: Path, *, tokenizer: Tokenizer | None, about: Mapping[str, object] | None = None
 ) -> Path:
-    """Writes the frozen weights, whole or not at all; an earlier export there is replaced at the end.
+    """Writes the frozen weights, an adapter merged, whole or not at all; an export from before is replaced at the end.
 
     `about` is kept in the manifest. BadInput where the tokenizer has more tokens than the model, or `directory` holds
     something else; StorageFailed where there is no room.
     """
+    model = merged(model)
     if tokenizer is not None:
         must_fit(tokenizer, model.config)
     with replacing(directory) as stage:

@@ -56,6 +56,12 @@ class Work:
     run: Callable[[int], Sequence[float]]
     most: int | None = None  # executions that one sample can hold
 
+    @property
+    def part(self) -> Part:
+        """The one that it has."""
+        (only,) = self.parts
+        return only
+
     def labelled(self, **more: Condition) -> Work:
         """The same work, with more conditions in the rows of all its parts."""
         return replace(self, parts=tuple(part.labelled(**more) for part in self.parts))

@@ -10,14 +10,15 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
-from isoforward.base.config import MeasureConfig, ModelConfig, OptimConfig
+from isoforward.base.config import AdapterConfig, MeasureConfig, ModelConfig, OptimConfig
 from isoforward.base.device import device_of
 from isoforward.base.results import Row, RowFields, row_of
 from isoforward.base.stopwatch import Clock
 from isoforward.base.vocabulary import Condition
-from isoforward.formats.export import freeze, load_trainable
+from isoforward.formats.export import freeze, load_trainable, merged
 from isoforward.measure.benchmark import Part
 from isoforward.model import cost
+from isoforward.model.adapters import adapt
 from isoforward.model.gpt import GPT
 from isoforward.model.kernels import Kernels, backward_of, kernels_of, named, use_backward, use_kernels
 from isoforward.serve.inference import DTYPES
@@ -43,6 +44,7 @@ class Case:
     threads: int | None = None
     seed: int = 1234
     optim: OptimConfig = field(default_factory=OptimConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
     measure: MeasureConfig = field(default_factory=MeasureConfig)
     labels: Mapping[str, Condition] = field(default_factory=dict)  # more conditions, of the question asked
 
@@ -90,6 +92,8 @@ class Case:
             own["checkpointing"] = self.checkpointing
         if self.compile:
             own["compile"] = True
+        if self.adapter.name != "none":
+            own["adapter"] = self.adapter.told
         return own | dict(self.labels) | more
 
     def training(self, **more: Condition) -> dict[str, Condition]:
@@ -144,13 +148,14 @@ def master_of(case: Case) -> GPT:
     else:
         torch.manual_seed(case.seed)
         model = GPT(case.model, dtype=dtype, checkpointing=case.checkpointing)
+    adapt(model, case.adapter)
     use_backward(model, case.attention_backward)
     return model.to(case.device).train()
 
 
 def frozen_of(case: Case, master: GPT) -> GPT:
-    """As serving holds it, with the kernels of the case."""
-    frozen = freeze(master)
+    """As serving holds it, an adapter merged, with the kernels of the case."""
+    frozen = freeze(merged(master))
     use_kernels(frozen, case.kernels)
     return frozen
 

@@ -23,9 +23,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from isoforward.base.config import ModelConfig, OptimConfig, one_of
+from isoforward.base.config import AdapterConfig, ModelConfig, OptimConfig, one_of
 from isoforward.base.vocabulary import CONVENTIONS
 from isoforward.model import steps
+from isoforward.model.adapters import adapt
 from isoforward.model.gpt import GPT, KVCache
 from isoforward.model.optim import build
 
@@ -195,10 +196,12 @@ def training_flops(
     checkpointing: str = "none",
     convention: str = "model",
     optim: OptimConfig | None = None,
+    adapter: AdapterConfig | None = None,
 ) -> Counter[tuple[str, str]]:
     """One optimizer step, by phase and kind of layer."""
     with torch.device("meta"):
         model = GPT(config, checkpointing=checkpointing if convention == "hardware" else "none")
+        adapt(model, adapter or AdapterConfig())
         tokens = torch.zeros(batch, length, dtype=torch.long)
     scope = Scope(layers_of(model))
     counter = FlopCounter(scope, convention=convention)
@@ -244,6 +247,7 @@ def count_training(
     checkpointing: str = "none",
     convention: str = "model",
     optim: OptimConfig | None = None,
+    adapter: AdapterConfig | None = None,
 ) -> dict[str, int]:
     """FLOPs of one optimizer step, by phase."""
     flops = training_flops(
@@ -254,6 +258,7 @@ def count_training(
         checkpointing=checkpointing,
         convention=convention,
         optim=optim,
+        adapter=adapter,
     )
     return by_phase(flops)
 

@@ -21,6 +21,7 @@ from isoforward.model.gpt import GPT
 from isoforward.serve.inference import DTYPES
 from isoforward.train.lightning_module import LitGPT, quieten
 
+MARKS = 4  # validations of a training, where a question does not ask for more
 WINDOWS, BATCHES = 32, 8  # of validation: the same text whatever the recipe's own batch
 
 
@@ -54,12 +55,20 @@ def held_out(corpus: Corpus, length: int) -> ValidationBatches:
 
 
 def learning_curve(
-    config: TrainConfig, corpus: Corpus, *, seed: int, length: int, marks: int, precision: str = "fp32"
+    config: TrainConfig,
+    corpus: Corpus,
+    *,
+    seed: int,
+    length: int,
+    marks: int,
+    precision: str = "fp32",
+    model: GPT | None = None,
 ) -> list[Point]:
-    """Trains from scratch; `marks` validations on windows of `length`, the last one at the end."""
+    """Trains from scratch, or `model` on; `marks` validations on windows of `length`, the last one at the end."""
     seed_everything(seed, verbose=False)
-    sizes = replace(config.model, vocab=corpus.tokenizer.vocabulary)
-    model = GPT(sizes, dtype=DTYPES[precision], checkpointing=config.trainer.checkpointing)
+    if model is None:
+        sizes = replace(config.model, vocab=corpus.tokenizer.vocabulary)
+        model = GPT(sizes, dtype=DTYPES[precision], checkpointing=config.trainer.checkpointing)
     every = max(1, config.trainer.max_steps // marks)
     plan = replace(config.trainer, max_steps=every * marks)
     curve, data = Curve(), config.data
@@ -102,6 +111,14 @@ def loss_rows(case: Case, runs: Sequence[Sequence[Point]], **conditions: Conditi
     for points in zip(*runs, strict=True):
         at = {"training_time_s": round(median(point.time_s for point in points), 2), "step": points[0].step}
         yield case.row(about, middle([point.loss for point in points]), conditions={**conditions, **at})
+
+
+def flops_curve(case: Case, runs: Sequence[Sequence[Point]], step_flops: int, **conditions: Condition) -> Iterator[Row]:
+    """The same marks against the FLOPs of all steps so far."""
+    for each in loss_rows(case, runs, **conditions):
+        at = {**each.conditions, "training_gflop": round(step_flops * int(str(each.conditions["step"])) / 1e9)}
+        del at["training_time_s"]
+        yield replace(each, quantity="loss_by_flops", conditions=at)
 
 
 def middle(samples: Sequence[float]) -> RowFields:

@@ -28,6 +28,7 @@ from isoforward.formats.export import freeze
 from isoforward.measure.case import Case
 from isoforward.measure.memory_ledger import Ledger, generate, inference_ledger, training_ledger
 from isoforward.model import steps
+from isoforward.model.adapters import adapt
 from isoforward.model.gpt import GPT, KVCache
 from isoforward.model.kernels import use_backward
 from isoforward.model.optim import build
@@ -90,14 +91,21 @@ def account(
 
     `life` is one of LIVES. Of a compiled case the ledger is empty: no dispatch mode sees into compiled code.
     """
+    live = partial(training_life if life == "training" else serving_life, life=life, cache=cache)
+    return account_of(case, live, threads=threads, timeout_s=timeout_s)
+
+
+def account_of(
+    case: Case, live: Callable[[Case], Life], *, threads: int | None = None, timeout_s: float | None = None
+) -> Account | Failed:
+    """Of whatever `live` makes of a case."""
     how: dict[str, Any] = {"threads": threads or case.threads, "env": HONEST_MALLOC, "timeout_s": timeout_s}
-    found: Account | Failed = run_isolated(audit, case, life, cache, **how)
+    found: Account | Failed = run_isolated(audit, case, live, **how)
     return found
 
 
-def audit(case: Case, life: str, cache: bool) -> Account:
+def audit(case: Case, live: Callable[[Case], Life]) -> Account:
     """Tiny first, which loads libraries; then whole and dropped, for what kernels keep; then whole, for the peaks."""
-    live = partial(training_life if life == "training" else serving_life, life=life, cache=cache)
     memory = device_of(case.device).memory
     rehearse(partial(live, tiny_like(case)))
     before = memory.now()
@@ -117,6 +125,7 @@ def audit(case: Case, life: str, cache: bool) -> Account:
 
 def training_life(case: Case, *, life: str, cache: bool) -> Life:
     gpt = GPT(case.model, dtype=DTYPES[case.precision], checkpointing=case.checkpointing).to(case.device)
+    adapt(gpt, case.adapter)
     use_backward(gpt, case.attention_backward)
     if case.compile:
         gpt.compile_blocks()
@@ -154,7 +163,9 @@ def serving_life(case: Case, *, life: str, cache: bool) -> Life:
 def tiny_like(case: Case) -> Case:
     model = replace(case.model, layers=1, heads=2, kv_heads=1, width=TINY, ffn=None, context=TINY, vocab=TINY)
     measure = replace(case.measure, prompt=TINY // 2, new_tokens=TINY // 2)
-    return replace(case, model=model, batch=case.accumulate, length=TINY, measure=measure)
+    lora = case.adapter.name == "lora"
+    adapter = replace(case.adapter, rank=1, targets=case.adapter.targets if lora else [])  # what one layer has
+    return replace(case, model=model, batch=case.accumulate, length=TINY, measure=measure, adapter=adapter)
 
 
 def rehearse(live: Callable[[], Life]) -> None:

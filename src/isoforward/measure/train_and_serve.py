@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from isoforward.base.config import AdapterConfig
 from isoforward.base.results import Row, RowFields
 from isoforward.base.vocabulary import CONVENTIONS, TRAINING, Condition
 from isoforward.measure import flops
@@ -197,6 +198,7 @@ def training_flops(case: Case, convention: str) -> dict[str, int]:
         checkpointing=case.checkpointing,
         convention=convention,
         optim=case.optim,
+        adapter=case.adapter,
     )
 
 
@@ -218,7 +220,8 @@ def flop_rows(case: Case) -> Iterator[Row]:
         training = list(training_flop_rows(case, convention))
         yield from training
         at: RowFields = {"phase": "forward", "per": "step", "conditions": case.training()}
-        yield case.row(about, at, value=training[0].value)
+        merged = replace(case, adapter=AdapterConfig())  # as it is served
+        yield case.row(about, at, value=float(training_flops(merged, convention)["forward"]))
         prefill = flops.count_prefill(case.model, length=case.prompt, **how)
         at = {"phase": "prefill", "per": "sequence", "conditions": case.prefilling()}
         yield case.row(about, at, value=float(prefill))
@@ -244,7 +247,9 @@ def context_flop_rows(case: Case, context: int, convention: str) -> Iterator[Row
 def byte_rows(case: Case) -> Iterator[Row]:
     """The least traffic that each phase needs: what no cache of the machine can spare it."""
     size: dict[str, Any] = {"batch": case.batch, "length": case.length, "dtype": case.precision}
-    training = footprint.training_bytes(case.model, **size, optimizer=case.rule, checkpointing=case.checkpointing)
+    training: Mapping[str, int] = {}
+    if case.adapter.name == "none":
+        training = footprint.training_bytes(case.model, **size, optimizer=case.rule, checkpointing=case.checkpointing)
     alone: dict[str, Any] = {"batch": 1, "dtype": case.precision}
     middle = case.prompt + case.new_tokens // 2
     prefill = footprint.inference_bytes(case.model, length=case.prompt, **alone)

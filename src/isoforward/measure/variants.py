@@ -6,12 +6,17 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from isoforward.base.results import Row, write
+from torch import Tensor
+
+from isoforward.base.results import Row, RowFields, write
 from isoforward.measure.benchmark import Measured
 from isoforward.measure.case import Case, batch_of, master_of
 from isoforward.measure.memory import account_rows
+from isoforward.measure.memory_ledger import optimizer_state
 from isoforward.measure.passes import Bench, measure_apart
 from isoforward.measure.train_and_serve import Training, training_flop_rows
+from isoforward.model.optim import build
+from isoforward.model.steps import train_step
 
 
 def time_variants(cases: Sequence[Case], results: Path, command: str) -> str:
@@ -35,6 +40,16 @@ def bench(first: Case, cases: Sequence[Case]) -> Bench:
 
     works = [work for each in lives for work in (each.phased, each.whole)]
     return Bench(works=works, pairs=pairs, rows=rows)
+
+
+def state_row(case: Case) -> Row:
+    """What the optimizer keeps, read from it after a step."""
+    model = master_of(case)
+    optimizer = build(model, case.optim)
+    train_step(model, optimizer, *batch_of(dataclasses.replace(case, batch=1)))
+    held = sum(value.nbytes for value in optimizer_state(optimizer) if isinstance(value, Tensor))
+    about: RowFields = {"life": "training", "phase": "optimizer", "quantity": "state", "per": "run"}
+    return case.row(about, value=float(held), provenance="counted", conditions=case.conditions())
 
 
 def weigh_variants(cases: Sequence[Case], results: Path, environment_id: str) -> None:

@@ -106,9 +106,26 @@ def matmul_weights(config: ModelConfig) -> int:
     return config.layers * sum(m.weights for m in block_matrices(config)) + config.vocabulary * config.width
 
 
-def lora_parameters(config: ModelConfig, *, rank: int) -> int:
-    """Low-rank pairs beside every matrix of every layer (Hu 2021, section 4.1; on all of them: Dettmers 2023, 4)."""
-    return config.layers * rank * sum(m.inputs + m.outputs for m in block_matrices(config))
+class Map(NamedTuple):
+    """One linear map of a layer; several can lie in one of block_matrices."""
+
+    name: str
+    matrix: str  # the module that holds it
+    part: str
+    inputs: int
+    outputs: int
+
+
+def maps(config: ModelConfig) -> tuple[Map, ...]:
+    """One layer's, in the order of its forward."""
+    C, F, A, gated = config.width, config.ffn_width, config.attention_width, config.architecture.gated
+    inward = "mlp.gate_up" if gated else "mlp.up"
+    return (
+        *(Map(name, "attention.qkv", "projections", C, n) for name, n in zip("qkv", config.qkv_widths, strict=True)),
+        Map("out", "attention.out", "projections", A, C),
+        *(Map(name, inward, "mlp", C, F) for name in (("gate", "up") if gated else ("up",))),
+        Map("down", "mlp.down", "mlp", F, C),
+    )
 
 
 # FLOPs
@@ -122,7 +139,7 @@ def attention_pairs(*, length: int, cached: int = 0, convention: str = "model") 
     return length * cached + (length * (length + 1) // 2 if convention == "causal" else length**2)
 
 
-def _products(config: ModelConfig, *, tokens: int, pairs: int, logits: int, lora_rank: int | None = None) -> Parts:
+def _products(config: ModelConfig, *, tokens: int, pairs: int, logits: int) -> Parts:
     """A forward's FLOPs are linear in three counts: tokens through the blocks, query-key pairs, positions at the head.
 
     Two a weight and token (Kaplan 2020, table 1); scores and weighted values, 2 x 2HD a pair and layer (PaLM, appendix
@@ -133,8 +150,6 @@ def _products(config: ModelConfig, *, tokens: int, pairs: int, logits: int, lora
     for matrix in block_matrices(config):
         parts += {matrix.part: 2 * tokens * L * matrix.weights}
     parts["head"] = 2 * logits * C * config.vocabulary
-    if lora_rank is not None:
-        parts["adapter"] = 2 * tokens * lora_parameters(config, rank=lora_rank)
     return parts
 
 
@@ -146,7 +161,6 @@ def forward_flops(
     cached: int = 0,
     logits: str = "all",
     convention: str = "model",
-    lora_rank: int | None = None,
 ) -> Parts:
     """`logits=all` is training's forward, `last` is prefill's; `length=1, cached=S` is a decode step."""
     one_of("logits", logits, ("all", "last"))
@@ -156,7 +170,6 @@ def forward_flops(
         tokens=batch * length,
         pairs=batch * attention_pairs(length=length, cached=cached, convention=convention),
         logits=batch * (length if logits == "all" else 1),
-        lora_rank=lora_rank,
     )
 
 
@@ -194,23 +207,15 @@ def backward_flops(
     kernel: str = "flash",
     checkpointing: str = "none",
     early_stop: bool = True,
-    lora_rank: int | None = None,
 ) -> Parts:
     """Twice the forward: each product has a gradient for either operand (PaLM, appendix B), logits included.
 
     The first layer is no exception: its input gradient is what trains the embedding. Attention is 4 products for the
     forward's 2, and 5 where a flash kernel forms the scores again (FlashAttention-2, Dao 2023, section 4.1);
-    `kernel` and `checkpointing` count under convention=hardware alone.
-    With `lora_rank` the base is frozen: input gradients only, and none for the first layer's q, k, v, beneath which
-    nothing is trained (exact for checkpointing=none).
+    `kernel` and `checkpointing` count under convention=hardware alone. Where a part alone is trained: adapter_cost.py.
     """
-    forward = forward_flops(config, batch=batch, length=length, convention=convention, lora_rank=lora_rank)
+    forward = forward_flops(config, batch=batch, length=length, convention=convention)
     parts = Parts({part: 2 * flops for part, flops in forward.items()})
-    if lora_rank is not None:
-        tokens, first = batch * length, block_matrices(config)[0]
-        parts |= {part: forward[part] for part in ("projections", "mlp", "head")}
-        parts["projections"] -= 2 * tokens * first.weights
-        parts["adapter"] -= 2 * tokens * first.inputs * lora_rank
     if convention == "hardware":
         parts["scores"] = forward["scores"] // 2 * (5 if kernel == "flash" else 4)
         parts += recomputed_flops(
@@ -308,16 +313,11 @@ def updated(config: ModelConfig, optimizer: str) -> dict[str, int]:
     return {"muon": matrices, "adamw": count - matrices}
 
 
-def separate_matrices(config: ModelConfig) -> tuple[tuple[int, int], ...]:
-    """Outputs and inputs of one layer's maps, one by one: Muon makes orthogonal what is stored as one apart."""
-    C, F, gates = config.width, config.ffn_width, 1 + config.architecture.gated
-    return (*((rows, C) for rows in config.qkv_widths), (C, config.attention_width), *[(F, C)] * gates, (C, F))
-
-
 def optimizer_flops(config: ModelConfig, *, optimizer: str = "adamw") -> Parts:
     """`products` are Newton-Schulz'; `elementwise` is counted by no dispatch counter, and bound by bytes."""
     elementwise = sum(UPDATES[rule].flops * count for rule, count in updated(config, optimizer).items())
-    products = sum(newton_schulz_flops(*shape) for shape in separate_matrices(config)) if optimizer == "muon" else 0
+    orthogonal = maps(config) if optimizer == "muon" else ()  # each apart, though several are stored as one
+    products = sum(newton_schulz_flops(each.outputs, each.inputs) for each in orthogonal)
     return Parts(elementwise=elementwise, products=config.layers * products)
 
 

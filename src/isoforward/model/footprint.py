@@ -14,7 +14,6 @@ from isoforward.model.cost import (
     UPDATES,
     Parts,
     layer_parameters,
-    lora_parameters,
     matmul_weights,
     non_embedding_parameters,
     norm_parameters,
@@ -184,23 +183,13 @@ def rotary_bytes(config: ModelConfig) -> int:
     return 2 * config.head_width * config.architecture.rope
 
 
-def training_state(
-    config: ModelConfig, *, optimizer: str = "adamw", mixed: bool = False, lora_rank: int | None = None
-) -> Parts:
-    """fp32 AdamW is 4 + 4 + 8 = 16 bytes a parameter; `mixed` is ZeRO's 2 + 2 + 12, the fp32 master with the states.
-
-    A frozen base (`lora_rank`) has neither gradients nor states; its adapters have (Rajbhandari 2020, section 3.1).
+def training_state(config: ModelConfig, *, optimizer: str = "adamw", mixed: bool = False) -> Parts:
+    """fp32 AdamW is 4 + 4 + 8 = 16 bytes a parameter; `mixed` is ZeRO's 2 + 2 + 12, the fp32 master with the states
+    (Rajbhandari 2020, section 3.1). Where a part alone is trained: adapter_cost.py.
     """
     count, e = parameters(config).total, 2 if mixed else 4
     states = sum((UPDATES[rule].states + mixed) * n for rule, n in updated(config, optimizer).items())
-    if lora_rank is None:
-        return Parts(weights=e * count, gradients=e * count, optimizer=4 * states)
-    trained = lora_parameters(config, rank=lora_rank)
-    return Parts(
-        weights=e * (count + trained),
-        gradients=e * trained,
-        optimizer=4 * (UPDATES[optimizer].states + mixed) * trained,
-    )
+    return Parts(weights=e * count, gradients=e * count, optimizer=4 * states)
 
 
 def _widest(config: ModelConfig, *, length: int, seen: int, kernel: str) -> int:

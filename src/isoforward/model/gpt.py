@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-from isoforward.base.config import ModelConfig
+from isoforward.base.config import AdapterConfig, ModelConfig
 from isoforward.base.errors import BadInput
 from isoforward.model.kernels import Product, linear
 from isoforward.model.rotary import Rotary, rotate
@@ -316,6 +316,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.dtype = dtype
+        self.adapter = AdapterConfig()  # adapters.adapt sets it
         self.run_block = RUN_BLOCK[checkpointing]
         self.embedding = Embedding(config.vocabulary, config.width)
         arch = config.architecture

@@ -24,9 +24,12 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan 2024: steepest at zero, at t
 
 
 def build(model: GPT, config: OptimConfig) -> Optimizer:
-    """adam and sgd know decay as a part of the gradient, adamw and muon as a shrinking of the weights beside it."""
-    matrices = {n: p for n, p in model.named_parameters() if n.startswith("blocks.") and p.dim() == 2}
-    others = [p for n, p in model.named_parameters() if n not in matrices]
+    """Of what is trained. adam and sgd know decay as a part of the gradient, adamw and muon as a shrinking of the
+    weights beside it.
+    """
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    matrices = {n: p for n, p in trained.items() if n.startswith("blocks.") and p.dim() == 2}
+    others = [p for n, p in trained.items() if n not in matrices]
     fused = model.embedding.weight.device.type in FUSED
     adam: dict[str, Any] = {"betas": (config.beta1, config.beta2), "eps": 1e-8, "fused": fused}
     rest = {"params": others, "weight_decay": 0.0, "peak_lr": config.lr, "lr": config.lr}

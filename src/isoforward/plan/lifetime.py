@@ -18,10 +18,12 @@ from typing import Any
 import numpy as np
 
 from isoforward.base import units
-from isoforward.base.config import ModelConfig, at_least, one_of, within
+from isoforward.base.config import AdapterConfig, ModelConfig, at_least, one_of, within
 from isoforward.base.datasheets import Hardware
 from isoforward.base.errors import BadInput
 from isoforward.model import cost, footprint
+from isoforward.model.adapter_cost import adapted_backward_flops, adapted_forward_flops, trained_parameters
+from isoforward.model.grpo_cost import PASSES, grpo_bytes, grpo_flops
 from isoforward.plan import economics
 
 CHINCHILLA = 20  # tokens a parameter (Hoffmann 2022, table 3)
@@ -46,6 +48,9 @@ class Assumptions:
     tokens: float | None = None  # trained on; None: 20 a parameter
     training_length: int | None = None  # None: the context, at most 8192
     training_mfu: float = 0.4
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)  # what is trained
+    method: str = "supervised"  # or grpo: tokens are of prompts and of answers that the model gives itself
+    epochs: int = 1  # method=grpo: updates on the same answers
     requests_per_day: float = 1e6
     prompt: int = 1000  # mean tokens of a request
     new_tokens: int = 250  # mean tokens of its answer
@@ -61,9 +66,14 @@ class Assumptions:
 
     def __post_init__(self) -> None:
         one_of("precision", self.precision, ("fp32", "bf16"))
+        one_of("method", self.method, ("supervised", "grpo"))
+        if self.method == "grpo" and self.adapter.name != "none":
+            raise BadInput("method=grpo updates all weights; leave out adapter=")
+        if self.tokens is None and not self.pretraining:
+            raise BadInput("tokens= is not set, and 20 a parameter is a rule for pretraining alone; write tokens=N")
         within("tokens", 1 if self.tokens is None else self.tokens, 1, 1e18)
         within("requests_per_day", self.requests_per_day, 1, 1e15)
-        for name in ("training_length", "prompt", "new_tokens", "devices", "decode_batch"):
+        for name in ("training_length", "prompt", "new_tokens", "devices", "decode_batch", "epochs"):
             at_least(name, getattr(self, name), 1)
         for name in ("training_mfu", "prefill_mfu", "decode_mbu", "busy"):
             if not 0 < getattr(self, name) <= 1:
@@ -74,6 +84,11 @@ class Assumptions:
                 raise BadInput(f"{name}={price} must be positive: what one device costs an hour, or null if unknown")
         within("spread", self.spread, 0, 3)
         within("seed", self.seed, 0, 2**63 - 1)
+
+    @property
+    def pretraining(self) -> bool:
+        """All weights are trained, on text that is there."""
+        return self.method == "supervised" and self.adapter.name == "none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,19 +120,57 @@ class Plan:
 
     @cached_property
     def trained_token_flops(self) -> float:
+        asked = self.asked
+        if asked.method == "grpo":
+            return sum(grpo_flops(self.model, **self.answers).values()) / self.answered_tokens
         forward, backward = (
-            count(self.model, batch=1, length=self.length) for count in (cost.forward_flops, cost.backward_flops)
+            count(self.model, asked.adapter, batch=1, length=self.length)
+            for count in (adapted_forward_flops, adapted_backward_flops)
         )
         return (forward + backward).total / self.length
 
     @property
     def trained_token_s(self) -> float:
+        if self.asked.method == "grpo":
+            return sum(self.grpo_step_s(**self.answers).values()) / self.answered_tokens
         return self.trained_token_flops / (self.peak * self.asked.training_mfu)
+
+    @property
+    def answers(self) -> dict[str, Any]:
+        """Of a GRPO step: as many as are decoded at once."""
+        asked = self.asked
+        return {"batch": asked.decode_batch, "prompt": asked.prompt, "new": asked.new_tokens, "epochs": asked.epochs}
+
+    @property
+    def answered_tokens(self) -> int:
+        return self.asked.decode_batch * (self.asked.prompt + self.asked.new_tokens)
+
+    def grpo_step_s(self, *, batch: int, prompt: int, new: int, epochs: int = 1) -> dict[str, float]:
+        """Seconds by phase of a step on `batch` answers, all decoded at once, on the devices as if they were one.
+
+        Prompts, the two passes and the update are bound by their products; decode by the weights and each answer's own
+        keys and values; hand-over and optimizer by what they move.
+        """
+        length = prompt + new - 1
+        shape: dict[str, Any] = {"batch": batch, "prompt": prompt, "new": new, "epochs": epochs}
+        flops, dtype = grpo_flops(self.model, **shape), self.asked.precision
+        moved = grpo_bytes(self.model, **{**shape, "new": 1}, dtype=dtype)  # the decode of all, step by step, is long
+        ends = [self.decoded_token_s(cached, batch) for cached in (prompt, max(prompt, length - 1))]
+        training, serving = self.peak * self.asked.training_mfu, self.peak * self.asked.prefill_mfu
+        return {
+            "hand-over": moved["hand-over"] / self.bytes_per_s,
+            "prefill": self.bound_s(flops["prefill"], moved["prefill"]),
+            "decode": batch * (new - 1) * sum(ends) / 2,  # what is cached grows by one a step
+            **{phase: flops[phase] / serving for phase in PASSES},
+            **{phase: flops[phase] / training for phase in ("forward", "backward")},
+            "optimizer": moved["optimizer"] / self.bytes_per_s,
+        }
 
     def training(self) -> dict[str, float]:
         """By COSTS, all of it; unknown ones are absent."""
         bare = self.bare_flops(economics.TRAINED, self.tokens)
-        return self.costs(bare, self.trained_token_flops * self.tokens, self.trained_token_s * self.tokens, 0)
+        costs = self.costs(bare, self.trained_token_flops * self.tokens, self.trained_token_s * self.tokens, 0)
+        return costs if self.asked.pretraining else {name: costs[name] for name in costs if COSTS[name][-1] != BARE}
 
     def request(self, prompt: int, new: int) -> dict[str, float]:
         """By COSTS, as paid: idle time is shared out."""
@@ -198,6 +251,8 @@ def plan(asked: Assumptions, hardware: Hardware) -> Plan:
         from isoforward.formats.export import find
 
         model = find(Path(str(model.path)), verify=False).config
+    if asked.adapter.name != "none":
+        trained_parameters(model, asked.adapter)  # refuses targets that are not there
     peak = hardware.peak_flops_per_s.get(asked.precision)
     if peak is None:
         known = [dtype for dtype in ("fp32", "bf16") if dtype in hardware.peak_flops_per_s]

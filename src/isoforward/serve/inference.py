@@ -13,14 +13,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from isoforward.base.config import KERNELS, PRECISIONS, one_of
+from isoforward.base.config import KERNELS, PRECISIONS, AdapterConfig, one_of
 from isoforward.base.errors import BadInput, Integrity
 from isoforward.data.chat import Message, chat_text
 from isoforward.data.tokenizer import Tokenizer
 from isoforward.formats import checkpoint_file
+from isoforward.formats.adapter_format import adapter_precision, add_adapter
 from isoforward.formats.checkpoint_file import is_checkpoint
 from isoforward.formats.export import allocate, freeze, hub_hint, is_gguf, load_export, load_tokenizer, unfilled
 from isoforward.formats.untrusted import ORIGIN, checked, shown
+from isoforward.model.adapters import adapt
 from isoforward.model.gpt import GPT
 from isoforward.model.kernels import kernels_of, use_kernels
 from isoforward.serve.continuation import Continuation
@@ -191,7 +193,10 @@ def from_checkpoint(path: Path) -> GPT:
         tensors = {name.removeprefix("model."): tensor for name, tensor in state["state_dict"].items()}
         if config.layers > len(tensors):
             raise ValueError(f"it claims {config.layers} layers and holds {len(tensors)} tensors")
+        adapter = AdapterConfig(**about.get("adapter", {}))
         model = unfilled(config, DTYPES[about["precision"]])
+        if adapter.name == "lora":  # what was trained beside frozen weights
+            adapt(model, adapter)
         wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
         if wanted != {name: tensor.shape for name, tensor in tensors.items()}:
             raise ValueError("its tensors are not those of its model")
@@ -212,17 +217,23 @@ def load(
     compile: bool = False,
     kernels: str = "auto",
     batch: int = 1,
+    lora: str | Path | None = None,
 ) -> InferenceModule:
     """From a run, an export, a training checkpoint, a Transformers directory, a safetensors or a GGUF file.
 
     `precision` auto keeps the dtype of the export; int8 changes the forward. `draft` is another such place. Raises
     BadInput where nothing is there, Integrity where a file is not what its manifest says, or the draft's tokenizer
-    another. `kernels` auto decodes `batch` prompts at once by the kernels that are the fastest here, reference by
-    PyTorch's plain ones.
+    another. `lora` is an adapter's directory: it is served beside the weights, which must be those it was trained on,
+    and in its precision where none is asked for. `kernels` auto decodes `batch` prompts at once by the kernels that are
+    the fastest here, reference by PyTorch's plain ones.
     """
     one_of("precision", precision, PRECISIONS)
     one_of("kernels", kernels, KERNELS)
     path = find_export(checkpoint)
+    if lora is not None and precision == "int8":
+        raise BadInput("lora= is served in the precision it was trained in; leave out precision=int8")
+    if lora is not None and precision == "auto":
+        precision = adapter_precision(Path(lora))
     if precision == "int8":
         refuse_unquantisable(torch.device(device))
     dtype = torch.float32 if precision == "int8" else DTYPES.get(precision)
@@ -230,6 +241,8 @@ def load(
         model, tokenizer = freeze(from_checkpoint(path), dtype=dtype).to(device), load_tokenizer(path.parent)
     else:
         model, tokenizer = load_export(path, dtype=dtype, device=device)
+    if lora is not None:
+        add_adapter(model, Path(lora))
     if precision == "int8":
         quantise(model)
     elif kernels == "auto" and not compile:

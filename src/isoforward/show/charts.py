@@ -23,14 +23,17 @@ BLUE, SKY, GREEN, ORANGE, RED, PINK, YELLOW = (
     "#CC79A7",
     "#F0E442",
 )
-PHASE_COLOURS = {
+PHASE_COLOURS = dict.fromkeys(BESIDE + WHOLES, "#8A9099") | {
     "forward": BLUE,
     "loss": PINK,
     "backward": RED,
     "optimizer": ORANGE,
     "prefill": SKY,
     "decode": GREEN,
-} | dict.fromkeys(BESIDE + WHOLES, "#8A9099")
+    "sampling": YELLOW,
+    "old policy": "#6F9FD8",  # a forward, of which nothing is kept
+    "reference policy": "#A8C4E6",
+}
 LIGHT = {"paper": "#ffffff", "ink": "#1b1f24", "muted": "#59636e", "line": "#d5dae0", "other": "#a3abb3"}
 DARK = {"paper": "#14171b", "ink": "#e9ecef", "muted": "#9da7b1", "line": "#353c44", "other": "#6f7882"}
 PAPER, INK, MUTED, LINE, OTHER = (f"var(--{name})" for name in LIGHT)  # the page's, by day or by night
@@ -51,7 +54,7 @@ class Chart:
 
     name: str
     title: str
-    spec: dict[str, object]
+    spec: dict[str, Any]
     table: list[Record]
 
     def png(self, *, scale: float = 2.0) -> bytes:

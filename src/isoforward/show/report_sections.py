@@ -15,7 +15,7 @@ from isoforward.base import units
 from isoforward.base.errors import BadInput
 from isoforward.base.results import Results, Row, select
 from isoforward.base.statistics import Judgement
-from isoforward.show import phase_charts, ratio_charts, row_charts
+from isoforward.show import phase_charts, ratio_charts, row_charts, step_charts
 from isoforward.show.charts import Chart, Record, printable
 from isoforward.show.compare import BothLives, Line, compare
 
@@ -239,7 +239,10 @@ def any_rows(experiment: str, results: Results, most: int) -> list[Section]:
     if len(results.rows) > most:
         most = max(most // len(groups), 10)
     sections = []
-    if change := ratio_charts.changes(experiment, replace(results, rows=tuple(own))):
+    alone = replace(results, rows=tuple(own))
+    if (change := ratio_charts.changes(experiment, alone)) is None and (whole := step_charts.steps(experiment, alone)):
+        sections.append(pictured(spoken(f"{experiment}: steps"), whole, doubted.get(experiment, "")))
+    if change:
         sections.append(pictured(spoken(f"{experiment}: what changes"), change, doubted.get(experiment, "")))
     for (quantity, _, per, convention), rows in groups.items():
         varying = row_charts.telling(rows)

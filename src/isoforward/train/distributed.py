@@ -26,6 +26,7 @@ from isoforward.base.config import TrainConfig
 from isoforward.base.device import best_device
 from isoforward.base.errors import BadInput
 from isoforward.base.subprocesses import Child, Failed
+from isoforward.model.adapters import adapt
 from isoforward.model.gpt import GPT
 
 
@@ -150,7 +151,7 @@ def travelling(strategy: Strategy, last: bool) -> Iterator[None]:
 def whole(model: GPT) -> GPT:
     """The same weights in a model that is neither sharded nor compiled. All ranks call it together."""
     state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    assembled = GPT(model.config, dtype=model.dtype)
+    assembled = adapt(GPT(model.config, dtype=model.dtype), model.adapter)
     if state:  # of rank 0 alone
         assembled.load_state_dict(state)
     return assembled

@@ -67,7 +67,9 @@ class LitGPT(LightningModule):  # type: ignore[misc]
 
     def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
         """What the weights are, so that they can be served from the checkpoint alone."""
-        checkpoint["isoforward"] = {"model": asdict(self.model.config), "precision": self.model.precision}
+        model = self.model
+        about = {"model": asdict(model.config), "precision": model.precision, "adapter": asdict(model.adapter)}
+        checkpoint["isoforward"] = about
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.restored_step = checkpoint["global_step"]

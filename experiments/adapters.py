@@ -1,0 +1,246 @@
+"""Why is LoRA with 0.1 % of the parameters not a thousand times faster, and what does training a part of a model save?
+
+    python experiments/adapters.py
+    python experiments/adapters.py model=small ranks=[8] targets=[q,v]
+    python experiments/adapters.py model=hf model.path=DIR steps=0
+
+Full training, the head alone, and low-rank maps of several ranks, on the same weights. Training: time, FLOPs, memory
+and optimizer state of each phase. Serving: the adapter beside its base, and merged. Then each way goes on from the same
+base, trained on Shakespeare, with the same text in the other case (TO BE, OR NOT); steps=0 leaves that out. Low-rank
+maps learn at lora_lr times optim.lr (Schulman 2025, "LoRA without regret": about 10).
+
+A backward pass is two products for each one of the forward: the gradient of the weight and that of the input. A frozen
+weight needs no gradient of its own, so that backward is 1 and not 2, but the gradient still passes through it, down to
+the first thing that is trained, and what the forward computed is kept for that.
+
+:chapter: Training
+"""
+
+import copy
+import dataclasses
+import sys
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from isoforward.app.command_line import claim, run
+from isoforward.app.question import at_most, case_of, command_line, tell
+from isoforward.base import units
+from isoforward.base.config import (
+    AdapterConfig,
+    DataConfig,
+    ExperimentConfig,
+    TrainConfig,
+    TrainerConfig,
+    at_least,
+)
+from isoforward.base.results import Results, Row, RowFields, only, select, write
+from isoforward.base.terminal import say
+from isoforward.data.corpus import Corpus, prepare
+from isoforward.formats.export import freeze
+from isoforward.measure.benchmark import Measured, Work
+from isoforward.measure.case import Case, batch_of, frozen_of, master_of
+from isoforward.measure.learning_curves import MARKS, Point, flops_curve, learning_curve, loss_rows
+from isoforward.measure.passes import Bench, call_apart, measure_apart
+from isoforward.measure.train_and_serve import Serving, training_flops
+from isoforward.measure.variants import bench as training_bench
+from isoforward.measure.variants import state_row, weigh_variants
+from isoforward.model.adapter_cost import adapted_maps, trained_parameters
+from isoforward.model.adapters import adapt, adapted_linears
+from isoforward.model.gpt import GPT
+from isoforward.model.kernels import use_kernels
+
+FULL = "full"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Adapters(ExperimentConfig):
+    ranks: list[int] = dataclasses.field(default_factory=lambda: [4, 16, 64])
+    targets: list[str] = dataclasses.field(default_factory=list)  # of low-rank maps: q, k, v, out, ...; none: all
+    steps: int = 100  # of each training, and twice as many of the base; 0: none is trained
+    seeds: list[int] = dataclasses.field(default_factory=lambda: [1, 2])
+    lora_lr: float = 10.0  # times optim.lr
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("ranks", len(self.ranks), 1)
+        for rank in self.ranks:
+            at_least("ranks", rank, 1)
+        if self.steps:
+            at_least("steps", self.steps, MARKS)
+        at_least("lora_lr", self.lora_lr, 0)
+
+
+def ways(case: Case, config: Adapters) -> list[Case]:
+    lora = [AdapterConfig(name="lora", rank=rank, targets=config.targets) for rank in config.ranks]
+    for each in lora:
+        adapted_maps(case.model, each)  # refuses before anything is measured
+    parts = [dataclasses.replace(case, adapter=each) for each in (AdapterConfig(name="frozen"), *lora)]
+    return [dataclasses.replace(case, labels={"adapter": FULL}), *parts]
+
+
+def way_of(case: Case) -> str:
+    return str(case.conditions()["adapter"])
+
+
+def bench(first: Case, cases: Sequence[Case]) -> Bench:
+    """Training in every way against full training, and serving beside the base against merged."""
+    training = training_bench(first, cases)
+    lora = [case for case in cases if case.adapter.name == "lora"]
+    served = [serving(case) for case in lora]
+    compared = [each for sides in served for each in zip(*sides, strict=True)]
+    pairs = [pair for beside, merged in compared for pair in zip(beside.parts, merged.parts, strict=True)]
+
+    def rows(measured: Measured) -> Iterator[Row]:
+        yield from training.rows(measured)
+        for case in lora:
+            yield difference(case)
+
+    works = [work for each in served for side in each for work in side]
+    return Bench(works=[*training.works, *works], pairs=[*training.pairs, *pairs], rows=rows)
+
+
+def trained_like(case: Case) -> GPT:
+    """With a B that is not 0, as training would leave it."""
+    master = master_of(case)
+    generator = torch.Generator().manual_seed(case.seed)
+    for _, layer in adapted_linears(master):
+        for beside in layer.pairs().values():
+            with torch.no_grad():
+                beside.b.copy_(torch.randn(beside.b.shape, generator=generator) * 0.02)
+    return master
+
+
+def serving(case: Case) -> tuple[list[Work], list[Work]]:
+    """The forward of training's batch and a generation: the adapter beside the base, and merged."""
+    master, (tokens, _) = trained_like(case), batch_of(case)
+    beside, merged = freeze(master), frozen_of(case, master)
+    use_kernels(beside, case.kernels)
+    sides: dict[str, list[Work]] = {"beside": [], "merged": []}
+    for how, frozen in zip(sides, (beside, merged), strict=True):
+        life = Serving(case, frozen, tokens)
+        told = case.conditions(how=how)  # few, so that they stand in one table with training's
+        for work in (life.forward, life.generation):
+            parts = tuple(dataclasses.replace(part, conditions=told) for part in work.parts)
+            sides[how].append(dataclasses.replace(work, parts=parts))
+    return sides["beside"], sides["merged"]
+
+
+def difference(case: Case) -> Row:
+    """Of the logits, at most, between the adapter beside its base and merged."""
+    master, (tokens, _) = trained_like(case), batch_of(case)
+    with torch.inference_mode():
+        apart = (freeze(master)(tokens[:1]).float() - frozen_of(case, master)(tokens[:1]).float()).abs().max()
+    about: RowFields = {
+        "life": "inference",
+        "phase": "forward",
+        "quantity": "difference",
+        "unit": "logit",
+        "per": "token",
+    }
+    return case.row(about, value=float(apart), conditions=case.conditions(compared="merged and beside"))
+
+
+# Learning
+
+
+def other_case(corpus: Corpus) -> Corpus:
+    """TO BE, OR NOT: every letter in the other case, where the tokenizer has it."""
+    backend = corpus.tokenizer.backend
+    known = [backend.id_to_token(token) or "" for token in range(corpus.tokenizer.vocabulary)]
+    turned = np.array([known.index(text.swapcase()) if text.swapcase() in known else n for n, text in enumerate(known)])
+    return dataclasses.replace(corpus, train=turned[corpus.train], validation=turned[corpus.validation])
+
+
+def learn(cases: list[Case], config: Adapters) -> list[Row]:
+    """State, and the curves of each way from the same base, under every seed."""
+    rows = [state_row(case) for case in cases]
+    if not config.steps:
+        return rows
+    data = DataConfig(tokenizer="char", length=cases[0].length, batch=cases[0].batch)
+    corpus = prepare(data)
+    turned = other_case(corpus)
+    curves: dict[str, list[list[Point]]] = {way_of(case): [] for case in cases}
+    sized = dataclasses.replace(cases[0].model, vocab=corpus.tokenizer.vocabulary)
+    for seed in config.seeds:
+        plan = TrainConfig(
+            model=sized, data=data, optim=config.optim, trainer=TrainerConfig(max_steps=2 * config.steps)
+        )
+        torch.manual_seed(seed)
+        base = GPT(sized)
+        learning_curve(plan, corpus, seed=seed, model=base, length=data.length, marks=MARKS)
+        for case in cases:
+            lr = config.optim.lr * (config.lora_lr if case.adapter.name == "lora" else 1)
+            own = dataclasses.replace(
+                plan,
+                optim=dataclasses.replace(config.optim, lr=lr, warmup_steps=0),
+                trainer=TrainerConfig(max_steps=config.steps),
+            )
+            model = adapt(copy.deepcopy(base), case.adapter)
+            curves[way_of(case)].append(
+                learning_curve(own, turned, seed=seed, model=model, length=data.length, marks=MARKS)
+            )
+    for case in cases:
+        name = way_of(case)
+        yielded = dataclasses.replace(case, model=sized)
+        rows += loss_rows(case, curves[name], adapter=name)
+        rows += flops_curve(case, curves[name], sum(training_flops(yielded, "model").values()), adapter=name)
+    return rows
+
+
+# What is said
+
+
+def answer(results: Results) -> str:
+    forward = only(results, life="training", phase="forward", quantity="flops", adapter=FULL).number
+    held = {
+        row.conditions["adapter"]: row.value
+        for row in select(results, quantity="memory", category="measured peak")
+        if row.value is not None
+    }
+    state = {row.conditions["adapter"]: row.number for row in select(results, quantity="state")}
+    steps = {row.conditions["adapter"]: row for row in select(results, quantity="time", phase="step", life="training")}
+    told = []
+    for name, step in steps.items():
+        passes = [
+            only(results, life="training", phase=phase, quantity="flops", adapter=name).number / forward
+            for phase in ("forward", "backward")
+        ]
+        said = f"{name}: forward {passes[0]:.2f}, backward {passes[1]:.2f}, optimizer state {units.size(state[name])}"
+        if name in held and FULL in held:
+            said += f", memory {units.times(held[name] / held[FULL])}"
+        if name != FULL:
+            said += f", step {results.judge(step, steps[FULL]).sentence()}"
+        if curve := select(results, quantity="loss", adapter=name):
+            said += f", at {curve[-1].number:.3f} nats after {units.seconds(curve[-1].setting('training_time_s'))}"
+        told.append(said)
+    apart = max(row.number for row in select(results, quantity="difference", compared="merged and beside"))
+    return (
+        f"Of a full step's forward, in FLOPs: {'; '.join(told)}. Frozen weights save their own gradients, not the "
+        f"way through them. Merging moves logits by {apart:.0e} at most."
+    )
+
+
+def main(config: Adapters) -> None:
+    if config.steps:
+        vocab = prepare(DataConfig(tokenizer="char", length=config.data.length)).tokenizer.vocabulary
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab=config.model.vocab or vocab))
+    cases = ways(case_of(config, "adapters"), config)
+    console = Console()
+    for case in cases:
+        trained = trained_parameters(case.model, case.adapter)
+        say(console, f"{way_of(case)}: {trained:,} parameters are trained")
+    with claim(config) as run_dir:
+        results = run_dir / "results.jsonl"
+        say(console, f"measuring adapters{at_most(config.measure)}, then memory, then training in each way")
+        where = measure_apart(cases[0], bench, cases, results=results, command=command_line())
+        weigh_variants(cases, results, where)
+        rows = call_apart(learn, cases, config, threads=cases[0].threads, what="training")
+        write(results, [dataclasses.replace(each, environment=where) for each in rows])
+        tell(config, run_dir, console, answer)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, Adapters))

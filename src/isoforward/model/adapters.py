@@ -1,0 +1,109 @@
+"""Training a part of a model: low-rank maps beside frozen ones (LoRA, Hu 2021), or named parts with the rest frozen.
+
+The `peft` library cannot give our queries and values adapters of their own: they lie in one matrix, and it wraps whole
+modules. What is saved is in its format all the same: formats/adapter_format.py.
+
+The forward with an adapter is the same in both lives, and gives the same bits. Merged, W + scale B A is one matrix of
+the plain model: its two lives share their bits too, and differ from the adapter's by rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from isoforward.base.config import AdapterConfig
+from isoforward.model.adapter_cost import adapted_maps, trained_parts, untied
+from isoforward.model.cost import maps
+from isoforward.model.gpt import GPT, Linear
+
+MODULES = {"head": "unembedding"}  # of parts that are called otherwise than their modules
+
+
+class LowRank(nn.Module):
+    """x (..., in) to B A x (..., out). B is 0 at first, so that nothing changes before it is trained."""
+
+    def __init__(self, inputs: int, outputs: int, rank: int) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.empty(rank, inputs))
+        self.b = nn.Parameter(torch.zeros(outputs, rank))
+        nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))  # as Hu's code and PEFT draw it
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(F.linear(x, self.a.to(x.dtype)), self.b.to(x.dtype))
+
+
+class AdaptedLinear(Linear):
+    """A linear with low-rank maps beside some of the maps it holds: `rows` are the outputs of each, by name."""
+
+    def __init__(self, base: Linear, rows: dict[str, int], adapted: list[str], adapter: AdapterConfig) -> None:
+        super().__init__(base.in_features, base.out_features, bias=base.bias is not None, device="meta")
+        self.weight, self.bias = base.weight, base.bias
+        self.rows, self.scale = rows, adapter.scale
+        with base.weight.device:
+            beside = {name: LowRank(base.in_features, rows[name], adapter.rank) for name in adapted}
+        self.low_rank = nn.ModuleDict(beside)
+
+    def pairs(self) -> dict[str, LowRank]:
+        """By the name of the map that each is beside."""
+        return dict(self.low_rank.items())  # type: ignore[arg-type]  # a ModuleDict does not say of what
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = dict(zip(self.rows, super().forward(x).split_with_sizes([*self.rows.values()], dim=-1), strict=True))
+        for name, beside in self.pairs().items():
+            parts[name] = parts[name] + self.scale * beside(x)
+        return torch.cat([*parts.values()], dim=-1) if len(parts) > 1 else parts.popitem()[1]
+
+    @torch.no_grad()
+    def merged_weight(self) -> Tensor:
+        """W + scale B A, in fp32: (out, in)"""
+        parts = dict(zip(self.rows, self.weight.float().split_with_sizes([*self.rows.values()]), strict=True))
+        for name, beside in self.pairs().items():
+            parts[name] = parts[name] + self.scale * beside.b.float() @ beside.a.float()
+        return torch.cat([*parts.values()])
+
+
+def adapt(model: GPT, adapter: AdapterConfig) -> GPT:
+    """In place: adds what `adapter` adds, and leaves only what it trains with gradients. BadInput where the model has
+    no such targets.
+    """
+    model.adapter = adapter
+    if adapter.name == "none":
+        return model
+    model.requires_grad_(False)
+    if adapter.name == "lora":
+        add_low_rank(model, adapter)
+    else:
+        named = trained_parts(model.config, adapter)
+        model.config = untied(model.config, adapter)
+        if "head" in named:
+            model.unembedding.weight = nn.Parameter(model.unembedding.weight.detach().clone())
+        for name in named:
+            model.get_submodule(MODULES.get(name, name)).requires_grad_()
+    return model
+
+
+def add_low_rank(model: GPT, adapter: AdapterConfig) -> None:
+    chosen = adapted_maps(model.config, adapter)
+    for matrix in dict.fromkeys(each.matrix for each in chosen):
+        adapted = [each.name for each in chosen if each.matrix == matrix]
+        rows = {each.name: each.outputs for each in maps(model.config) if each.matrix == matrix}
+        room, _, last = matrix.rpartition(".")
+        for block in model.blocks:
+            parent = block.get_submodule(room)
+            setattr(parent, last, AdaptedLinear(getattr(parent, last), rows, adapted, adapter))
+
+
+def adapted_linears(model: GPT) -> Iterator[tuple[str, AdaptedLinear]]:
+    for path, module in model.named_modules():
+        if isinstance(module, AdaptedLinear):
+            yield path, module
+
+
+def is_low_rank(name: str) -> bool:
+    """Whether a parameter of this name is an adapter's, and none of the base."""
+    return ".low_rank." in name
