@@ -69,7 +69,7 @@ def checked(values: Mapping[str, Any]) -> ModelConfig:
     for key, value in values.items():
         if key not in hints:
             raise BadInput(f"{shown(key)} is not a setting of a model")
-        if hints[key] is object:
+        if hints[key] is Any:
             continue  # ModelConfig looks at it itself
         kinds = {get_origin(kind) or kind for kind in get_args(hints[key]) or (hints[key],)}
         if type(value) not in (kinds | {int} if float in kinds else kinds):
