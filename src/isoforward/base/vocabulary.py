@@ -81,6 +81,7 @@ QUANTITIES = {
     "break-even": Quantity(("tokens",), "served tokens that cost as much as training"),
     "days until break-even": Quantity(("days",), "at the stated requests a day"),
     "against a trained token": Quantity(("x",), "cost of a served token over that of a trained one"),
+    "users that fit": Quantity(("users",), "whose caches fit beside the weights"),
     "batch as costly as training": Quantity(("sequences",), "decode batch at which a served token costs a trained one"),
 }
 
@@ -198,4 +199,9 @@ CONDITIONS = {
     # experiments
     "comparisons": "how many were made",
     "spread": "of the samples",
+    # plans
+    "strategy": "how training is shared between devices",
+    "users": "sequences served at once",
+    "fits": "whether the memory of the device is enough: yes, no or uncertain",
+    "basis": "what a predicted time rests on",
 }
