@@ -81,6 +81,8 @@ QUANTITIES = {
     "break-even": Quantity(("tokens",), "served tokens that cost as much as training"),
     "days until break-even": Quantity(("days",), "at the stated requests a day"),
     "against a trained token": Quantity(("x",), "cost of a served token over that of a trained one"),
+    "cheapest size": Quantity(("parameters",), "of the model that costs least over its life"),
+    "saved": Quantity(("of the cost",), "against the model that was named"),
     "users that fit": Quantity(("users",), "whose caches fit beside the weights"),
     "batch as costly as training": Quantity(("sequences",), "decode batch at which a served token costs a trained one"),
 }
