@@ -14,7 +14,7 @@ from isoforward.base.datasheets import TABLE
 from isoforward.base.errors import BadInput
 from isoforward.model import cost, footprint
 from isoforward.plan.efficiency import share
-from isoforward.plan.planning import MEMORY_ERROR, OnPaper, Plan, changes
+from isoforward.plan.planning import KERNELS_BYTES, MEMORY_ERROR, OnPaper, Plan, changes, peak
 from isoforward.plan.published import MODELS
 from isoforward.plan.subject import Known, Serving, Setup
 
@@ -72,10 +72,10 @@ def test_decode_reads_weights_once_and_every_cache() -> None:
 def test_an_interval_is_wholly_inside_the_memory_or_it_is_uncertain() -> None:
     plan = planned()
     memory = plan.hardware.memory_bytes
-    held = plan.training_peak(plan.setup)
     for factor, said in ((0.5, "yes"), (1.0, "uncertain"), (2.0, "no")):
-        assert plan.fits(held.scaled(factor * memory / held.value)) == said
-    assert plan.fits(held.scaled(memory / held.value / (1 + MEMORY_ERROR) * 0.999)) == "yes"
+        assert plan.fits(peak(factor * memory)) == said
+    assert plan.fits(peak((memory - KERNELS_BYTES) / (1 + MEMORY_ERROR) * 0.999)) == "yes"
+    assert plan.fits(peak((memory - KERNELS_BYTES) / (1 + MEMORY_ERROR) * 1.001)) == "uncertain"
 
 
 def test_remedies_fit_keep_the_tokens_and_come_cheapest_first() -> None:
@@ -105,7 +105,7 @@ def test_users_at_most_fit_and_one_more_does_not() -> None:
     assert most > 32
     for users, fits in ((most, True), (most + 1, False)):
         held = plan.subject.serving_bytes(replace(plan.serving, users=users))["decode"]
-        assert (held * (1 + MEMORY_ERROR) <= plan.hardware.memory_bytes) == fits
+        assert (peak(held).high <= plan.hardware.memory_bytes) == fits
 
 
 def test_a_batch_that_cannot_be_cut_says_which_can() -> None:

@@ -81,6 +81,7 @@ QUANTITIES = {
     "break-even": Quantity(("tokens",), "served tokens that cost as much as training"),
     "days until break-even": Quantity(("days",), "at the stated requests a day"),
     "against a trained token": Quantity(("x",), "cost of a served token over that of a trained one"),
+    "kept": Quantity(("of one",), "1 where what was predicted came true, else 0"),
     "cheapest size": Quantity(("parameters",), "of the model that costs least over its life"),
     "saved": Quantity(("of the cost",), "against the model that was named"),
     "users that fit": Quantity(("users",), "whose caches fit beside the weights"),

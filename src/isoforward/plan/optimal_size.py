@@ -30,13 +30,13 @@ def loss(parameters: float, tokens: float) -> float:
 
 def chinchilla_tokens(parameters: float) -> float:
     """That make `parameters` the size of least training FLOPs for the loss reached."""
-    return (BETA * B * parameters**ALPHA / (ALPHA * A)) ** (1 / BETA)
+    return math.pow(BETA * B / (ALPHA * A) * math.pow(parameters, ALPHA), 1 / BETA)
 
 
 def tokens_for(wanted: float, parameters: float) -> float:
     """Infinite where a model of that size never reaches the loss."""
     left = wanted - E - A / parameters**ALPHA
-    return (B / left) ** (1 / BETA) if left > 0 else math.inf
+    return math.pow(B / left, 1 / BETA) if left > 0 else math.inf
 
 
 def lifetime_flops(wanted: float, parameters: float, served: float) -> float:

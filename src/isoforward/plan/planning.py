@@ -18,6 +18,7 @@ from isoforward.plan.subject import STRATEGIES, Amount, Serving, Setup, Subject
 
 MEMORY_ERROR = 0.10  # of a predicted peak, to either side: experiments/fits.py holds it against real limits
 FEWER, MORE = 1 / (1 + MEMORY_ERROR), 1 + MEMORY_ERROR
+KERNELS_BYTES = 2**25  # that libraries take for themselves, at most: packed operands, results wider than their dtype
 MOST_DEVICES = 1024
 MOST_REMEDIES = 5
 
@@ -46,7 +47,7 @@ class Clock(Protocol):
 
 
 def peak(size: float) -> Figure:
-    return Figure(value=size, low=size * FEWER, high=size * MORE)
+    return Figure(value=size, low=size * FEWER, high=size * MORE + KERNELS_BYTES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +131,7 @@ class Plan:
     def users_at_most(self) -> int:
         """Whose caches fit beside the weights, at the upper end of the interval."""
         held = [self.subject.serving_bytes(replace(self.serving, users=n))["decode"] for n in (1, 2)]
-        room = self.hardware.memory_bytes * self.setup.devices * FEWER - held[0]
+        room = (self.hardware.memory_bytes - KERNELS_BYTES) * self.setup.devices * FEWER - held[0]
         return max(0, 1 + math.floor(room / max(1, held[1] - held[0]))) if room >= 0 else 0
 
     def remedies(self) -> list[Remedy]:
