@@ -256,7 +256,8 @@ def main(config: Serving) -> None:
     if config.served_model is not None and config.served_model not in known:
         raise BadInput(f"served_model={config.served_model} is not there; the server has {', '.join(known[:5])}")
     endpoint = dataclasses.replace(endpoint, model=config.served_model or known[0])
-    case = case_of(config, "serving", rows=config.batches) if config.checkpoint else None
+    untrained = dataclasses.replace(config, data=dataclasses.replace(config.data, batch=1, length=1))
+    case = case_of(untrained, "serving", rows=config.batches) if config.checkpoint else None
     console = Console()
     with claim(config) as run_dir:
         results, where = run_dir / "results.jsonl", environment(command_line(), torch.device("cpu"))

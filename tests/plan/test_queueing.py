@@ -35,20 +35,22 @@ def test_it_is_near_a_simulation_of_an_engine_that_batches_as_requests_come() ->
     def decode_s(n: float) -> float:
         return 0.02 + 0.002 * n
 
-    draw, now, waiting, running = random.Random(1), 0.0, [], []
-    due, whole = draw.expovariate(rate), []
+    draw, now = random.Random(1), 0.0
+    waiting: list[float] = []
+    running: list[tuple[float, int]] = []  # when each came, and its steps to go
+    whole: list[float] = []
+    due = draw.expovariate(rate)
     while len(whole) < 4000:
         while due <= now:
             waiting.append(due)
             due += draw.expovariate(rate)
         if waiting:
             now += prefill_s
-            running.append([waiting.pop(0), new - 1])
+            running.append((waiting.pop(0), new - 1))
         elif running:
             now += decode_s(len(running))
-            for one in running:
-                one[1] -= 1
-            whole += [now - began for began, left in running if left == 0]
+            running = [(came, left - 1) for came, left in running]
+            whole += [now - came for came, left in running if left == 0]
             running = [one for one in running if one[1]]
         else:
             now = due

@@ -25,7 +25,7 @@ STEPS = 400  # of the search over sizes
 
 def loss(parameters: float, tokens: float) -> float:
     """Nats a token."""
-    return E + A / parameters**ALPHA + B / tokens**BETA
+    return E + A / math.pow(parameters, ALPHA) + B / math.pow(tokens, BETA)
 
 
 def chinchilla_tokens(parameters: float) -> float:
