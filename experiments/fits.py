@@ -124,7 +124,7 @@ def planned_bytes(trial: Trial) -> int:
 
         with tempfile.TemporaryDirectory() as directory:
             (Path(directory) / "config.json").write_text(trial.theirs)
-            held = Counted(Path(directory)).training(trial.setup, fused_norm=False)
+            held = Counted(Path(directory), most=trial.setup.micro_batch).training(trial.setup, fused_norm=False)
     return max(parts.total for parts in held.values())
 
 

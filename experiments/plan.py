@@ -81,7 +81,7 @@ def subject_of(config: PlanConfig) -> Subject:
     if model.source == "transformers":
         from isoforward.plan.counted import Counted
 
-        return Counted(directory_of(model))
+        return Counted(directory_of(model), most=max(1, config.batch // (config.accumulate * config.devices)))
     if model.source == "hf":
         from isoforward.formats.transformers_format import config_in
 

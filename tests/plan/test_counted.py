@@ -60,11 +60,22 @@ def test_the_state_of_bf16_training_is_two_bytes_a_number(tmp_path: Path) -> Non
 
 
 def test_checkpointing_holds_less_and_computes_more(tmp_path: Path) -> None:
-    counted = Counted(written(tmp_path))
+    counted = Counted(written(tmp_path), most=8)
     plain, recomputing = (Setup(batch=8, length=128, checkpointing=how) for how in ("none", "full"))
     less, more = (counted.training(setup, fused_norm=True)["loss"]["activations"] for setup in (recomputing, plain))
     assert less < 0.6 * more
     assert 1.2 < counted.step(recomputing).flops / counted.step(plain).flops < 4 / 3
+
+
+def test_smaller_batches_lie_at_or_below_the_line_that_is_drawn(tmp_path: Path) -> None:
+    directory = written(tmp_path)
+    drawn = Counted(directory, most=8)
+    for batch in (1, 3, 8):
+        setup = Setup(batch=batch, length=64)
+        exact = Counted(directory, most=max(batch, 2)).training(setup, fused_norm=True)
+        for phase, parts in drawn.training(setup, fused_norm=True).items():
+            assert parts.total >= exact[phase].total - 8  # of rounding
+            assert batch == 3 or parts.total == pytest.approx(exact[phase].total, abs=8)
 
 
 def test_experts_are_read_as_far_as_users_differ(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Any causal LM of Transformers as the subject of a plan: its config.json is enough, weights are never there.
 
 One step and one generation run on the meta device, where tensors have shapes and no data. What they dispatch gives
-FLOPs and the bytes alive at each moment. Peaks of other batches lie on the line through one and two sequences.
+FLOPs and the bytes alive at each moment. Peaks of smaller batches than the one asked for lie below the line through it
+and one sequence, since a peak is the largest of amounts that are linear in the batch.
 """
 
 from __future__ import annotations
@@ -42,10 +43,12 @@ class Served(NamedTuple):
 
 
 class Counted:
-    """Weights, gradients and optimizer state are of the precision, as Transformers trains them."""
+    """Weights, gradients and optimizer state are of the precision, as Transformers trains them. `most` is the largest
+    micro-batch that will be asked for.
+    """
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, directory: Path, *, most: int = 2) -> None:
+        self.directory, self.most = directory, most
         refuse_contradictions(directory)
         self.model, self.labels = described(directory)
         self.parameters = int(self.labels["parameters"] or 0)
@@ -79,13 +82,17 @@ class Counted:
         if setup.optimizer not in OPTIMIZERS:
             raise BadInput(f"optimizer={setup.optimizer} has to know a block's matrices; write {listed(OPTIMIZERS)}")
         how = (setup.length, setup.precision, setup.checkpointing)
-        one, two = self.counted_step(1, *how)[0], self.counted_step(2, *how)[0]
+        one, most = self.counted_step(1, *how)[0], self.counted_step(self.most, *how)[0]
+        share = (setup.micro_batch - 1) / (self.most - 1) if self.most > 1 else 0.0
         held, whole = {}, size_of(setup.precision) * self.parameters
         for phase, parts in one.items():
-            rest = parts["activations"] + (setup.micro_batch - 1) * (two[phase]["activations"] - parts["activations"])
-            gradients = whole if setup.accumulate > 1 else parts["gradients"]
-            held[phase] = Parts(weights=parts["weights"], gradients=gradients, activations=max(0, rest))
+            held[phase] = Parts({part: round(at + share * (most[phase][part] - at)) for part, at in parts.items()})
             held[phase]["optimizer"] = OPTIMIZERS[setup.optimizer] * whole
+            if setup.accumulate > 1:
+                held[phase]["gradients"] = whole
+        if setup.accumulate > 1:  # gradients are there at the head too, where otherwise none is
+            logits = size_of(setup.precision) * setup.micro_batch * setup.length * (self.model.vocab or 0)
+            held["backward"]["activations"] = max(held["backward"]["activations"], held["loss"]["activations"] + logits)
         return held
 
     @cache  # noqa: B019 - it lives as long as the program
