@@ -59,7 +59,7 @@ OURS = (  # family, layers, width, heads, kv_heads, vocab, and how each is train
 )
 SIZES = {"hidden_size": 384, "num_hidden_layers": 4, "num_attention_heads": 6, "vocab_size": 8192}
 THEIRS = (  # config.json, and how each is trained
-    ({"model_type": "gpt2", "n_embd": 384, "n_layer": 4, "n_head": 6, "vocab_size": 8192, "n_positions": 512}, {}),
+    ({"model_type": "gpt2", "n_embd": 384, "n_layer": 4, "n_head": 6, "vocab_size": 8192, "attn_pdrop": 0.0}, {}),
     ({"model_type": "llama", **SIZES, "intermediate_size": 1024, "num_key_value_heads": 2}, {"batch": 8}),
     ({"model_type": "gpt_neox", **SIZES, "intermediate_size": 1536}, {"optimizer": "momentum"}),
     ({"model_type": "opt", **SIZES, "ffn_dim": 1536, "word_embed_proj_dim": 384}, {}),

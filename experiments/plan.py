@@ -9,7 +9,8 @@
 Nothing is run, downloaded or allocated: a config.json is enough. Memory is the peak of each phase on one device, within
 10 %. On a calibrated machine time is read operator by operator, as far off as `predict` found it to be. On other
 hardware it is the data sheet's, at the share of it that others published, and as far off as that is for them. Where
-training does not fit, the changes that make it fit are ranked by the device time that they cost. A model of another
+training does not fit, the changes that make it fit are ranked by the device time that they cost, after them those that
+change what is learnt. A model of another
 architecture than ours (model=transformers) is counted on the meta device, without data. batch is of one step, over all
 devices; users are served at once, each with a prompt and an answer.
 
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from isoforward.app.command_line import claim, run
 from isoforward.base import units
-from isoforward.base.config import ModelConfig, TrackingConfig, within
+from isoforward.base.config import AdapterConfig, ModelConfig, TrackingConfig, within
 from isoforward.base.datasheets import Hardware, lookup
 from isoforward.base.errors import BadInput
 from isoforward.base.results import Results, Row, Verdict, at_most_one, only, read, select, write
@@ -46,6 +47,7 @@ INTERVAL = {"interval": "errors of like predictions", "confidence": 0.9}
 @dataclass(frozen=True, kw_only=True)
 class PlanConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     checkpoint: str | None = None
     hardware: str = "h100"
@@ -105,6 +107,7 @@ def plan_of(config: PlanConfig) -> Plan:
         checkpointing=config.checkpointing,
         devices=config.devices,
         strategy=config.strategy,
+        adapter=config.adapter,
     )
     prompt = config.prompt or max(1, min(1000, subject.context * 4 // 5))
     new_tokens = config.new_tokens or max(1, min(250, subject.context - prompt))
@@ -114,7 +117,7 @@ def plan_of(config: PlanConfig) -> Plan:
             raise BadInput(f"{key}={length} is longer than the model's context of {subject.context}; write less")
     clock: Any = OnPaper(hardware=hardware)
     clock.peak_flops_per_s(config.precision)  # or BadInput
-    if hardware.calibration and isinstance(subject, Known):
+    if hardware.calibration and isinstance(subject, Known) and config.adapter.name == "none":
         from isoforward.plan.calibrated_clock import CalibratedClock
         from isoforward.plan.forecast import Calibrated, forecaster
 
@@ -135,7 +138,7 @@ def told(plan: Plan, life: str, phase: str, quantity: str, per: str, found: Figu
         about |= {"value": found.value, "low": found.low, "high": found.high, "warnings": doubts} | INTERVAL
     else:
         about["value"] = found
-    at = dict(plan.subject.conditions) | where(plan.hardware) | dataclasses.asdict(plan.setup)
+    at = dict(plan.subject.conditions) | where(plan.hardware) | plan.setup.conditions
     return Row(experiment="plan", **about, conditions=at | {"basis": plan.clock.basis} | more)
 
 
@@ -165,7 +168,7 @@ def training_rows(plan: Plan, config: PlanConfig) -> Iterator[Row]:
     yield from run_rows(plan, config, step.scaled(tokens / plan.setup.tokens), tokens)
     for remedy in plan.remedies() if fits != "yes" else []:
         said = ", ".join(f"{key}={value}" for key, value in remedy.changes.items())
-        more: dict[str, Any] = {"change": said} | dataclasses.asdict(remedy.setup)
+        more: dict[str, Any] = {"change": said} | remedy.setup.conditions
         yield told(plan, "training", "step", "memory", "step", remedy.peak, fits="yes", **more)
         yield told(plan, "training", "step", "time", "step", remedy.time, **more)
 
@@ -229,7 +232,8 @@ def screen(console: "Console", results: Results) -> None:
     lines = [f"{at['parameters']:,} parameters on {at.get('devices', 1)} x {at['hardware']}"]
     if how:
         made = f"{at['precision']}, {at['optimizer']}, {at['strategy']}, accumulate {at['accumulate']}"
-        lines.append(f"training {how}: {made}, checkpointing {at['checkpointing']}")
+        more = "" if at["adapter"] == "full" else f", {at['adapter']}"
+        lines.append(f"training {how}: {made}, checkpointing {at['checkpointing']}{more}")
     if served := select(results, life="inference", phase="decode", quantity="memory"):
         size = served[0].conditions
         lines.append(f"serving {size['users']} users of {size['prompt']} + {size['new_tokens']} tokens")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from isoforward.base.config import ModelConfig
+from isoforward.base.config import AdapterConfig, ModelConfig
 from isoforward.base.datasheets import TABLE
 from isoforward.base.errors import BadInput
 from isoforward.model import cost, footprint
@@ -18,6 +18,7 @@ from isoforward.plan.planning import KERNELS_BYTES, MEMORY_ERROR, OnPaper, Plan,
 from isoforward.plan.published import MODELS
 from isoforward.plan.subject import Known, Serving, Setup
 
+LORA = AdapterConfig(name="lora")
 GPT2 = replace(MODELS["gpt2"], context=1024)
 
 
@@ -83,7 +84,7 @@ def test_remedies_fit_keep_the_tokens_and_come_cheapest_first() -> None:
     assert plan.fits(plan.training_peak(plan.setup)) == "no"
     found = plan.remedies()
     assert found[0].changes == {"accumulate": 15}
-    assert [remedy.cost for remedy in found] == sorted(remedy.cost for remedy in found)
+    assert [remedy.order for remedy in found] == sorted(remedy.order for remedy in found)
     for remedy in found:
         assert plan.fits(plan.training_peak(remedy.setup)) == "yes"
         assert remedy.setup.tokens == plan.setup.tokens
@@ -94,9 +95,28 @@ def test_remedies_fit_keep_the_tokens_and_come_cheapest_first() -> None:
 
 def test_where_one_sequence_alone_is_too_large_checkpointing_is_offered_with_its_cost() -> None:
     long = replace(GPT2, layers=24, width=1024, heads=16, context=32768)
-    (remedy,) = planned(long, "rtx_4090", batch=1, length=32768).remedies()
+    remedy = planned(long, "rtx_4090", batch=1, length=32768).remedies()[0]
     assert remedy.changes == {"checkpointing": "full"}
     assert 1.2 < remedy.cost < 4 / 3  # one forward more, of a step of three: Narayanan 2021, equation 4
+
+
+def test_an_adapter_leaves_the_frozen_weights_their_four_bytes_and_little_else() -> None:
+    """Hu 2021, section 4.2: no gradients and no states of what is frozen."""
+    plan = planned(MODELS["llama3-8b"], batch=1, length=512, precision="fp32", adapter=LORA)
+    held = plan.subject.training(plan.setup, fused_norm=True)["optimizer"]
+    count = 8030261248
+    assert held["weights"] == pytest.approx(4 * count, rel=0.01)
+    assert held["gradients"] + held["optimizer"] < 0.02 * 12 * count
+    full, adapted = (plan.subject.step(replace(plan.setup, adapter=name)).flops for name in (AdapterConfig(), LORA))
+    assert 0.6 < adapted / full < 0.72  # two thirds, and the adapter's own
+
+
+def test_an_adapter_is_offered_where_the_state_of_all_weights_is_too_much() -> None:
+    plan = planned(MODELS["llama3-8b"], batch=1, length=512)
+    found = [remedy.changes for remedy in plan.remedies()]
+    assert {"adapter": "lora"} in found
+    with pytest.raises(BadInput, match="write strategy=ddp"):
+        Setup(adapter=LORA, strategy="fsdp")
 
 
 def test_users_at_most_fit_and_one_more_does_not() -> None:

@@ -2,7 +2,8 @@
 
 One step and one generation run on the meta device, where tensors have shapes and no data. What they dispatch gives
 FLOPs and the bytes alive at each moment. Peaks of smaller batches than the one asked for lie below the line through it
-and one sequence, since a peak is the largest of amounts that are linear in the batch.
+and one sequence, since a peak is the largest of amounts that are linear in the batch. Attention is taken to be one fused
+kernel, dropout in it or not, as it is on GPUs; a CPU with dropout there stores the scores, and holds more.
 """
 
 from __future__ import annotations
@@ -76,11 +77,15 @@ class Counted:
 
     @property
     def choices(self) -> dict[str, tuple[str, ...]]:
-        return {"checkpointing": ("none", "full"), "optimizer": tuple(OPTIMIZERS)}
+        return {"checkpointing": ("none", "full"), "optimizer": tuple(OPTIMIZERS), "adapter": ("none",)}
 
     def training(self, setup: Setup, *, fused_norm: bool) -> dict[str, Parts]:
         if setup.optimizer not in OPTIMIZERS:
             raise BadInput(f"optimizer={setup.optimizer} has to know a block's matrices; write {listed(OPTIMIZERS)}")
+        if setup.adapter.name != "none":
+            raise BadInput(
+                f"adapter={setup.adapter.name} has to know the maps of a block; write model=hf, or adapter=none"
+            )
         how = (setup.length, setup.precision, setup.checkpointing)
         one, most = self.counted_step(1, *how)[0], self.counted_step(self.most, *how)[0]
         share = (setup.micro_batch - 1) / (self.most - 1) if self.most > 1 else 0.0

@@ -168,9 +168,14 @@ class Plan:
         cuts = [(asked.devices, asked.strategy)]
         more = {2**n for n in range(1, MOST_DEVICES.bit_length()) if 2**n >= asked.devices} | {asked.devices}
         cuts += [(n, "fsdp") for n in sorted(more) if n > 1 and asked.batch % n == 0]
-        for (devices, strategy), optimizer in product(cuts, optimizers):
-            if optimizer == "muon" and strategy == "fsdp":
-                continue  # it needs whole matrices
+        adapters = [asked.adapter]
+        if asked.adapter.name == "none" and "lora" in choices["adapter"]:
+            adapters.append(replace(asked.adapter, name="lora"))
+        for (devices, strategy), optimizer, adapter in product(cuts, optimizers, adapters):
+            if strategy == "fsdp" and (optimizer == "muon" or adapter.name != "none"):
+                continue  # they need whole matrices
+            if adapter != asked.adapter and optimizer != asked.optimizer:
+                continue  # of an adapter the state is small already
             for precision, checkpointing in product(dict.fromkeys(precisions), checkpointings):
                 smaller = [n for n in pieces if n >= asked.accumulate and asked.batch % (n * devices) == 0]
                 for accumulate in smaller:
@@ -182,6 +187,7 @@ class Plan:
                         precision=precision,
                         checkpointing=checkpointing,
                         accumulate=accumulate,
+                        adapter=adapter,
                     )
                     yield made
                     if self.fits(self.training_peak(made)) == "yes":
@@ -197,11 +203,13 @@ class Remedy:
     cost: float  # device time over that of the setup asked for, if it fitted
 
     @property
-    def order(self) -> tuple[float, int, int]:
-        learnt = len({"optimizer"} & self.changes.keys())  # what is learnt changes with it
-        return round(self.cost, 2), learnt, len(self.changes)
+    def order(self) -> tuple[int, float, int]:
+        """What is learnt changes with the optimizer and with an adapter: such changes come last."""
+        return len({"optimizer", "adapter"} & self.changes.keys()), round(self.cost, 2), len(self.changes)
 
 
 def changes(asked: Setup, made: Setup) -> dict[str, object]:
+    """As overrides would say them."""
     keys = [each.name for each in fields(Setup)]
-    return {key: getattr(made, key) for key in keys if getattr(made, key) != getattr(asked, key)}
+    changed = {key: getattr(made, key) for key in keys if getattr(made, key) != getattr(asked, key)}
+    return changed | ({"adapter": made.adapter.name} if "adapter" in changed else {})

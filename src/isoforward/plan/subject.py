@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
-from isoforward.base.config import ModelConfig, at_least, one_of, sized
+from isoforward.base.config import AdapterConfig, ModelConfig, at_least, one_of, sized
 from isoforward.base.errors import BadInput
 from isoforward.base.vocabulary import Condition
-from isoforward.model import cost, footprint
+from isoforward.model import adapter_cost, cost, footprint
 from isoforward.model.cost import Parts
 
 STRATEGIES = {"ddp": 0, "fsdp": 3}  # as stages of ZeRO: nothing of the state is cut up, or all of it
@@ -35,6 +35,7 @@ class Setup:
     checkpointing: str = "none"
     devices: int = 1
     strategy: str = "ddp"
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
 
     def __post_init__(self) -> None:
         for name in ("batch", "length", "accumulate", "devices"):
@@ -43,6 +44,8 @@ class Setup:
         one_of("optimizer", self.optimizer, tuple(cost.UPDATES))
         one_of("checkpointing", self.checkpointing, cost.CHECKPOINTING)
         one_of("strategy", self.strategy, tuple(STRATEGIES))
+        if self.adapter.name != "none" and self.strategy == "fsdp":
+            raise BadInput(f"adapter={self.adapter.name} trains whole matrices; write strategy=ddp")
         pieces = self.accumulate * self.devices
         if self.batch % pieces:
             raise BadInput(
@@ -58,6 +61,11 @@ class Setup:
     @property
     def tokens(self) -> int:
         return self.batch * self.length
+
+    @property
+    def conditions(self) -> dict[str, Condition]:
+        own = {each.name: getattr(self, each.name) for each in fields(self)}
+        return own | {"adapter": self.adapter.told}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +103,7 @@ class Subject(Protocol):
     def conditions(self) -> Mapping[str, Condition]: ...
     @property
     def choices(self) -> Mapping[str, tuple[str, ...]]:
-        """Values of `checkpointing` and `optimizer` that it can be trained with."""
+        """Values of `checkpointing`, `optimizer` and `adapter` that it can be trained with."""
         ...
 
     def training(self, setup: Setup, *, fused_norm: bool) -> dict[str, Parts]:
@@ -146,7 +154,7 @@ class Known:
 
     @property
     def choices(self) -> dict[str, tuple[str, ...]]:
-        return {"checkpointing": cost.CHECKPOINTING, "optimizer": tuple(cost.UPDATES)}
+        return {"checkpointing": cost.CHECKPOINTING, "optimizer": tuple(cost.UPDATES), "adapter": ("none", "lora")}
 
     def training(self, setup: Setup, *, fused_norm: bool) -> dict[str, Parts]:
         peaks = footprint.training_peaks(
@@ -160,6 +168,7 @@ class Known:
             fused_norm=fused_norm,
         )
         state = footprint.training_state(self.model, optimizer=setup.optimizer)
+        adapted = adapter_cost.adapted_training_state(self.model, setup.adapter, optimizer=setup.optimizer)
         logits = footprint.size_of(setup.precision) * setup.micro_batch * setup.length * self.model.vocabulary
         at_the_head = peaks["loss"] + logits  # in the backward, where no gradient of a weight is there yet
         held = {}
@@ -167,7 +176,9 @@ class Known:
             late = phase == "optimizer" or (phase == "backward" and peak > at_the_head * 1.05)
             gradients = state["gradients"] if setup.accumulate > 1 or late else 0
             rest = max(0, peak - state["weights"] - state["optimizer"] - gradients)
-            held[phase] = Parts(state | {"gradients": gradients, "activations": rest})
+            # activations are kept wherever a gradient passes, whatever is trained; of adapters the state is small
+            kept = adapted if setup.adapter.name != "none" else state
+            held[phase] = Parts(kept | {"gradients": kept["gradients"] if gradients else 0, "activations": rest})
         return held
 
     def step(self, setup: Setup) -> Amount:
@@ -175,6 +186,11 @@ class Known:
         how: dict[str, Any] = {"convention": "hardware", "checkpointing": setup.checkpointing}
         forward, backward = cost.forward_flops(self.model, **size), cost.backward_flops(self.model, **size, **how)
         update = cost.optimizer_flops(self.model, optimizer=setup.optimizer)["products"]
+        if setup.adapter.name != "none":
+            update = 0
+            forward = adapter_cost.adapted_forward_flops(self.model, setup.adapter, **size)
+            backward = adapter_cost.adapted_backward_flops(self.model, setup.adapter, **size, convention="hardware")
+            backward += cost.recomputed_flops(self.model, **size, checkpointing=setup.checkpointing)
         moved = footprint.training_bytes(
             self.model,
             batch=setup.micro_batch,
