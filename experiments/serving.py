@@ -18,6 +18,7 @@ import dataclasses
 import math
 import random
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -252,17 +253,15 @@ def answer(results: Results) -> str:
 
 def main(config: Serving) -> None:
     endpoint = Endpoint(url=config.endpoint, model=config.served_model or "")
-    known = models(endpoint, timeout_s=min(config.timeout, 10.0))
-    if config.served_model is not None and config.served_model not in known:
-        raise BadInput(f"served_model={config.served_model} is not there; the server has {', '.join(known[:5])}")
-    endpoint = dataclasses.replace(endpoint, model=config.served_model or known[0])
+    if config.served_model is None:  # some servers load what they did not list
+        endpoint = dataclasses.replace(endpoint, model=models(endpoint, timeout_s=min(config.timeout, 10.0))[0])
     untrained = dataclasses.replace(config, data=dataclasses.replace(config.data, batch=1, length=1))
     case = case_of(untrained, "serving", rows=config.batches) if config.checkpoint else None
     console = Console()
     with claim(config) as run_dir:
         results, where = run_dir / "results.jsonl", environment(command_line(), torch.device("cpu"))
         write(results, [where])
-        warm_up(endpoint, config, case)
+        endpoint = warmed_up(endpoint, config, case)
         before = look()
         for n, rate in enumerate(config.rates):
             say(console, f"{config.requests} requests to {endpoint.model} at {rate:g} a second")
@@ -277,14 +276,16 @@ def main(config: Serving) -> None:
         tell(config, Path(run_dir), console, answer)
 
 
-def warm_up(endpoint: Endpoint, config: Serving, case: Case | None) -> None:
-    """One request, whose answer is not counted; BadInput where it fails, since then all would."""
-    import time
-
+def warmed_up(endpoint: Endpoint, config: Serving, case: Case | None) -> Endpoint:
+    """After one request, whose answer is not counted; BadInput where it fails, since then all would."""
     first = questions(config, case, config.seed - 1)[0]
-    found = ask(endpoint, first, began=time.perf_counter(), due_s=0.0, timeout_s=config.timeout)
-    if found.failure:
-        raise BadInput(f"endpoint={endpoint.url} does not answer a first request: {found.failure}")
+    for way in (endpoint, dataclasses.replace(endpoint, ignore_eos=False)):
+        found = ask(way, first, began=time.perf_counter(), due_s=0.0, timeout_s=config.timeout)
+        if not found.failure:
+            return way
+        if not found.failure.startswith("status 4"):
+            break
+    raise BadInput(f"endpoint={endpoint.url} does not answer a first request: {found.failure}")
 
 
 def placed(made: Iterator[Row], where: str) -> list[Row]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
-from experiments.serving import Serving, idle, main, quantile, questions, rows
+from experiments.serving import Serving, idle, main, quantile, questions, rows, warmed_up
 from isoforward.app.command_line import run
+from isoforward.base.config import MeasureConfig
 from isoforward.base.results import only, read, select
 from isoforward.measure.load import Answer, Endpoint
 from tests.measure.test_load import endpoint  # noqa: F401 - the planted server
@@ -82,6 +84,15 @@ def test_a_server_is_loaded_and_told_of(
     assert only(results, quantity="time to first token", quantile="p99", rate=100.0).value > 0
     assert "requests a second the first token comes after" in (tmp_path / "run" / "answer.txt").read_text()
     assert max(map(len, capsys.readouterr().out.replace(str(tmp_path), "").splitlines())) <= 80
+
+
+def test_a_server_that_refuses_extensions_is_asked_without(endpoint: Endpoint) -> None:  # noqa: F811
+    strict = dataclasses.replace(config(), measure=MeasureConfig(prompt=1, new_tokens=3))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("experiments.serving.WORDS", ["strict"])
+        assert not warmed_up(endpoint, strict, None).ignore_eos
+        patched.setattr("experiments.serving.WORDS", ["answer"])
+        assert warmed_up(endpoint, strict, None).ignore_eos
 
 
 def test_failures_are_told_and_the_first_one_stops_it(

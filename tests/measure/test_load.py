@@ -37,8 +37,8 @@ class Handler(BaseHTTPRequestHandler):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         behaviour = asked["prompt"].split()[0]
         self.close_connection = True
-        if behaviour == "refuse":
-            self.send_error(503)
+        if behaviour == "refuse" or (behaviour == "strict" and "ignore_eos" in asked):
+            self.send_error(503 if behaviour == "refuse" else 422)
             return
         if behaviour == "drop":
             return

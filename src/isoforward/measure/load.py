@@ -30,6 +30,7 @@ class Endpoint:
 
     url: str
     model: str
+    ignore_eos: bool = True  # an extension of vLLM, SGLang and llama.cpp: every answer has its length
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
@@ -148,7 +149,7 @@ def events(
         "temperature": 0,
         "stream": True,
         "stream_options": {"include_usage": True},
-        "ignore_eos": True,  # of vLLM, SGLang and llama.cpp: every answer has its length
+        **({"ignore_eos": True} if endpoint.ignore_eos else {}),
     }
     connection.request("POST", endpoint.path("completions"), json.dumps(body), {"Content-Type": "application/json"})
     response = connection.getresponse()
@@ -171,6 +172,7 @@ def events(
             if line.startswith(b"data:"):
                 content = line[5:].strip()
                 if content == b"[DONE]":
+                    yield {"choices": [{"finish_reason": "done"}]}
                     return
                 event = json.loads(content)
                 if "error" in event:

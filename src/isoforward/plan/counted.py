@@ -2,8 +2,8 @@
 
 One step and one generation run on the meta device, where tensors have shapes and no data. What they dispatch gives
 FLOPs and the bytes alive at each moment. Peaks of smaller batches than the one asked for lie below the line through it
-and one sequence, since a peak is the largest of amounts that are linear in the batch. Attention is taken to be one fused
-kernel, dropout in it or not, as it is on GPUs; a CPU with dropout there stores the scores, and holds more.
+and one sequence, since a peak is the largest of amounts that are linear in the batch. Attention is taken to be one
+fused kernel, with dropout or without, as it is on GPUs; a CPU with dropout there stores the scores, and holds more.
 """
 
 from __future__ import annotations
