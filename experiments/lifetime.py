@@ -132,27 +132,27 @@ def table(results: Results) -> Any:
         at = row.conditions
         saved = only(results, quantity="saved", counted=at["counted"], served_tokens=at["served_tokens"])
         shown.add_row(
-            units.count(at["served_tokens"]),
+            units.count(row.setting("served_tokens")),
             str(at["counted"]),
-            units.count(row.value),
-            units.count(at["trained_tokens"]),
-            f"{at['trained_tokens'] / row.value:.0f}",
-            f"{saved.value:.0%}",
+            units.count(row.number),
+            units.count(row.setting("trained_tokens")),
+            f"{at['trained_tokens'] / row.number:.0f}",
+            f"{saved.number:.0%}",
         )
     return shown
 
 
 def answer(results: Results) -> str:
     goal = results.rows[0].conditions["goal"]
-    demands = list(dict.fromkeys(r.conditions["served_tokens"] for r in select(results, quantity="cheapest size")))
+    demands = list(dict.fromkeys(r.setting("served_tokens") for r in select(results, quantity="cheapest size")))
     middle = demands[len(demands) // 2]
     said = []
     for counted in COUNTED[:2]:
         at = {"counted": counted, "served_tokens": middle}
         size, saved = only(results, quantity="cheapest size", **at), only(results, quantity="saved", **at)
-        tokens = units.count(size.conditions["trained_tokens"])
-        said.append(f"{units.count(size.value)} in {counted} ({tokens} training tokens, {saved.value:.0%} saved)")
-    last = [only(results, quantity="cheapest size", counted=c, served_tokens=demands[-1]).value for c in COUNTED[:2]]
+        tokens = units.count(size.setting("trained_tokens"))
+        said.append(f"{units.count(size.number)} in {counted} ({tokens} training tokens, {saved.number:.0%} saved)")
+    last = [only(results, quantity="cheapest size", counted=c, served_tokens=demands[-1]).number for c in COUNTED[:2]]
     return (
         f"For {goal} and {units.count(middle)} served tokens the cheapest model has {said[0]}, and {said[1]}; "
         f"for {units.count(demands[-1])}, {units.count(last[0])} and {units.count(last[1])}."

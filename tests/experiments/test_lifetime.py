@@ -19,13 +19,13 @@ def test_it_answers_in_flops_in_device_time_and_in_money(tmp_path: Path, capsys:
     assert asked(tmp_path, "like=13e9", "served=[2e12]", "price_per_hour=2", "training_price_per_hour=4") == 0
     results = read(tmp_path / "run" / "results.jsonl")
     flops, time, money = (
-        only(results, quantity="cheapest size", counted=counted).value
+        only(results, quantity="cheapest size", counted=counted).number
         for counted in ("FLOPs, 6ND and 2N", "device time", "money")
     )
     assert flops == pytest.approx(7e9, rel=0.02)
     assert time < flops
     assert money >= time  # training is the dearer hour: fewer of them
-    assert only(results, quantity="saved", counted="FLOPs, 6ND and 2N").value == pytest.approx(0.17, abs=0.01)
+    assert only(results, quantity="saved", counted="FLOPs, 6ND and 2N").number == pytest.approx(0.17, abs=0.01)
     assert "17% saved" in (tmp_path / "run" / "answer.txt").read_text()
     assert max(map(len, capsys.readouterr().out.replace(str(tmp_path), "").splitlines())) <= 80
 

@@ -6,16 +6,17 @@ import json
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from experiments import plan as question
 from experiments.plan import PlanConfig, main, plan_of, rows
 from isoforward.app.command_line import run
 from isoforward.base.config import ModelConfig
 from isoforward.base.datasheets import TABLE, save
+from isoforward.base.errors import BadInput
 from isoforward.base.results import only, read, select
 from isoforward.plan.published import MODELS
 
@@ -41,9 +42,10 @@ def test_a_preset_is_planned_on_one_screen_of_80_columns(
         only(results, life="training", quantity=quantity, per=per, change=None)
         for quantity, per in (("time", "step"), ("time", "run"), ("money", "run"))
     )
-    assert whole.value == pytest.approx(step.value * 1e9 / (64 * 2048))
-    assert paid.value == pytest.approx(whole.value / 3600 * 2.5)
-    assert step.low < step.value < step.high
+    assert whole.number == pytest.approx(step.number * 1e9 / (64 * 2048))
+    assert paid.number == pytest.approx(whole.number / 3600 * 2.5)
+    assert step.low is not None and step.high is not None
+    assert step.low < step.number < step.high
     assert "makes it fit" in (tmp_path / "run" / "answer.txt").read_text()
     assert (tmp_path / "run" / "report.html").is_file()
 
@@ -66,7 +68,7 @@ def test_a_70b_is_planned_in_little_memory() -> None:
 
 def test_what_has_no_price_and_no_known_power_says_so(tmp_path: Path) -> None:
     hardware = tmp_path / "mine.json"
-    save(hardware, question.dataclasses.replace(TABLE["l4"], name="Mine", tdp_w=None))
+    save(hardware, replace(TABLE["l4"], name="Mine", tdp_w=None))
     config = PlanConfig(model=MODELS["gpt2"], length=512, hardware=str(hardware), batch=2)
     found = list(rows(plan_of(config), config))
     assert only(found, quantity="money").reason == "no price is known: write price_per_hour="
@@ -124,7 +126,7 @@ def test_what_cannot_be_counted_is_unavailable_with_its_reason(monkeypatch: pyte
     plan = plan_of(config)
 
     def refuse(*_: object, **__: object) -> None:
-        raise question.BadInput("training cannot be counted without data: it asks which experts")
+        raise BadInput("training cannot be counted without data: it asks which experts")
 
     monkeypatch.setattr(type(plan.subject), "training", refuse)
     found = list(rows(plan, config))
