@@ -3,15 +3,15 @@
     python experiments/calibrate.py
     python experiments/calibrate.py threads=1 keep=false
 
-Nothing else should run meanwhile. Writes a hardware file. Other commands take it as hardware=runs/.../hardware.json, or
-as hardware=here if it is the newest of this machine.
+Nothing else should run meanwhile: what was taken while something else ran is not kept. Writes a hardware file. Other
+commands take it as hardware=runs/.../hardware.json, or as hardware=here if it is the newest of this machine.
 
 :chapter: Planning
 """
 
 import dataclasses
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -22,11 +22,11 @@ from isoforward.app.question import command_line, tell
 from isoforward.base import units
 from isoforward.base.config import TrackingConfig, within
 from isoforward.base.datasheets import Hardware, kept_here, save
-from isoforward.base.disturbance import between, look
 from isoforward.base.environment import environment
-from isoforward.base.results import Results, Row, only, select, write
+from isoforward.base.errors import BadInput
+from isoforward.base.results import Results, Row, Verdict, only, select, write
 from isoforward.base.terminal import say
-from isoforward.measure.trust import alone
+from isoforward.measure.trust import Findings, disturbed_by, over_all, shares
 from isoforward.plan.calibration import calibrate
 
 
@@ -89,20 +89,31 @@ def main(config: Calibrate) -> None:
     device = torch.device("cpu")
     with claim(config) as run_dir:
         where = environment(command_line(), device)
-        before = look()
         with console.status("calibrating") as status:
-            hardware = calibrate(lambda what: status.update(f"calibrating: {what}"))
-        disturbance = between(before, look())
+            hardware, found = calibrate(lambda what: status.update(f"calibrating: {what}"))
         placed = [dataclasses.replace(row, environment=where.id) for row in rows(hardware)]
-        judged = alone("calibrate", disturbance, environment=where.id)
+        judged = verdict_of(found, where.id)
         write(run_dir / "results.jsonl", [where, *placed, judged])
-        paths = [Path(run_dir) / "hardware.json"]
-        if config.keep:
-            paths.append(kept_here() / f"{hardware.calibration['id']}.json")
-        for path in paths:
-            save(path, hardware)
+        file = Path(run_dir) / "hardware.json"
+        save(file, hardware)
         tell(config, run_dir, console, answer)
-        say(console, f"hardware={paths[0]}" + (", found by hardware=here" if config.keep else ""))
+        if config.keep and not judged.trusted:
+            raise BadInput(f"not kept for hardware=here: {judged.reasons[0]}; hardware={file} takes it all the same")
+        if config.keep:
+            save(kept_here() / f"{hardware.calibration['id']}.json", hardware)
+        say(console, f"hardware={file}" + (", found by hardware=here" if config.keep else ""))
+
+
+def verdict_of(found: Sequence[Findings], where: str) -> Verdict:
+    """By cause alone: that single operators spread is what the forecast averages over."""
+    disturbance = disturbed_by(found)
+    return Verdict(
+        experiment="calibrate",
+        trusted=disturbance is None,
+        reasons=() if disturbance is None else (disturbance,),
+        figures=shares(over_all(found)),
+        environment=where,
+    )
 
 
 if __name__ == "__main__":

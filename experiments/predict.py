@@ -1,19 +1,21 @@
 """How well are time and memory of every phase predicted, on models that the calibration never saw?
 
     python experiments/calibrate.py && python experiments/predict.py
+    python experiments/predict.py seed=7 layouts=30               others, and more of them
     python experiments/predict.py memory=false                    times alone, in half the time
     python experiments/predict.py check=false model=gpt2 data.length=1024 data.batch=4
     python experiments/predict.py model=llama3_70b data.length=4096 hardware=h100
 
-Each model is predicted from the machine's calibration and measured in a process of its own. In every round a small
-model that never changes runs too, as it did when the machine was calibrated. How much slower it is now (`pace`) is the
-one thing that a prediction takes from the time of its measurement. With check=false, or hardware that is not this
-machine, the model is predicted alone and never allocated.
+Models are drawn from the seed. Each is predicted from the machine's calibration and measured in a process of its own.
+In every round a small model that never changes runs too, as it did when the machine was calibrated. How much slower it
+is now (`pace`) is the one thing that a prediction takes from the time of its measurement. With check=false, or hardware
+that is not this machine, the model is predicted alone and never allocated.
 
 :chapter: Planning
 """
 
 import dataclasses
+import random
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,8 +29,9 @@ from rich.console import Console
 from isoforward.app.command_line import claim, run
 from isoforward.app.question import case_of, command_line, tell
 from isoforward.base import units
-from isoforward.base.config import ExperimentConfig, ModelConfig
+from isoforward.base.config import ExperimentConfig, ModelConfig, within
 from isoforward.base.datasheets import Hardware, calibrated_here, lookup
+from isoforward.base.device import device_of
 from isoforward.base.environment import environment
 from isoforward.base.results import Results, Row, RowFields, Verdict, at_most_one, read, select, write
 from isoforward.base.subprocesses import Failed
@@ -37,42 +40,46 @@ from isoforward.measure.benchmark import Work
 from isoforward.measure.case import Case
 from isoforward.measure.memory import Account, account
 from isoforward.measure.passes import Bench, measure_apart
-from isoforward.plan.calibration import REFERENCE, REFERRED, pace, runs_of, sample
+from isoforward.model import cost
+from isoforward.plan.calibration import REFERENCE, REFERRED, SAMPLES, pace, runs_of, sample
 from isoforward.plan.forecast import PHASES, predicted
 
-HELD_OUT = (  # family, width, heads, layers, batch, length, dtype: drawn up before any of them was measured
-    ("llama", 128, 4, 3, 32, 64, "fp32"),
-    ("gpt2", 192, 3, 5, 4, 320, "fp32"),
-    ("llama", 224, 7, 2, 1, 1024, "fp32"),
-    ("gpt2", 320, 5, 3, 16, 96, "fp32"),
-    ("llama", 384, 6, 4, 8, 64, "fp32"),
-    ("gpt2", 512, 8, 2, 2, 256, "fp32"),
-    ("llama", 512, 16, 2, 1, 512, "fp32"),
-    ("gpt2", 768, 12, 3, 1, 192, "fp32"),
-    ("llama", 896, 14, 2, 4, 64, "fp32"),
-    ("gpt2", 1024, 16, 2, 1, 128, "fp32"),
-    ("llama", 128, 2, 3, 16, 64, "bf16"),
-    ("gpt2", 192, 6, 4, 2, 128, "bf16"),
-    ("gpt2", 384, 12, 3, 1, 384, "bf16"),
-    ("llama", 704, 11, 2, 1, 96, "bf16"),
-)
+MOST_FLOPS = 4e10  # of a step: some tenths of a second here
 LIFE = {"training": "training", "inference": "generation"}  # as memory.py names them
-GOALS = ("forward", "backward", "prefill", "decode")
+GOALS = ("forward", "backward", "prefill", "decode", "loss", "optimizer")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Predict(ExperimentConfig):
     check: bool = True
     memory: bool = True  # measured too, which takes two processes more for each
+    layouts: int = 14  # drawn from seed; every third in bf16, where the machine multiplies it
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        within("layouts", self.layouts, 1, 200)
 
 
 def held_out(config: Predict, hardware: Hardware) -> Iterator[Case]:
+    """Drawn anew from each seed, of sizes that lie within what is calibrated; none of them can have been tuned for."""
+    draw, threads = random.Random(config.seed), hardware.calibration["identity"]["threads"]
     settings = dataclasses.replace(config.measure, prompt=48, new_tokens=24)
-    for family, width, heads, layers, batch, length, dtype in HELD_OUT:
-        shape: dict[str, Any] = {"family": family, "width": width, "heads": heads, "layers": layers}
-        model = ModelConfig(**shape, vocab=1024, context=max(length, 96))
-        size: dict[str, Any] = {"batch": batch, "length": length, "precision": dtype, "measure": settings}
-        threads = hardware.calibration["identity"]["threads"]
+    bf16 = "bf16" in hardware.peak_flops_per_s and device_of("cpu").multiplies_bf16()
+    seen = {(family, width, layers) for family, width, _, layers, *_ in SAMPLES}
+    drawn = 0
+    while drawn < config.layouts:
+        head_width = draw.choice((32, 64))
+        heads, layers = draw.randint(2, 1024 // head_width), draw.randint(2, 5)
+        batch, length = 2 ** draw.randint(0, 5), 32 * draw.randint(2, 32)
+        shape: dict[str, Any] = {"family": draw.choice(("gpt2", "llama")), "layers": layers, "heads": heads}
+        width = heads * head_width
+        model = ModelConfig(**shape, width=width, vocab=1024, context=max(length, 96))
+        step = 3 * cost.forward_flops(model, batch=batch, length=length).total
+        if step > MOST_FLOPS or width < 96 or batch * length > 4096 or (model.family, width, layers) in seen:
+            continue
+        size: dict[str, Any] = {"batch": batch, "length": length, "measure": settings}
+        size["precision"] = "bf16" if bf16 and drawn % 3 == 2 else "fp32"
+        drawn += 1
         yield Case(experiment="predict", model=model, threads=threads, seed=config.seed, optim=config.optim, **size)
 
 

@@ -6,14 +6,19 @@ import dataclasses
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from experiments import calibrate as question
+from isoforward.app.command_line import run
 from isoforward.base import datasheets
 from isoforward.base.datasheets import TABLE, Hardware, calibrated_here, kept_here, lookup, save
+from isoforward.base.disturbance import Disturbance
 from isoforward.base.errors import BadInput
 from isoforward.base.hardware import cpu_model, processors
 from isoforward.measure.operators import Operator
+from isoforward.measure.trust import Findings
 from isoforward.plan import calibration
 from isoforward.plan.calibration import (
     REFERENCE,
@@ -103,11 +108,45 @@ def test_here_without_a_calibration_says_how_to_make_one() -> None:
         lookup("here")
 
 
+def test_operators_are_parts_of_one_work_and_a_sample_holds_several_executions() -> None:
+    case = dataclasses.replace(sample(("gpt2", 32, 16, 1, 1, 16, "fp32", 8)), threads=1)
+    work, places, recorder = calibration.operators_in_place(runs_of(case)[2])
+    took = work.run(2)
+    assert len(took) == len(places) == sum(len(recorder.took_s[phase]) for phase in calibration.TOLD)
+    assert min(took) > 0
+    assert {phase for phase, _ in places.values()} == set(calibration.TOLD)
+
+
+def told(**more: Any) -> Findings:
+    quiet: dict[str, Any] = {"times": 1, "imprecise": (), "samples": 100, "retaken": 0, "disturbed": 0, "drift": None}
+    quiet |= {"disturbance": Disturbance(elapsed_s=60.0), "busiest": ("", 0.0), "stopped": False}
+    return Findings(**quiet | more)
+
+
+def test_only_what_nothing_disturbed_is_kept_for_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = made_here("this")
+    content: dict[str, Any] = {"id": "abc", "reading": [[1, 1.0]], "copying_bytes_per_s": 1.0, "operators": {}}
+    fits = {phase: {"dispatch_s": 1e-6, "scale": 1.0} for phase in calibration.TOLD}
+    content |= {"all_reduce": None, "beyond": fits, "identity": made.calibration["identity"]}
+    made = dataclasses.replace(made, calibration=content)
+    crowd = Disturbance(elapsed_s=60.0, others_s=50.0)
+    for n, (found, code) in enumerate([(told(disturbance=crowd, busiest=("yes", 49.0)), 2), (told(), 0)]):
+        monkeypatch.setattr(question, "calibrate", lambda say, found=found: (made, [told(), found]))
+        directory = tmp_path / str(n)
+        assert run(question.main, question.Calibrate, ["tracking=none", f"run_dir={directory}"]) == code
+        assert (directory / "hardware.json").is_file()
+        assert (calibrated_here() is not None) == (code == 0)
+    error = capsys.readouterr().err
+    assert "not kept for hardware=here: other processes (mostly yes) used" in error
+
+
 @pytest.mark.slow
 def test_a_calibration_survives_its_file_and_predicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibration, "ROUNDS", 1)
     monkeypatch.setattr(calibration, "SAMPLES", calibration.SAMPLES[:6])
-    hardware = calibration.calibrate()
+    hardware, found = calibration.calibrate()
+    assert sum(one.samples for one in found) > 0
     save(tmp_path / "this.json", hardware)
     again = datasheets.load(tmp_path / "this.json")
     assert json.dumps(again.calibration) == json.dumps(hardware.calibration)

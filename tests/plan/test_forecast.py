@@ -16,13 +16,13 @@ from isoforward.app.command_line import run
 from isoforward.base.config import MeasureConfig, ModelConfig, OptimConfig
 from isoforward.base.datasheets import TABLE
 from isoforward.base.errors import Integrity
-from isoforward.base.results import read
+from isoforward.base.results import read, select
 from isoforward.base.statistics import summarise
 from isoforward.measure.case import Case
 from isoforward.measure.operators import Operator, Work, deepened, record_training
 from isoforward.model import cost
 from isoforward.plan.calibration import beyond
-from isoforward.plan.forecast import Beyond, Calibrated, Curve, averaging_s, forecaster, predicted, works_of
+from isoforward.plan.forecast import HELD_OUT, Beyond, Calibrated, Curve, averaging_s, forecaster, predicted, works_of
 
 SMALL = ModelConfig(layers=3, heads=2, width=32, vocab=96, context=32)
 CASE = Case(experiment="forecast", model=SMALL, batch=2, length=16, measure=MeasureConfig(prompt=8, new_tokens=8))
@@ -175,3 +175,10 @@ def test_hardware_that_is_not_known_is_named_and_nothing_is_written(
     assert run(main, Predict, ["hardware=h1000"]) == 2
     assert "hardware=h1000 is not known: did you mean h100" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_errors_that_plans_state_are_no_narrower_than_those_recorded() -> None:
+    recorded = read(Path(__file__).parents[2] / "docs" / "recorded" / "predict" / "results.jsonl")
+    for phase, (least, most) in HELD_OUT.items():
+        found = [row.value for row in select(recorded, quantity="error", phase=phase, of="time")]
+        assert least <= min(found) <= max(found) <= most

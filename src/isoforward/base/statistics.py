@@ -29,6 +29,7 @@ KINDS = (
     "Theil-Sen",
     "across processes",
     "range",  # smallest to largest: too few samples for anything narrower
+    "errors of like predictions",  # of a prediction: as far as others of its kind were off
 )
 OUTCOMES = ("faster", "slower", "equal", "undecided")
 FEWEST_IN_BATCHES = 24

@@ -81,6 +81,17 @@ QUANTITIES = {
     "break-even": Quantity(("tokens",), "served tokens that cost as much as training"),
     "days until break-even": Quantity(("days",), "at the stated requests a day"),
     "against a trained token": Quantity(("x",), "cost of a served token over that of a trained one"),
+    "time to first token": Quantity(("s",), "from when a request was due to its first token"),
+    "time per output token": Quantity(("s",), "mean over an answer's tokens after the first"),
+    "time between tokens": Quantity(("s",), "each gap between two tokens of an answer"),
+    "time of a request": Quantity(("s",), "from when it was due to the end of its answer"),
+    "served tokens": Quantity(("token/s",), "of all requests together"),
+    "goodput": Quantity(("request/s",), "requests a second that met the objective"),
+    "failed": Quantity(("of requests",), "refused, broken off, empty or late"),
+    "kept": Quantity(("of one",), "1 where what was predicted came true, else 0"),
+    "cheapest size": Quantity(("parameters",), "of the model that costs least over its life"),
+    "saved": Quantity(("of the cost",), "against the model that was named"),
+    "users that fit": Quantity(("users",), "whose caches fit beside the weights"),
     "batch as costly as training": Quantity(("sequences",), "decode batch at which a served token costs a trained one"),
 }
 
@@ -198,4 +209,13 @@ CONDITIONS = {
     # experiments
     "comparisons": "how many were made",
     "spread": "of the samples",
+    # load
+    "rate": "requests a second, as a Poisson process",
+    "requests": "sent at that rate",
+    "quantile": "of all requests, failures among them",
+    # plans
+    "strategy": "how training is shared between devices",
+    "users": "sequences served at once",
+    "fits": "whether the memory of the device is enough: yes, no or uncertain",
+    "basis": "what a predicted time rests on",
 }

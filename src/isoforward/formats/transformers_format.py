@@ -323,16 +323,24 @@ def refuse_short_windows(raw: Mapping[str, object], family: str, context: object
         )
 
 
+def config_in(path: Path) -> ModelConfig:
+    """Of a config.json, or of a directory that holds one: no weights are needed."""
+    file = path if path.name == "config.json" else path / "config.json"
+    if not file.is_file():
+        raise BadInput(f"model.path={path} holds no config.json; name a directory of save_pretrained")
+    try:
+        return from_transformers(read_json(file))
+    except BadInput as error:
+        raise BadInput(f"{file}: {error}") from error
+
+
 def read_transformers(directory: Path, tensors: Mapping[str, Stored] | None = None) -> Checkpoint:
     """A directory as `save_pretrained` leaves it, today's or an earlier one's; its `tensors` where they are elsewhere.
 
     Masks that old versions saved are passed over, whatever their dtype, and so are heads beside the language model's.
     """
     tensors = open_tensors(directory) if tensors is None else tensors
-    try:
-        config = from_transformers(read_json(directory / "config.json"))
-    except BadInput as error:
-        raise BadInput(f"{directory / 'config.json'}: {error}") from error
+    config = config_in(directory)
     form = FORMATS[config.family]
     outer = form.names.outer["embedding"], form.names.outer["norm"], form.names.layer
     prefix = outer[0].partition(".")[0] + "."  # which a model saved without its head leaves out

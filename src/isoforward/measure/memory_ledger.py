@@ -98,6 +98,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.scope = Scope(layers_of(model))
         self.device = device
+        self.unit = 1 if device.type == "meta" else device_of(device).allocation_bytes
         self.memory = memory or Unmeasured()
         self.live: dict[int, Block] = {}
         self.total = 0
@@ -126,8 +127,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key not in self.live:
-            unit = device_of(self.device).allocation_bytes
-            size = unit * -(-storage.nbytes() // unit)
+            size = self.unit * -(-storage.nbytes() // self.unit)
             self.live[key] = Block(
                 size=size,
                 phase=self.scope.phase,
@@ -149,6 +149,8 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 block.name = name
 
     def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if operator is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+            return self.scope.phase != "optimizer"  # masks are the usual ones, and no gradient is infinite
         kind = self.scope.kind()
         result = decomposed(self, operator, args, kwargs or {})
         if result is not NotImplemented:

@@ -71,9 +71,7 @@ def findings(measured: Measured) -> Findings:
 
 def verdict(experiment: str, found: Sequence[Findings], plan: MeasureConfig, *, environment: str = "") -> Verdict:
     """At most two reasons, the weightiest first, each with what a user can do about it."""
-    over = found[0].disturbance
-    for one in found[1:]:
-        over = over + one.disturbance
+    over = over_all(found)
     samples, retaken = sum(one.samples for one in found), sum(one.retaken for one in found)
     disturbed = sum(one.disturbed for one in found)
     drift = max((one.drift for one in found if one.drift is not None), key=abs, default=None)
@@ -82,8 +80,8 @@ def verdict(experiment: str, found: Sequence[Findings], plan: MeasureConfig, *, 
     reasons = []
     if any(one.stopped for one in found):
         reasons.append("stopped early by Ctrl-C: what was measured until then is kept")
-    if disturbed > DISTURBED_SHARE * samples or crowded(over):
-        reasons.append(disturber(over, max((one.busiest for one in found), key=lambda b: b[1])))
+    if (disturbance := disturbed_by(found)) is not None:
+        reasons.append(disturbance)
     imprecise = max((one.imprecise for one in found), key=len)
     if imprecise and len(found) < 3:
         reasons.append(precision_missed(imprecise, found[0].times, plan))
@@ -96,6 +94,21 @@ def verdict(experiment: str, found: Sequence[Findings], plan: MeasureConfig, *, 
         figures=figures,
         environment=environment,
     )
+
+
+def over_all(found: Sequence[Findings]) -> Disturbance:
+    over = found[0].disturbance
+    for one in found[1:]:
+        over = over + one.disturbance
+    return over
+
+
+def disturbed_by(found: Sequence[Findings]) -> str | None:
+    """By whom, and the way out; None where the machine was left alone, or what disturbed could be taken again."""
+    over, samples = over_all(found), sum(one.samples for one in found)
+    if sum(one.disturbed for one in found) <= DISTURBED_SHARE * samples and not crowded(over):
+        return None
+    return disturber(over, max((one.busiest for one in found), key=lambda busiest: busiest[1]))
 
 
 def alone(

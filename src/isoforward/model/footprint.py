@@ -23,7 +23,7 @@ from isoforward.model.cost import (
 )
 
 LOSS_SLICE = 2**20  # elements of the logits that the loss looks at together, on a CPU
-BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "int8": 1}
 
 
 def size_of(dtype: str) -> int:

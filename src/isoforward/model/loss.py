@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SLICE = {"cpu": 2**20}  # elements: what a cache holds
+SLICE = {"cpu": 2**20, "meta": 2**20}  # elements: what a cache holds; counting on meta is of the same slices
 LARGE_SLICE = 2**26  # of any other device, which wants few and large kernels
 
 

@@ -12,14 +12,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import random
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from statistics import mean, median
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,18 +28,19 @@ from isoforward.base.environment import environment
 from isoforward.base.malloc import keep_freed_pages
 from isoforward.base.subprocesses import Failed
 from isoforward.formats.export import freeze
-from isoforward.measure.benchmark import Work
+from isoforward.measure.benchmark import Part, Work, measure
 from isoforward.measure.case import Case, batch_of, master_of
 from isoforward.measure.memory import account
 from isoforward.measure.operators import Operator, Recorder
 from isoforward.measure.operators import Work as Recorded
 from isoforward.measure.train_and_serve import Serving, Training
+from isoforward.measure.trust import Findings, findings
 from isoforward.model import steps
 from isoforward.model.gpt import KVCache
 from isoforward.model.optim import build
 from isoforward.plan.collectives import all_reduce
 from isoforward.plan.forecast import PHASES, Beyond, Calibrated, resident, works_of
-from isoforward.plan.microbenchmarks import copying, most_flops, optimizer_calls, reading, time_apart
+from isoforward.plan.microbenchmarks import copying, most_flops, optimizer_calls, reading, time_operators
 from isoforward.serve.inference import DTYPES
 
 TOLD = tuple(phase for life in PHASES.values() for phase in life)
@@ -82,7 +81,8 @@ BUFFERED: tuple[Shape, ...] = (
     REFERENCE,
     ("llama", 256, 64, 2, 2, 192, "bf16", 48),
 )  # of each dtype, for what kernels keep
-ROUNDS = 4
+PLAN = MeasureConfig(repeats=5, warmup=1)
+MOST_IN_PLACE = 4  # executions in one sample
 STRAY = 3  # times the median: what a sample counts as at most, an interruption being no operator's own
 
 
@@ -128,20 +128,29 @@ def runs_of(case: Case) -> tuple[Training, Serving, Callable[[], Recorder]]:
     return training, serving, in_place
 
 
-def reference() -> Callable[[], dict[str, float]]:
+def reference() -> tuple[Work, Work]:
     """A model that never changes: what its phases take is the machine's pace."""
     training, serving, _ = runs_of(sample(REFERENCE))
-
-    def run() -> dict[str, float]:
-        took_s = {**lap(training.phased), **lap(serving.generation)}
-        return {phase: took_s[phase] for phase in REFERRED}
-
-    return run
+    return training.phased, serving.generation
 
 
-def lap(work: Work) -> dict[str, float]:
-    """Seconds by phase of one execution."""
-    return {part.phase: time_s for part, time_s in zip(work.parts, work.run(1), strict=True)}
+def operators_in_place(in_place: Callable[[], Recorder]) -> tuple[Work, dict[Part, tuple[str, Operator]], Recorder]:
+    """A step and a generation with every operator timed where it runs, each a part of it; and one that was recorded."""
+    in_place()  # Adam's state appears
+    first = in_place()
+    life = {phase: life for life, phases in PHASES.items() for phase in phases}
+    parts = {
+        Part(life=life[phase], phase=phase, per="step", conditions={"operator": operator.kind}): (phase, operator)
+        for phase, counts in first.took_s.items()
+        if phase in TOLD
+        for operator in counts
+    }
+
+    def run(n: int) -> list[float]:
+        took = [in_place().took_s for _ in range(n)]
+        return [usual([s for each in took for s in each[phase][operator]]) for phase, operator in parts.values()]
+
+    return Work(parts=tuple(parts), run=run, most=MOST_IN_PLACE), parts, first
 
 
 def pace(now_s: Mapping[str, float], then_s: Mapping[str, float]) -> float:
@@ -160,46 +169,35 @@ class Seen:
     reference_s: Mapping[str, float]
 
 
-def observed(shape: Shape, look: Callable[[], dict[str, float]]) -> Seen:
+def observed(shape: Shape, beside: tuple[Work, Work]) -> tuple[Seen, Findings]:
+    """Through the one runner, each of our two works right beside the same of the model that never changes."""
     case = sample(shape)
     training, serving, in_place = runs_of(case)
-    runs: dict[str, Callable[[], object]] = {
-        "step": partial(lap, training.phased),
-        "generation": partial(lap, serving.generation),
-        "reference": look,
-        "in place": in_place,
-    }
-    laps: dict[str, list[Any]] = {name: [] for name in runs}
-    draw = random.Random(case.seed)
-    for warmed_up in (False, *[True] * ROUNDS):
-        for name in draw.sample(list(runs), len(runs)):
-            taken = runs[name]()
-            if warmed_up:
-                laps[name].append(taken)
-    recorders: list[Recorder] = laps["in place"]
-    reference_s = {phase: median(lap[phase] for lap in laps["reference"]) for phase in REFERRED}
-    took_s: dict[str, float] = {
-        phase: float(median(each[phase] for each in laps[name]))
-        for name in ("step", "generation")
-        for phase in laps[name][0]
-    }
+    ours = (training.phased, serving.generation)
+    operators, places, recorder = operators_in_place(in_place)
+    pairs = [(one.parts[0], other.parts[0]) for one, other in zip(ours, beside, strict=True)]
+    measured = measure([*ours, *beside, operators], pairs, PLAN, seed=case.seed)
+
+    def medians(works: Sequence[Work]) -> dict[str, float]:
+        return {part.phase: float(measured.estimate(part).median) for work in works for part in work.parts}
+
     times = {"decode": case.new_tokens - 1}
     works = {
         phase: Recorded(
             counts={operator: n / times.get(phase, 1) for operator, n in work.counts.items()},
             dispatched=work.dispatched // times.get(phase, 1),
         )
-        for phase, work in recorders[0].works().items()
+        for phase, work in recorder.works().items()
     }
-    operators_s = {
-        phase: {operator: usual([s for one in recorders for s in one.took_s[phase][operator]]) for operator in counts}
-        for phase, counts in recorders[0].took_s.items()
-        if phase in TOLD
-    }
-    return Seen(case=case, took_s=took_s, operators_s=operators_s, works=works, reference_s=reference_s)
+    operators_s: defaultdict[str, dict[Operator, float]] = defaultdict(dict)
+    for part, (phase, operator) in places.items():
+        operators_s[phase][operator] = usual(measured.estimate(part).samples)
+    reference_s = {phase: time_s for phase, time_s in medians(beside).items() if phase in REFERRED}
+    seen = Seen(case=case, took_s=medians(ours), operators_s=operators_s, works=works, reference_s=reference_s)
+    return seen, findings(measured)
 
 
-def usual(samples_s: list[float]) -> float:
+def usual(samples_s: Sequence[float]) -> float:
     """The mean, which adds up to what all take together; no median does."""
     most = STRAY * median(samples_s)
     return mean(min(each, most) for each in samples_s)
@@ -260,22 +258,28 @@ def fits_of(seen: list[Seen], paces: list[float], by: Calibrated) -> dict[str, B
     return fits
 
 
-def calibrate(say: Callable[[str], None] = lambda line: None) -> Hardware:
-    """Two to three minutes of both threads' and caches' attention: nothing else should run."""
+def calibrate(say: Callable[[str], None] = lambda line: None) -> tuple[Hardware, list[Findings]]:
+    """Within three minutes of both threads' and caches' attention; and what disturbed them, if anything did."""
     device = torch.device("cpu")
     say("memory bandwidth")
-    rates, copied = reading(), copying()
-    peaks = {name: most_flops(dtype) for name, dtype in DTYPES.items()}
-    look = reference()
+    (rates, when_reading), (copied, when_copying) = reading(), copying()
+    products = {name: most_flops(dtype) for name, dtype in DTYPES.items()}
+    peaks = {name: peak for name, (peak, _) in products.items()}
+    found = [when_reading, when_copying, *(each for _, each in products.values())]
+    beside = reference()
     seen = []
     for n, shape in enumerate(SAMPLES):
         say(f"model {n + 1} of {len(SAMPLES)}")
-        seen.append(observed(shape, look))
+        one, when = observed(shape, beside)
+        seen.append(one)
+        found.append(when)
     then_s = {phase: median(each.reference_s[phase] for each in seen) for phase in REFERRED}
     paces = [pace(each.reference_s, then_s) for each in seen]
     say("optimizer")
     points = points_of(seen, paces)
-    for operator, took_s in time_apart(dict(optimizer_calls())).items():
+    updates, when_updating = time_operators(dict(optimizer_calls()))
+    found.append(when_updating)
+    for operator, took_s in updates.items():
         points[operator.kind].append([*operator.size, took_s / operator.work])
     alone = Calibrated(operators=points, reading=[list(rate) for rate in rates], beyond={})
     fits = fits_of(seen, paces, alone)
@@ -297,7 +301,7 @@ def calibrate(say: Callable[[str], None] = lambda line: None) -> Hardware:
     }
     content["id"] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
     threads = torch.get_num_threads()
-    return Hardware(
+    hardware = Hardware(
         name=f"{where.identity['cpu']}, {threads} thread{'s' * (threads > 1)}",
         peak_flops_per_s=peaks,
         bandwidth_bytes_per_s=rates[-1][1],
@@ -306,6 +310,7 @@ def calibrate(say: Callable[[str], None] = lambda line: None) -> Hardware:
         provenance="measured",
         calibration=content,
     )
+    return hardware, found
 
 
 def kernel_buffers(case: Case) -> dict[str, int]:

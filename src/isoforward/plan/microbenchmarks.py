@@ -1,35 +1,39 @@
-"""What kernels take one by one, over and over: memory at every size, the largest products, an optimizer's updates."""
+"""What kernels take one by one, over and over: memory at every size, the largest products, an optimizer's updates.
+
+All of them through the runner that everything else is timed by: what something else disturbed is taken again.
+"""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from statistics import median
+from typing import TypeVar
 
 import torch
 
-from isoforward.base.config import ModelConfig, OptimConfig
+from isoforward.base.config import MeasureConfig, ModelConfig, OptimConfig
+from isoforward.base.device import device_of
+from isoforward.base.stopwatch import Clock
+from isoforward.measure.benchmark import Part, measure, timed
 from isoforward.measure.operators import Call, Operator, record_training
+from isoforward.measure.trust import Findings, findings
 
+Key = TypeVar("Key")
 OPTIMIZED = (64, 256, 1024)  # widths whose optimizer is timed
-SAMPLE_S, REPEATS = 0.002, 3
+PLAN = MeasureConfig(repeats=5, warmup=1)
 
 
-def timed(call: Callable[[], object], pick: Callable[[list[float]], float] = median) -> float:
-    """Seconds of one execution, the median of several samples; each long enough for the clock."""
-    call()
-    start = time.perf_counter()
-    call()
-    once_s = time.perf_counter() - start
-    times = max(1, min(200, int(SAMPLE_S / max(once_s, 1e-7))))
-    samples = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        for _ in range(times):
-            call()
-        samples.append((time.perf_counter() - start) / times)
-    return pick(samples)
+def timed_apart(
+    calls: Mapping[Key, Callable[[], object]], clock: Clock | None = None
+) -> tuple[dict[Key, tuple[float, ...]], Findings]:
+    """Seconds of one execution, in several samples of each, and what disturbed them."""
+    clock = clock or device_of("cpu")
+    part = Part(life="training", phase="run", per="run", conditions={})
+    works = {key: timed(clock, part.labelled(), call) for key, call in calls.items()}
+    measured = measure(list(works.values()), [], PLAN, seed=0)
+    samples = {key: tuple(measured.estimate(work.parts[0]).samples) for key, work in works.items()}
+    return samples, findings(measured)
 
 
 def optimizer_calls() -> Iterator[tuple[Operator, Call]]:
@@ -42,30 +46,28 @@ def optimizer_calls() -> Iterator[tuple[Operator, Call]]:
 
 
 @torch.no_grad()
-def time_apart(calls: Mapping[Operator, Call]) -> dict[Operator, float]:
-    return {operator: timed(call.real()) for operator, call in calls.items()}
+def time_operators(calls: Mapping[Operator, Call]) -> tuple[dict[Operator, float], Findings]:
+    samples, found = timed_apart({operator: call.real() for operator, call in calls.items()})
+    return {operator: median(each) for operator, each in samples.items()}, found
 
 
-def reading() -> list[tuple[int, float]]:
+def reading() -> tuple[list[tuple[int, float]], Findings]:
     """Bytes that lie together, and the bytes a second at which they are read over and over."""
-    found = []
-    for size in (2**18, 2**20, 2**22, 2**24, 2**26, 2**28):
-        numbers = torch.ones(size // 4)
-        found.append((size, size / timed(numbers.sum)))
-    return found
+    sizes = (2**18, 2**20, 2**22, 2**24, 2**26, 2**28)
+    samples, found = timed_apart({size: torch.ones(size // 4).sum for size in sizes})
+    return [(size, size / median(samples[size])) for size in sizes], found
 
 
-def copying() -> float:
+def copying() -> tuple[float, Findings]:
     """Bytes a second read and written, beyond every cache."""
     source = torch.ones(2**26)
-    target = torch.empty_like(source)
-    return 2 * 4 * 2**26 / timed(lambda: target.copy_(source))
+    samples, found = timed_apart({"copy": partial(torch.empty_like(source).copy_, source)})
+    return 2 * 4 * 2**26 / median(samples["copy"]), found
 
 
-def most_flops(dtype: torch.dtype) -> float:
+def most_flops(dtype: torch.dtype) -> tuple[float, Findings]:
     """FLOP/s of the quickest of products that fill the caches."""
-    rates = []
-    for n in (512, 768, 1024, 1536):
-        a = torch.ones(n, n, dtype=dtype)
-        rates.append(2 * n**3 / timed(partial(torch.mm, a, a), min))
-    return max(rates)
+    sides = (512, 768, 1024, 1536)
+    squares = {n: torch.ones(n, n, dtype=dtype) for n in sides}
+    samples, found = timed_apart({n: partial(torch.mm, square, square) for n, square in squares.items()})
+    return max(2 * n**3 / min(samples[n]) for n in sides), found

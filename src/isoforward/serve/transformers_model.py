@@ -117,10 +117,13 @@ def settings_of(directory: Path) -> Any:
 
 
 def opened(path: Path, open_it: Any) -> Any:
+    from huggingface_hub.errors import StrictDataclassError  # of sizes that contradict
+
+    refused = (OSError, ValueError, ImportError, RuntimeError, TypeError, KeyError, AttributeError)
     try:
         return open_it()
-    except (OSError, ValueError, ImportError, RuntimeError, TypeError, KeyError, AttributeError) as error:
-        first = str(error).strip().partition("\n")[0]
+    except (*refused, StrictDataclassError) as error:
+        first = " ".join(str(error.__cause__ or error).split())[:200]
         raise BadInput(f"{path}: Transformers cannot open it: {shown(first)}") from error
 
 

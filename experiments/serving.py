@@ -1,0 +1,296 @@
+"""What does a real engine give under load: how soon, how fast, for how many, and at what price?
+
+    python experiments/serving.py endpoint=http://127.0.0.1:8000
+    python experiments/serving.py endpoint=http://127.0.0.1:8000 checkpoint=runs/latest rates=[1,2,4,8]
+    python experiments/serving.py endpoint=http://HOST:8000 price_per_hour=2.5 ttft=0.5 tpot=0.05 training_hours=3
+
+For any server of OpenAI's kind that streams completions: vLLM, SGLang, llama.cpp's, `transformers serve`. docs/serve.md
+starts one on an export. Requests come as a Poisson process, at one rate after the other, whether earlier ones are
+answered or not, and count from when they were due. A request that is refused, broken off, empty or late is a failure:
+it stands in every percentile as one that never ended. Goodput counts the requests that met the objective, ttft and
+tpot. With checkpoint=, the same weights run in our own batch loop, and on a calibrated machine a queueing model says
+what an engine should take. training_hours, of one device, gives the served tokens that cost as much as training.
+
+:chapter: Serving
+"""
+
+import dataclasses
+import math
+import random
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from isoforward.app.command_line import claim, run
+from isoforward.app.question import case_of, command_line, tell
+from isoforward.base import units
+from isoforward.base.config import ExperimentConfig, at_least, within
+from isoforward.base.datasheets import calibrated_here
+from isoforward.base.disturbance import between, look
+from isoforward.base.environment import environment
+from isoforward.base.errors import BadInput
+from isoforward.base.results import Results, Row, only, select, write
+from isoforward.base.terminal import say
+from isoforward.measure.benchmark import Part, timed
+from isoforward.measure.case import Case, frozen_of, master_of
+from isoforward.measure.load import Answer, Endpoint, Question, ask, load, models
+from isoforward.measure.memory_ledger import generate
+from isoforward.measure.passes import Bench, derived_fields, measure_apart
+from isoforward.measure.trust import alone
+from isoforward.model import steps
+from isoforward.plan import economics
+from isoforward.plan.queueing import Expected, expected
+from isoforward.serve.decoding import room_for
+
+QUANTILES = {"p50": 0.50, "p95": 0.95, "p99": 0.99}
+WORDS = ("the", "of", "and", "to", "in", "a", "is", "that", "for", "it", "was", "with", "be", "by", "on", "not", "he")
+TIMES = {  # by quantity: of one answer
+    "time to first token": lambda one: [one.ttft_s],
+    "time per output token": lambda one: [] if one.tpot_s is None else [one.tpot_s],
+    "time between tokens": lambda one: list(one.itl_s),
+    "time of a request": lambda one: [one.whole_s],
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Serving(ExperimentConfig):
+    endpoint: str = ""
+    served_model: str | None = None  # None: the first that the server names
+    rates: list[float] = dataclasses.field(default_factory=lambda: [0.5, 1.0, 2.0, 4.0])  # requests a second
+    requests: int = 60  # at each rate
+    timeout: float = 60.0  # seconds, from when a request was due
+    ttft: float = 1.0  # the objective, seconds
+    tpot: float = 0.1
+    batches: list[int] = dataclasses.field(default_factory=lambda: [1, 8])  # of our own loop
+    price_per_hour: float | None = None
+    training_hours: float | None = None  # of one such device, that training the weights took
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.endpoint:
+            raise BadInput("endpoint= is missing: write endpoint=http://HOST:PORT, of a server that runs")
+        if not self.rates or not self.batches:
+            raise BadInput("rates and batches need a number each; write rates=[1,2]")
+        for rate in self.rates:
+            within("rates", rate, 1e-3, 1e4)
+        for batch in self.batches:
+            at_least("batches", batch, 1)
+        within("requests", self.requests, 5, 100_000)
+        for name in ("timeout", "ttft", "tpot"):
+            within(name, getattr(self, name), 1e-4, 86400)
+        for name in ("price_per_hour", "training_hours"):
+            if (value := getattr(self, name)) is not None:
+                within(name, value, 1e-9, 1e9)
+
+
+def questions(config: Serving, case: Case | None, seed: int) -> list[Question]:
+    """Each another prompt, so that no engine answers from the cache of one before it."""
+    draw, prompt, new = random.Random(seed), config.measure.prompt, config.measure.new_tokens
+    if case is None:
+        texts: list[Any] = [" ".join(draw.choices(WORDS, k=prompt)) for _ in range(config.requests)]
+    else:
+        vocabulary = case.model.vocabulary
+        texts = [[draw.randrange(vocabulary) for _ in range(case.prompt)] for _ in range(config.requests)]
+        new = case.new_tokens
+    return [Question(prompt=text, new_tokens=new) for text in texts]
+
+
+def told(quantity: str, value: float | None, phase: str = "run", per: str = "run", **more: Any) -> Row:
+    fields = {key: more.pop(key) for key in ("provenance", "reason", "low", "high", "samples", "unit") if key in more}
+    fields |= {key: more.pop(key) for key in ("interval", "confidence") if key in more}
+    about = {"experiment": "serving", "life": "inference", "phase": phase, "per": per}
+    return Row(**about, quantity=quantity, value=value, **fields, conditions=more)
+
+
+def quantile(times: Sequence[float], failures: int, wanted: float) -> float:
+    """Of all requests: one that failed never ended."""
+    ordered = sorted(times) + [math.inf] * failures
+    return ordered[math.ceil(wanted * len(ordered)) - 1] if ordered else math.inf
+
+
+def rows(answers: Sequence[Answer], config: Serving, rate: float) -> Iterator[Row]:
+    at: dict[str, Any] = {"rate": rate, "requests": len(answers)}
+    good = [answer for answer in answers if not answer.failure]
+    failed = len(answers) - len(good)
+    reasons = ", ".join(sorted({answer.failure for answer in answers if answer.failure}))
+    yield told("failed", failed / len(answers), **at, outcome=reasons[:200] or "every request was answered")
+    for quantity, of in TIMES.items():
+        times = [time_s for answer in good for time_s in of(answer)]
+        for name, wanted in QUANTILES.items():
+            found, more = quantile(times, failed, wanted), at | {"quantile": name}
+            if math.isinf(found):
+                why = f"{failed} of {len(answers)} requests failed: {reasons[:200]}" if failed else "no answer had two"
+                yield told(quantity, None, per="sequence", provenance="unavailable", reason=why, **more)
+            elif name == "p50" and not failed and len(times) >= 5:
+                kept = {**derived_fields(times), "samples": tuple(times[: config.requests])}
+                yield told(quantity, per="sequence", **kept, **more)
+            else:
+                yield told(quantity, found, per="sequence", **more)
+    span_s = max(answer.end_s for answer in answers)
+    read_s = sum(answer.prompt_tokens for answer in good) / span_s
+    written_s = sum(answer.new_tokens for answer in good) / span_s
+    met = [one for one in good if one.ttft_s <= config.ttft and (one.tpot_s or 0.0) <= config.tpot]
+    yield told("served tokens", written_s, "decode", **at)
+    yield told("served tokens", read_s, "prefill", **at)
+    yield told("goodput", len(met) / span_s, **at, goal=f"TTFT {config.ttft:g} s, TPOT {config.tpot:g} s")
+    if config.price_per_hour is not None:
+        a_second = economics.money(1.0, price_per_hour=config.price_per_hour)
+        for phase, tokens_s in (("prefill", read_s), ("decode", written_s)):
+            if tokens_s:  # all of the device's time is charged to either
+                paid = {"served_tokens": 1e6, "price_per_hour": config.price_per_hour}
+                yield told("money", a_second / tokens_s * 1e6, phase, **paid, **at)
+    if config.training_hours is not None and len(met) >= 0.9 * len(answers):
+        tokens = config.training_hours * 3600 * (read_s + written_s)
+        yield told("break-even", tokens, provenance="estimated", busy=1 - idle(answers), **at)
+
+
+def idle(answers: Sequence[Answer]) -> float:
+    """Share of the time in which no request was there: measured, where a plan would guess."""
+    spans = sorted((answer.due_s, answer.end_s) for answer in answers)
+    end, gaps = 0.0, 0.0
+    for due_s, end_s in spans:
+        gaps += max(0.0, due_s - end)
+        end = max(end, end_s)
+    return gaps / end if end else 0.0
+
+
+# Beside it: our own loop, and a model of a queue
+
+
+def bench(case: Case, batches: Sequence[int]) -> Bench:
+    """A batch of prompts is read, and all of it decoded to the end, as `generate prompts_file=` does."""
+    frozen = frozen_of(case, master_of(case))
+    works = []
+    for batch in batches:
+        tokens = torch.randint(case.model.vocabulary, (batch, case.prompt))
+        cache = room_for(frozen, batch=batch, capacity=case.prompt + case.new_tokens)
+
+        def whole(tokens: torch.Tensor = tokens, cache: Any = cache) -> None:
+            cache.rewind(0)
+            generate(frozen, tokens, cache, new_tokens=case.new_tokens, phase=steps.unmeasured)
+
+        conditions = case.conditions(batch=batch, prompt=case.prompt, new_tokens=case.new_tokens)
+        part = Part(life="inference", phase="run", per="run", conditions=conditions | {"through": "our own batch loop"})
+        works.append(timed(case.clock, part, whole))
+    return Bench(works=works)
+
+
+def queue_rows(case: Case, rates: Sequence[float]) -> Iterator[Row]:
+    """On a calibrated machine, what an engine that batches as requests come should take."""
+    from isoforward.plan.calibrated_clock import CalibratedClock
+    from isoforward.plan.forecast import Calibrated, forecaster
+    from isoforward.plan.subject import Known
+    from isoforward.plan.subject import Serving as Served
+
+    here = calibrated_here()
+    if here is None:
+        return
+    by, subject = forecaster(here), Known(case.model)
+    assert isinstance(by, Calibrated)
+    clock, counts = CalibratedClock(here, by), (1, 8, 32)
+    one = Served(users=1, prompt=case.prompt, new_tokens=case.new_tokens, precision=case.precision)
+    took = [clock.decode(subject, dataclasses.replace(one, users=n), 1).value for n in counts]
+    slope = (took[-1] - took[-2]) / (counts[-1] - counts[-2])
+
+    def decode_s(n: float) -> float:
+        return float(np.interp(n, counts, took)) + slope * max(0.0, n - counts[-1])
+
+    prefill_s = clock.prefill(subject, one, 1).value
+    for rate in rates:
+        found = expected(rate, prefill_s=prefill_s, decode_s=decode_s, new_tokens=case.new_tokens)
+        yield from expected_rows(found, rate)
+
+
+def expected_rows(found: Expected, rate: float) -> Iterator[Row]:
+    at = {"rate": rate, "how": "queueing model"}
+    values = {"time to first token": found.ttft_s, "time per output token": found.tpot_s}
+    for quantity, value in (values | {"time of a request": found.whole_s}).items():
+        if math.isinf(value):
+            why = "more requests come than can be served"
+            yield told(quantity, None, per="sequence", provenance="unavailable", reason=why, **at)
+        else:
+            yield told(quantity, value, per="sequence", provenance="predicted", **at)
+
+
+# What is said
+
+
+def answer(results: Results) -> str:
+    rates = list(dict.fromkeys(row.conditions["rate"] for row in select(results, quantity="failed")))
+    good = {rate: only(results, quantity="goodput", rate=rate) for rate in rates}
+    best = max(rates, key=lambda rate: good[rate].value)
+    first, last = rates[0], rates[-1]
+
+    def at(rate: float, quantity: str, name: str) -> str:
+        found = only(results, quantity=quantity, rate=rate, quantile=name)
+        return "never" if found.value is None else units.seconds(found.value)
+
+    failed = only(results, quantity="failed", rate=last).value
+    tokens = only(results, quantity="served tokens", phase="decode", rate=best).value
+    said = (
+        f"At {first:g} requests a second the first token comes after {at(first, 'time to first token', 'p50')} (p95 "
+        f"{at(first, 'time to first token', 'p95')}) and the others every "
+        f"{at(first, 'time per output token', 'p50')}; at {last:g} after {at(last, 'time to first token', 'p50')} (p95 "
+        f"{at(last, 'time to first token', 'p95')}), {failed:.0%} of requests failing. Most requests met "
+        f"{good[best].conditions['goal']} at {best:g} a second: {units.digits(good[best].value)} a second, "
+        f"{units.digits(tokens)} tokens/s"
+    )
+    if own := select(results, through="our own batch loop", quantity="time"):
+        most = max(own, key=lambda row: row.conditions["batch"] / row.value)
+        rate = most.conditions["batch"] * most.conditions["new_tokens"] / most.value
+        said += f"; our own loop gives {units.digits(rate)} in batches of {most.conditions['batch']}"
+    if met := select(results, quantity="break-even"):
+        cheapest = min(met, key=lambda row: -row.value)
+        said += f"; {units.count(cheapest.value)} served tokens take as long as training did"
+    return said + "."
+
+
+def main(config: Serving) -> None:
+    endpoint = Endpoint(url=config.endpoint, model=config.served_model or "")
+    if config.served_model is None:  # some servers load what they did not list
+        endpoint = dataclasses.replace(endpoint, model=models(endpoint, timeout_s=min(config.timeout, 10.0))[0])
+    untrained = dataclasses.replace(config, data=dataclasses.replace(config.data, batch=1, length=1))
+    case = case_of(untrained, "serving", rows=config.batches) if config.checkpoint else None
+    console = Console()
+    with claim(config) as run_dir:
+        results, where = run_dir / "results.jsonl", environment(command_line(), torch.device("cpu"))
+        write(results, [where])
+        endpoint = warmed_up(endpoint, config, case)
+        before = look()
+        for n, rate in enumerate(config.rates):
+            say(console, f"{config.requests} requests to {endpoint.model} at {rate:g} a second")
+            asked = questions(config, case, config.seed + n)
+            answers = load(endpoint, asked, rate=rate, timeout_s=config.timeout, seed=config.seed + n)
+            write(results, placed(rows(answers, config, rate), where.id))
+        write(results, [alone("serving", between(before, look()), environment=where.id)])
+        if case is not None:
+            say(console, "our own batch loop, and a queueing model")
+            write(results, placed(queue_rows(case, config.rates), where.id))
+            measure_apart(case, bench, config.batches, results=results, command=command_line())
+        tell(config, Path(run_dir), console, answer)
+
+
+def warmed_up(endpoint: Endpoint, config: Serving, case: Case | None) -> Endpoint:
+    """After one request, whose answer is not counted; BadInput where it fails, since then all would."""
+    first = questions(config, case, config.seed - 1)[0]
+    for way in (endpoint, dataclasses.replace(endpoint, ignore_eos=False)):
+        found = ask(way, first, began=time.perf_counter(), due_s=0.0, timeout_s=config.timeout)
+        if not found.failure:
+            return way
+        if not found.failure.startswith("status 4"):
+            break
+    raise BadInput(f"endpoint={endpoint.url} does not answer a first request: {found.failure}")
+
+
+def placed(made: Iterator[Row], where: str) -> list[Row]:
+    return [dataclasses.replace(row, environment=where) for row in made]
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, Serving))

@@ -1,0 +1,125 @@
+"""The command against the planted server of test_load: what its rows and its sentence say."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from experiments.serving import Serving, idle, main, quantile, questions, rows, warmed_up
+from isoforward.app.command_line import run
+from isoforward.base.config import MeasureConfig
+from isoforward.base.results import only, read, select
+from isoforward.measure.load import Answer, Endpoint
+from tests.measure.test_load import endpoint  # noqa: F401 - the planted server
+
+
+def asked(tmp_path: Path, *overrides: str) -> int:
+    return run(main, Serving, [*overrides, "tracking=none", f"run_dir={tmp_path / 'run'}"])
+
+
+def planted(due_s: float, ttft_s: float = 0.1, gap_s: float = 0.05, failure: str = "") -> Answer:
+    times = tuple(due_s + ttft_s + n * gap_s for n in range(5))
+    return Answer(due_s=due_s, token_s=times, end_s=times[-1], prompt_tokens=10, new_tokens=5, failure=failure)
+
+
+def config(**more: object) -> Serving:
+    return Serving(endpoint="http://host:1", requests=10, **more)
+
+
+def test_a_failure_stands_in_every_percentile_as_one_that_never_ended() -> None:
+    assert quantile([0.1, 0.2, 0.3], 1, 0.50) == 0.2
+    assert quantile([0.1, 0.2, 0.3], 1, 0.95) == float("inf")
+    answers = [planted(n) for n in range(9)] + [planted(9, ttft_s=0.0, failure="status 503")]
+    found = list(rows(answers, config(), 1.0))
+    assert only(found, quantity="failed").value == 0.1
+    assert only(found, quantity="time to first token", quantile="p50").value == pytest.approx(0.1)
+    late = only(found, quantity="time to first token", quantile="p95")
+    assert late.value is None
+    assert late.reason == "1 of 10 requests failed: status 503"
+
+
+def test_tokens_goodput_and_money_are_what_a_hand_counts() -> None:
+    answers = [planted(n) for n in range(9)] + [planted(9, ttft_s=2.0)]
+    found = list(rows(answers, config(price_per_hour=3.6), 1.0))
+    span_s = 9 + 2.0 + 4 * 0.05
+    assert only(found, quantity="served tokens", phase="decode").value == pytest.approx(50 / span_s)
+    assert only(found, quantity="goodput").value == pytest.approx(9 / span_s)  # one came too late
+    assert only(found, quantity="money", phase="decode").value == pytest.approx(0.001 * 1e6 * span_s / 50)
+    assert only(found, quantity="money", phase="prefill").value == pytest.approx(0.001 * 1e6 * span_s / 100)
+    assert only(found, quantity="time per output token", quantile="p50").value == pytest.approx(0.05)
+
+
+def test_the_break_even_is_the_tokens_served_in_trainings_time_and_only_where_the_objective_is_met() -> None:
+    answers = [planted(n) for n in range(10)]
+    found = only(rows(answers, config(training_hours=2.0), 1.0), quantity="break-even")
+    assert found.value == pytest.approx(2 * 3600 * 150 / answers[-1].end_s)
+    assert found.conditions["busy"] == pytest.approx(1 - idle(answers))
+    assert not select(rows(answers, config(training_hours=2.0, ttft=0.01), 1.0), quantity="break-even")
+
+
+def test_idle_is_the_time_in_which_nobody_waited() -> None:
+    first = Answer(due_s=1.0, end_s=3.0)
+    assert idle([first, Answer(due_s=2.0, end_s=4.0), Answer(due_s=6.0, end_s=8.0)]) == pytest.approx(3 / 8)
+
+
+def test_no_two_prompts_are_the_same() -> None:
+    prompts = [str(question.prompt) for question in questions(config(), None, 1)]
+    assert len(set(prompts)) == len(prompts)
+
+
+def test_a_server_is_loaded_and_told_of(
+    tmp_path: Path,
+    endpoint: Endpoint,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("experiments.serving.WORDS", ["answer"])
+    overrides = [f"endpoint={endpoint.url}", "rates=[50,100]", "requests=12", "measure.prompt=4", "price_per_hour=1"]
+    assert asked(tmp_path, *overrides) == 0
+    results = read(tmp_path / "run" / "results.jsonl")
+    assert [row.value for row in select(results, quantity="failed")] == [0.0, 0.0]
+    assert only(results, quantity="time to first token", quantile="p99", rate=100.0).value > 0
+    assert "requests a second the first token comes after" in (tmp_path / "run" / "answer.txt").read_text()
+    assert max(map(len, capsys.readouterr().out.replace(str(tmp_path), "").splitlines())) <= 80
+
+
+def test_a_server_that_refuses_extensions_is_asked_without(endpoint: Endpoint) -> None:  # noqa: F811
+    strict = dataclasses.replace(config(), measure=MeasureConfig(prompt=1, new_tokens=3))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("experiments.serving.WORDS", ["strict"])
+        assert not warmed_up(endpoint, strict, None).ignore_eos
+        patched.setattr("experiments.serving.WORDS", ["answer"])
+        assert warmed_up(endpoint, strict, None).ignore_eos
+
+
+def test_failures_are_told_and_the_first_one_stops_it(
+    tmp_path: Path,
+    endpoint: Endpoint,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("experiments.serving.WORDS", ["refuse"])
+    assert asked(tmp_path, f"endpoint={endpoint.url}", "requests=5") == 2
+    assert "does not answer a first request: status 503" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ([], "endpoint= is missing"),
+        (["endpoint=localhost:8000"], "write http://HOST:PORT"),
+        (["endpoint=http://127.0.0.1:9"], "does not answer"),
+        (["endpoint=http://127.0.0.1:9", "rates=[0]"], "rates=0"),
+        (["endpoint=http://127.0.0.1:9", "requests=1"], "requests=1"),
+        (["endpoint=http://127.0.0.1:9", "timeout=nan"], "timeout"),
+    ],
+)
+def test_bad_input_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], overrides: list[str], said: str
+) -> None:
+    assert asked(tmp_path, *overrides) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run" / "results.jsonl").exists()
