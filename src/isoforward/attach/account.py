@@ -16,7 +16,7 @@ from itertools import pairwise
 from isoforward.base.stopwatch import Clock, Mark
 
 DATA, FORWARD, LOSS, BACKWARD, OPTIMIZER, RESIDUAL = "data", "forward", "loss", "backward", "optimizer", "residual"
-IN_STEP = (DATA, "transfer", FORWARD, LOSS, BACKWARD, "clipping", OPTIMIZER, "logging", RESIDUAL)
+IN_STEP = (DATA, "transfer", FORWARD, LOSS, BACKWARD, "clipping", OPTIMIZER, "communication", "logging", RESIDUAL)
 OCCASIONS = ("validation", "checkpointing")
 AFTER_FORWARD = "after forward"  # loss where a backward follows, forward where another forward does
 IGNORED = -1
