@@ -113,7 +113,7 @@ class _Rows:
                 yield Row(**self._about("training", occasion, "run"), quantity="time", value=seconds)
 
     def flops(self) -> Iterator[Row]:
-        how = {"quantity": "flops", "convention": "hardware"}
+        how: dict[str, Any] = {"quantity": "flops", "convention": "hardware"}
         if compiled(self.watched.roots):
             reason = "a compiled module dispatches no operators that could be counted"
             about = self._about("training", "step", "step")

@@ -198,7 +198,7 @@ def open_tracker(
 def tell_open_run(results: Results, report: Path, say: Say = to_stderr) -> None:
     """Rows, charts and report to the run that the user's own code has open in this process, if there is one.
 
-    Its config, its x axes and its end stay the user's.
+    Its x axes and its end stay the user's.
     """
     run = getattr(sys.modules.get("wandb"), "run", None)
     if run is not None:
