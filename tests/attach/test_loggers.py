@@ -98,7 +98,7 @@ def test_a_run_of_lightnings_wandb_logger_gets_figures_rows_and_report(
     )  # fmt: skip
     trainer.fit(Accumulates(), plant.loader(plant.PlantedClock(), 12))
     figures = [data for data in logged if "phase/forward_s" in data]
-    assert [data["trainer/global_step"] for data in figures] == [5, 7, 9, 11]
+    assert [data["trainer/global_step"] for data in figures] == [3, 5, 7, 9, 11]
     (rows,) = [data["rows"] for data in logged if "rows" in data]
     assert {"training", "inference"} <= {cell for row in rows.data for cell in row if isinstance(cell, str)}
     assert any("report" in data for data in logged)

@@ -96,7 +96,7 @@ class _Rows:
         yield self._time("decode", served["decode"], life="inference", per="token", context=tokens + 1, cache=True)
 
     def modes(self) -> Iterator[Row]:
-        for layers, distance in distances(self.calls[0]).items():
+        for layers, distance in distances(self.calls).items():
             about = self._about("inference", "forward", "step", as_in_training=layers)
             yield Row(**about, quantity="between modes", value=distance)
 

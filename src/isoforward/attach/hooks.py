@@ -219,7 +219,7 @@ def callable_modules(root: nn.Module) -> Iterator[nn.Module]:
 
     None of a module that torch.compile has compiled in place: a hook would break its graph.
     """
-    if root._compiled_call_impl is not None:
+    if compiled_in_place(root):
         return
     if any(parameter.requires_grad for parameter in root.parameters()):
         yield root
@@ -231,7 +231,7 @@ def _beneath(module: nn.Module) -> Iterator[nn.Module]:
     for child in module.children():
         if isinstance(child, nn.ModuleList | nn.ModuleDict):
             yield from _beneath(child)
-        elif child._compiled_call_impl is None and any(parameter.requires_grad for parameter in child.parameters()):
+        elif not compiled_in_place(child) and any(parameter.requires_grad for parameter in child.parameters()):
             yield child
 
 
@@ -262,4 +262,9 @@ def moves(tensor: Tensor, args: Any, kwargs: Any) -> bool:
 
 def compiled(roots: Iterable[nn.Module]) -> bool:
     every = (module for root in roots for module in root.modules())
-    return any("_orig_mod" in module._modules or module._compiled_call_impl is not None for module in every)
+    return any("_orig_mod" in module._modules or compiled_in_place(module) for module in every)
+
+
+def compiled_in_place(module: nn.Module) -> bool:
+    """Or with its training_step, as Lightning does with a module that was compiled."""
+    return module._compiled_call_impl is not None or getattr(module, "_compiler_ctx", None) is not None

@@ -8,7 +8,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from isoforward.attach.account import Sampling
+from isoforward.attach.account import FORWARD, Sampling
+from isoforward.attach.hooks import compiled_in_place
 from isoforward.attach.measurement import Measurement
 from isoforward.base.stopwatch import Clock
 from isoforward.show.phases import Phases
@@ -38,7 +39,10 @@ class PhaseCosts(Callback):  # type: ignore[misc]
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.measurement = Measurement(self.sampling, clock=self.clock)
         hooks = self.measurement.start([pl_module])
-        hooks.replace(pl_module, "training_step", hooks.within_forward(pl_module.training_step))
+        if compiled_in_place(pl_module):  # forward and loss are then one graph
+            hooks.time(pl_module, "training_step", FORWARD)
+        else:
+            hooks.replace(pl_module, "training_step", hooks.within_forward(pl_module.training_step))
         hooks.time(trainer.strategy, "batch_to_device", "transfer")
         hooks.time(pl_module, "configure_gradient_clipping", "clipping")
         hooks.time(calls_of(trainer), "_call_callback_hooks", "logging")

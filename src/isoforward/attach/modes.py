@@ -24,17 +24,19 @@ def is_unlike(part: nn.Module) -> bool:
     return isinstance(part, UNLIKE) and bool(getattr(part, "p", True))
 
 
-def distances(call: Call) -> dict[str, float]:
+def distances(calls: Sequence[Call]) -> dict[str, float]:
     """Largest difference from inference's outputs, over the largest of these, with only some layers as in training.
 
-    0 is bit for bit the same. By kind of layer; `OTHERS` is a forward of their own that asks in which mode it is.
+    0 is bit for bit the same. By kind of layer; `OTHERS` is a forward of their own that asks in which mode it is. Of
+    several modules, each called once, it is that of the farthest.
     """
-    kinds = unlike_in_training([call.module])
+    kinds = unlike_in_training([call.module for call in calls])
     chosen: dict[str, Callable[[nn.Module], bool]] = {ALL: lambda part: True}
     for kind in kinds:
         chosen[kind] = lambda part, kind=kind: is_unlike(part) and type(part).__name__ == kind  # type: ignore[misc]
     chosen[OTHERS] = lambda part: not is_unlike(part)
-    return {name: distance(call, trains) for name, trains in chosen.items()}
+    firsts = {call.module: call for call in reversed(calls)}.values()
+    return {name: max(distance(call, trains) for call in firsts) for name, trains in chosen.items()}
 
 
 def distance(call: Call, trains: Callable[[nn.Module], bool]) -> float:

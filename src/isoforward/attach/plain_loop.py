@@ -57,7 +57,10 @@ class StepCosts:
             raise BadInput("the costs of a loop are known once it has ended: read them after the `with` block")
         return self._phases
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
+        """The table and the sentence, as a notebook shows what its last line gives; while the loop runs, that."""
+        if self._phases is None:
+            return "phase costs of a loop that has not ended"
         return f"{self.phases}\n{sentence(self.phases.results)}"
 
 
