@@ -79,3 +79,30 @@ def test_the_rate_is_held_against_the_peak_where_one_is_known(monkeypatch: pytes
     assert f"FLOP/s, {192 / step / 1e6:.1%} of the device's peak" in str(costs)
     monkeypatch.setattr(CpuDevice, "peaks", lambda device: None)
     assert "of the device's peak" not in str(train(nn.Linear(6, 2), 8, every=1, warmup=1))
+
+
+def test_a_forward_that_fails_in_inference_is_a_row_and_no_error() -> None:
+    class TrainsOnly(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(6, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if not self.training:
+                raise RuntimeError("only in training")
+            return self.linear(x)  # type: ignore[no-any-return]
+
+    model = TrainsOnly()
+    costs = train(model, 8, every=1, warmup=1)
+    row = costs.phases.time("inference", "forward")
+    assert row.value is None and "RuntimeError: only in training" in str(row.reason)
+    assert "A training step takes" in str(costs) and not costs.phases.results.comparisons
+    assert model.training
+
+
+def test_memory_is_counted_by_phase_in_the_same_step() -> None:
+    costs = train(nn.Linear(6, 2), 8, every=1, warmup=1)
+    memory = {row.phase: row.value for row in costs.phases.rows if row.quantity == "memory"}
+    weights, batch, output = 4 * (6 * 2 + 2), 4 * 4 * 6, 4 * 4 * 2
+    assert memory["forward"] == weights + batch + output  # gradients are None, SGD has no state
+    assert {"forward", "loss", "backward", "optimizer"} <= memory.keys()

@@ -94,3 +94,18 @@ def test_who_trains_alone_asks_nobody() -> None:
     ranks.ALONE.leave({"step": 1.0})
     assert ranks.ALONE.collect() == []
     assert ranks.Ranks.known() is ranks.ALONE
+
+
+def test_weights_that_are_sharded_are_known() -> None:
+    plain, deepspeed = nn.Linear(2, 2), nn.Linear(2, 2)
+    deepspeed.weight.ds_id = 1  # type: ignore[assignment]
+    assert not ranks.sharded([plain])
+    assert ranks.sharded([plain, deepspeed])
+
+
+def test_a_store_that_is_gone_is_no_error_of_the_training() -> None:
+    class Gone(Store):
+        def set(self, key: str, value: str) -> None:  # type: ignore[override]
+            raise torch.distributed.DistNetworkError("gone")
+
+    ranks.Ranks(rank=1, count=2, store=Gone(), name="x").leave({"step": 1.0})

@@ -16,7 +16,7 @@ from isoforward.attach.account import IN_STEP, OCCASIONS, RESIDUAL, TIMED, WHOLE
 from isoforward.attach.frozen import Call, time_frozen, time_serving
 from isoforward.attach.hooks import compiled
 from isoforward.attach.modes import distances
-from isoforward.attach.ranks import COMMUNICATION, Ranks, gradients_averaged_s
+from isoforward.attach.ranks import COMMUNICATION, Ranks, gradients_averaged_s, sharded
 from isoforward.base.device import device_of
 from isoforward.base.disturbance import Disturbance
 from isoforward.base.environment import environment
@@ -55,13 +55,14 @@ def phases_of(watched: Watched, *, ended: bool, command: str = "") -> Phases:
     verdict = rows.verdict()
     serving: list[Row] = []
     compared: list[Comparison] = []
-    watched.ranks.leave({row.phase: row.value or 0.0 for row in training})
-    if ended and watched.ranks.rank == 0 and rows.calls:
-        serving = [*rows.serving(), *rows.modes()]
-        compared = list(rows.compared(serving))
-    found = (*training, *serving, *rows.occasions(), *rows.flops(), *rows.memory(), *rows.averaging())
+    others: list[Row] = []
+    if ended:
+        watched.ranks.leave({row.phase: row.value or 0.0 for row in training})
     if ended and watched.ranks.rank == 0:
-        found += tuple(rows.between_ranks())
+        serving = list(rows.other_life())
+        compared = list(rows.compared(serving))
+        others = list(rows.between_ranks())
+    found = (*training, *serving, *rows.occasions(), *rows.flops(), *rows.memory(), *rows.averaging(), *others)
     return Phases(
         results=Results(rows=found, environments={where.id: where}, verdicts=(verdict,), comparisons=tuple(compared))
     )
@@ -85,6 +86,19 @@ class _Rows:
             yield self._time("step", [step.seconds for step in self.whole])
             yield self._time(RESIDUAL, [step.phases.get(RESIDUAL, 0.0) for step in self.timed])
 
+    def other_life(self) -> list[Row]:
+        """Whatever goes wrong in it is a row: the training has ended well, and stays so."""
+        if not self.calls:
+            return []
+        reason = "weights are sharded: a forward would wait for all processes"
+        if self.watched.ranks.count == 1 or not sharded(self.watched.roots):
+            try:
+                return [*self.serving(), *self.modes()]
+            except Exception as error:
+                reason = f"its forward fails in inference: {type(error).__name__}: {error}".partition("\n")[0]
+        about = self._about("inference", "forward", "step")
+        return [Row(**about, quantity="time", value=None, provenance="unavailable", reason=reason)]
+
     def serving(self) -> Iterator[Row]:
         clock = self.watched.account.clock
         yield self._time("forward", time_frozen(self.calls, clock), life="inference")
@@ -101,8 +115,9 @@ class _Rows:
             yield Row(**about, quantity="between modes", value=distance)
 
     def compared(self, serving: Sequence[Row]) -> Iterator[Comparison]:
-        whole_s, frozen_s = [step.seconds for step in self.whole], list(serving[0].samples)
-        if len(whole_s) >= FEWEST and min(*whole_s, *frozen_s) > 0:
+        whole_s = [step.seconds for step in self.whole]
+        frozen_s = list(serving[0].samples) if serving else []
+        if frozen_s and len(whole_s) >= FEWEST and min(*whole_s, *frozen_s) > 0:
             pair = self._part("training", "step"), self._part("inference", "forward")
             ratio = ratio_unpaired(whole_s, frozen_s)
             yield comparison_of(NAME, pair, ratio, MARGIN, 0.0, 0, environment=self.where.id)

@@ -11,6 +11,7 @@ import itertools
 import json
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +53,8 @@ class Ranks:
 
     def leave(self, medians: Mapping[str, float]) -> None:
         if self.count > 1:
-            self.store.set(f"{self.name}/{self.rank}", json.dumps(medians))
+            with suppress(RuntimeError):  # rank 0 has ended, and the store with it
+                self.store.set(f"{self.name}/{self.rank}", json.dumps(medians))
 
     def collect(self) -> list[dict[str, float] | None]:
         """Medians by phase, rank by rank; None of those that left none in time."""
@@ -72,6 +74,18 @@ ALONE = Ranks(rank=0, count=1, store=None, name="")
 def unwrapped(module: nn.Module) -> nn.Module:
     """What DDP holds: its own forward may ask other processes for something."""
     return module.module if isinstance(module, DistributedDataParallel) else module
+
+
+def sharded(roots: Iterable[nn.Module]) -> bool:
+    """By FSDP, as DTensors, or by DeepSpeed's third stage: a forward then waits for all processes."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+    from torch.distributed.tensor import DTensor
+
+    return any(
+        any(isinstance(module, FullyShardedDataParallel) for module in root.modules())
+        or any(isinstance(weight, DTensor) or hasattr(weight, "ds_id") for weight in root.parameters())
+        for root in roots
+    )
 
 
 def gradients_averaged_s(roots: Iterable[nn.Module]) -> tuple[float, float] | None:
