@@ -98,7 +98,7 @@ def test_who_trains_alone_asks_nobody() -> None:
 
 def test_weights_that_are_sharded_are_known() -> None:
     plain, deepspeed = nn.Linear(2, 2), nn.Linear(2, 2)
-    deepspeed.weight.ds_id = 1  # type: ignore[assignment]
+    deepspeed.weight.ds_id = 1  # type: ignore[attr-defined]
     assert not ranks.sharded([plain])
     assert ranks.sharded([plain, deepspeed])
 
