@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
 import torch
 from torch import nn
@@ -20,7 +19,7 @@ from isoforward.attach.ranks import COMMUNICATION, Ranks, gradients_averaged_s, 
 from isoforward.base.device import device_of
 from isoforward.base.disturbance import Disturbance
 from isoforward.base.environment import environment
-from isoforward.base.results import Comparison, Environment, Results, Row, Verdict
+from isoforward.base.results import Comparison, Environment, Results, Row, RowFields, Verdict, row_of
 from isoforward.base.statistics import FEWEST, ratio_unpaired, summarise
 from isoforward.base.vocabulary import Condition
 from isoforward.measure.benchmark import Part
@@ -97,7 +96,7 @@ class _Rows:
             except Exception as error:
                 reason = f"its forward fails in inference: {type(error).__name__}: {error}".partition("\n")[0]
         about = self._about("inference", "forward", "step")
-        return [Row(**about, quantity="time", value=None, provenance="unavailable", reason=reason)]
+        return [row_of(NAME, about, quantity="time", value=None, provenance="unavailable", reason=reason)]
 
     def serving(self) -> Iterator[Row]:
         clock = self.watched.account.clock
@@ -112,7 +111,7 @@ class _Rows:
     def modes(self) -> Iterator[Row]:
         for layers, distance in distances(self.calls).items():
             about = self._about("inference", "forward", "step", as_in_training=layers)
-            yield Row(**about, quantity="between modes", value=distance)
+            yield row_of(NAME, about, quantity="between modes", value=distance)
 
     def compared(self, serving: Sequence[Row]) -> Iterator[Comparison]:
         whole_s = [step.seconds for step in self.whole]
@@ -125,35 +124,35 @@ class _Rows:
     def occasions(self) -> Iterator[Row]:
         for occasion in OCCASIONS:
             if seconds := self.watched.account.occasions_s[occasion]:
-                yield Row(**self._about("training", occasion, "run"), quantity="time", value=seconds)
+                yield row_of(NAME, self._about("training", occasion, "run"), quantity="time", value=seconds)
 
     def flops(self) -> Iterator[Row]:
-        how: dict[str, Any] = {"quantity": "flops", "convention": "hardware"}
+        how: RowFields = {"quantity": "flops", "convention": "hardware"}
         if compiled(self.watched.roots):
             reason = "a compiled module dispatches no operators that could be counted"
             about = self._about("training", "step", "step")
-            yield Row(**about, **how, value=None, provenance="unavailable", reason=reason)
+            yield row_of(NAME, about, how, value=None, provenance="unavailable", reason=reason)
         elif self.watched.flops:
             for phase, count in self.watched.flops.items():
                 if phase in IN_STEP:
                     about = self._about("training", phase, "step")
-                    yield Row(**about, **how, value=float(count), provenance="counted")
+                    yield row_of(NAME, about, how, value=float(count), provenance="counted")
             peak = peak_flops_per_s(self.calls[0]) if self.calls else None
             about = self._about("training", "step", "step", **({"peak_flops_per_s": peak} if peak else {}))
-            yield Row(**about, **how, value=float(sum(self.watched.flops.values())), provenance="counted")
+            yield row_of(NAME, about, how, value=float(sum(self.watched.flops.values())), provenance="counted")
 
     def memory(self) -> Iterator[Row]:
         for phase in IN_STEP:
             if phase in self.watched.memory:
                 value = float(self.watched.memory[phase])
                 about = self._about("training", phase, "step")
-                yield Row(**about, quantity="memory", value=value, provenance="counted")
+                yield row_of(NAME, about, quantity="memory", value=value, provenance="counted")
 
     def averaging(self) -> Iterator[Row]:
         seen = gradients_averaged_s(self.watched.roots) if self.timed and self.watched.ranks.count > 1 else None
         for how, seconds in zip(("in all", "beside the computation"), seen or (), strict=False):
             about = self._about("training", COMMUNICATION, "step", how=how)
-            yield Row(**about, quantity="averaging", value=seconds)
+            yield row_of(NAME, about, quantity="averaging", value=seconds)
 
     def between_ranks(self) -> Iterator[Row]:
         medians = self.watched.ranks.collect()
@@ -163,13 +162,13 @@ class _Rows:
             about = self._about("training", phase, "step")
             if len(seconds) == len(medians):
                 fastest, slowest = min(seconds), max(seconds)
-                about["conditions"] |= {"rank": seconds.index(slowest)}
+                about = self._about("training", phase, "step", rank=seconds.index(slowest))
                 ratios = tuple(one / fastest for one in seconds)
-                yield Row(**about, quantity="between processes", value=slowest / fastest, samples=ratios)
+                yield row_of(NAME, about, quantity="between processes", value=slowest / fastest, samples=ratios)
             elif phase == "step":
                 silent = " and ".join(str(rank) for rank, one in enumerate(medians) if not one)
-                how: dict[str, Any] = {"value": None, "provenance": "unavailable"}
-                yield Row(**about, quantity="between processes", reason=f"rank {silent} told nothing", **how)
+                how: RowFields = {"value": None, "provenance": "unavailable"}
+                yield row_of(NAME, about, how, quantity="between processes", reason=f"rank {silent} told nothing")
 
     def verdict(self) -> Verdict:
         account, over = self.watched.account, self.watched.over
@@ -194,18 +193,20 @@ class _Rows:
     def _part(self, life: str, phase: str) -> Part:
         return Part(life=life, phase=phase, per="step", conditions=self.conditions)
 
-    def _about(self, life: str, phase: str, per: str, **more: Condition) -> dict[str, Any]:
+    def _about(self, life: str, phase: str, per: str, **more: Condition) -> RowFields:
         conditions = {**self.conditions, **more}
-        about: dict[str, Any] = {"life": life, "phase": phase, "per": per, "conditions": conditions}
-        return about | {"experiment": NAME, "environment": self.where.id}
+        return {
+            "life": life, "phase": phase, "per": per, "conditions": conditions, "environment": self.where.id
+        }  # fmt: skip
 
     def _time(
         self, phase: str, samples: list[float], *, life: str = "training", per: str = "step", **more: Condition
     ) -> Row:
         """With fewer samples than an interval needs, the median alone."""
         enough = len(samples) >= FEWEST
-        found = fields(summarise(samples)) if enough else {"value": median(samples), "samples": tuple(samples)}
-        return Row(**self._about(life, phase, per, **more), quantity="time", **found)
+        few: RowFields = {"value": median(samples), "samples": tuple(samples)}
+        found = fields(summarise(samples)) if enough else few
+        return row_of(NAME, self._about(life, phase, per, **more), found, quantity="time")
 
     def _conditions(self, steps: list[Step]) -> dict[str, Condition]:
         roots, optimizers, ranks = self.watched.roots, self.watched.optimizers, self.watched.ranks
