@@ -154,7 +154,7 @@ def open_tracker(
     job_type: str,
     name: str,
     group: str | None,
-    resolved_config: Mapping[str, Any],
+    resolved_config: Mapping[str, object],
     tags: Sequence[str] = (),
     resume_id: str | None = None,
     say: Say = to_stderr,
@@ -207,7 +207,7 @@ def tell_open_run(results: Results, report: Path, say: Say = to_stderr) -> None:
         tracker.report(report)
 
 
-OURS: dict[str, Any] = {  # settings; those whose WANDB_ variable is set are left to it
+OURS: dict[str, object] = {  # settings; those whose WANDB_ variable is set are left to it
     "silent": True,
     "console": "off",
     "init_timeout": INIT_TIMEOUT_S,
@@ -290,7 +290,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     quieten()
     from isoforward.show.dashboards import report, workspace
 
-    def made() -> Any:
+    def made() -> object:
         if asked.what == "workspace":
             return workspace(asked.entity, asked.project)
         return report(asked.entity, asked.project, asked.experiment)
