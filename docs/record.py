@@ -56,6 +56,7 @@ QUESTIONS = {
     "throughput": ["throughput", *precisely(20)],
     "adapters": ["adapters", *precisely(40)],
     "rl_step": ["rl_step", *precisely(60)],
+    "attach_overhead": ["attach_overhead", *PLAIN],
     "break_even": ["break_even", "model=llama3_8b", "hardware=h100", "tokens=15e12", "price_per_hour=2.5", *PLAIN],
     "predict": ["predict", *PLAIN],
     "scaling": ["scaling", *PLAIN],

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from isoforward import phase_costs
 from isoforward.attach.account import Account
+from isoforward.attach.plain_loop import StepCosts
 
 # Seconds of one call, no two sums of them alike
 ITEM, COLLATE, FORWARD, LOSS, BACKWARD, CLIP, UPDATE = 1.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6
@@ -149,3 +151,13 @@ def watched_accounts(monkeypatch: pytest.MonkeyPatch) -> list[Account]:
 
     monkeypatch.setattr("isoforward.attach.measurement.Account", Noted)
     return accounts
+
+
+def watched_loop(model: Any, steps: int, *, every: int, warmup: int) -> StepCosts:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with phase_costs(model, optimizer, every=every, warmup=warmup) as costs:
+        for _ in range(steps):
+            model(torch.ones(4, 6)).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return costs

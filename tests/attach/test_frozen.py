@@ -2,10 +2,11 @@
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
-from isoforward.attach.frozen import REPEATS, WARMUP, Call, time_frozen, unlike_in_training
+from isoforward.attach.frozen import REPEATS, WARMUP, Call, frozen, time_frozen, time_serving
 from tests.attach.planted_training import PlantedClock
 
 
@@ -54,7 +55,22 @@ def test_autocast_of_training_is_that_of_inference_too() -> None:
     assert seen == [torch.bfloat16]
 
 
-def test_layers_that_compute_otherwise_in_training_are_named() -> None:
-    modules = [nn.Sequential(nn.Dropout(0.1), nn.BatchNorm1d(2)), nn.Dropout(0.0)]
-    assert unlike_in_training(modules) == ["BatchNorm1d", "Dropout"]
-    assert unlike_in_training([nn.Dropout(0.0), nn.Linear(2, 2)]) == []
+def test_a_running_mean_that_is_written_in_place_is_what_it_was() -> None:
+    norm = nn.BatchNorm1d(3)
+    with frozen([Call.of(norm, (torch.randn(4, 3),), {})]):
+        norm.train()(torch.randn(4, 3))
+        assert norm.running_mean is not None and norm.running_mean.any()
+    assert not norm.running_mean.any() and norm.num_batches_tracked == 0
+
+
+def test_a_causal_model_is_served_token_by_token_and_no_other() -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"n_layer": 1, "n_head": 2, "n_embd": 8, "vocab_size": 32, "n_positions": 8}
+    model, asked = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes)), []
+    call = Call.of(model, (), {"input_ids": torch.arange(16).view(2, 8), "labels": None})
+    model.register_forward_pre_hook(lambda module, args, kwargs: asked.append(args[0].shape), with_kwargs=True)
+    seconds = time_serving(call, PlantedClock())
+    assert {phase: len(samples) for phase, samples in seconds.items()} == {"prefill": REPEATS, "decode": REPEATS}
+    assert asked.count((1, 1)) == WARMUP + REPEATS and asked.count((1, 7)) == WARMUP + REPEATS + 1  # and the cache's
+    assert model.training
+    assert not time_serving(Call.of(nn.Linear(2, 2), (torch.ones(1, 2),), {}), PlantedClock())

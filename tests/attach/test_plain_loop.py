@@ -1,5 +1,7 @@
 """A loop of one's own: planted times land in their phase and nowhere else, and training is what it would have been."""
 
+import asyncio
+import code
 import copy
 import doctest
 from collections.abc import Iterator
@@ -247,6 +249,28 @@ def test_a_closure_has_phases_of_its_own(clock: plant.PlantedClock) -> None:
             optimizer.step(closure)
     expected = {phase: seconds for phase, seconds in plant.planted(1).items() if phase != "clipping"}
     assert [plant.told(step.phases) for step in costs.measurement.account.steps] == [expected] * 5
+
+
+def test_cells_of_a_notebook_measure_and_show(capsys: pytest.CaptureFixture[str]) -> None:
+    """As a kernel runs them: typed one after the other, in a module without a file, while an event loop runs."""
+    cells = (
+        "import torch; from isoforward import phase_costs",
+        "model = torch.nn.Linear(4, 2); optimizer = torch.optim.SGD(model.parameters(), lr=0.1)",
+        "costs = phase_costs(model, optimizer, every=1, warmup=1).__enter__()",
+        "for _ in range(9): model(torch.ones(3, 4)).sum().backward(); optimizer.step(); optimizer.zero_grad()",
+        "_ = costs.__exit__(None, None, None)",
+        "costs",
+    )
+
+    async def kernel() -> None:
+        console = code.InteractiveInterpreter({"__name__": "__main__"})
+        for cell in cells:
+            console.runcode(compile(cell + "\n", "<cell>", "single"))
+
+    asyncio.run(kernel())
+    shown = capsys.readouterr()
+    assert "A training step takes" in shown.out and "its forward in inference" in shown.out
+    assert not shown.err
 
 
 def test_the_doctest_holds() -> None:

@@ -16,7 +16,7 @@ from itertools import pairwise
 from isoforward.base.stopwatch import Clock, Mark
 
 DATA, FORWARD, LOSS, BACKWARD, OPTIMIZER, RESIDUAL = "data", "forward", "loss", "backward", "optimizer", "residual"
-IN_STEP = (DATA, "transfer", FORWARD, LOSS, BACKWARD, "clipping", OPTIMIZER, "logging", RESIDUAL)
+IN_STEP = (DATA, "transfer", FORWARD, LOSS, BACKWARD, "clipping", OPTIMIZER, "communication", "logging", RESIDUAL)
 OCCASIONS = ("validation", "checkpointing")
 AFTER_FORWARD = "after forward"  # loss where a backward follows, forward where another forward does
 IGNORED = -1
@@ -29,16 +29,18 @@ TIMED, WHOLE, WARMUP, COUNTED = "timed", "whole", "warmup", "counted"
 class Sampling:
     """Which steps are timed phase by phase. The others have their whole timed, with hooks that return at once."""
 
-    every: int = 4  # one in so many, drawn at random: a fixed stride could fall in with the loop's own
+    every: int = 4  # one of so many, at a place that is drawn: a fixed stride could fall in with the loop's own
     warmup: int = 3  # steps left out at the beginning
     count_flops: bool = True  # in one step after the warm-up, which is not timed
 
-    def kind(self, step: int, draw: random.Random) -> str:
+    def kind(self, step: int) -> str:
         if step < self.warmup:
             return WARMUP
         if step == self.warmup and self.count_flops:
             return COUNTED
-        return TIMED if draw.random() * self.every < 1 else WHOLE
+        part, place = divmod(step - self.warmup - self.count_flops, self.every)
+        drawn = random.Random(part).randrange(self.every)  # its own: the training's random state is not touched
+        return TIMED if place == drawn else WHOLE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +63,9 @@ class _Unresolved:
 class Account:
     """`enter` and `leave` phases as they come; read `steps` and `occasions_s` after `close`."""
 
-    def __init__(self, clock: Clock, sampling: Sampling, *, seed: int = 0) -> None:
+    def __init__(self, clock: Clock, sampling: Sampling) -> None:
         self.clock = clock
         self.sampling = sampling
-        self.draw = random.Random(seed)  # its own: the training's random state is not touched
         self.between_steps: Callable[[str], object] = lambda kind: None  # told the kind of the step that begins
         self.stack: list[str] = []
         self.occasions = 0  # of those that are open
@@ -152,7 +153,7 @@ class Account:
         self.unresolved = []
 
     def _begin(self) -> None:
-        self.kind = self.sampling.kind(self.count, self.draw)
+        self.kind = self.sampling.kind(self.count)
         self.between_steps(self.kind)
         self.stepped = self.fetched = False
         self.backwards = 0

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from isoforward.base.stopwatch import Clock, spent
+from isoforward.model import steps
 
 WARMUP = 2
 REPEATS = 11
-UNLIKE = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,23 +25,36 @@ class Call:
     module: nn.Module
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
-    device: str
+    device: torch.device
     autocast: torch.dtype | None  # None where it is off
 
     @classmethod
     def of(cls, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
-        device = next(module.parameters()).device.type
+        device = next(module.parameters()).device
         held = tree_map_only(Tensor, Tensor.detach, (args, dict(kwargs)))  # not the graph that led to them
-        on = torch.is_autocast_enabled(device)
-        autocast = torch.get_autocast_dtype(device) if on else None
+        on = torch.is_autocast_enabled(device.type)
+        autocast = torch.get_autocast_dtype(device.type) if on else None
         return cls(module=module, args=held[0], kwargs=held[1], device=device, autocast=autocast)
 
-    def run(self) -> None:
+    def run(self) -> Any:
         kwargs = dict(self.kwargs)
         if isinstance(getattr(type(self.module), "loss_function", None), property):
             kwargs.pop("labels", None)  # inference has no loss
-        with torch.autocast(self.device, dtype=self.autocast, enabled=self.autocast is not None):
-            self.module(*self.args, **kwargs)
+        with self.precision():
+            return self.module(*self.args, **kwargs)
+
+    def precision(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None)
+
+    @property
+    def prompt(self) -> Tensor | None:
+        """Tokens (1, T) of a causal LM of Transformers, one fewer than trained on; None of any other module."""
+        generates = getattr(self.module, "can_generate", None)
+        tokens = self.kwargs.get("input_ids", self.args[0] if self.args else None)
+        config = getattr(self.module, "config", None)
+        if generates is None or not generates() or getattr(config, "is_encoder_decoder", False):
+            return None
+        return tokens[:1, :-1] if isinstance(tokens, Tensor) and tokens.dim() == 2 and tokens.shape[1] > 2 else None
 
 
 def time_frozen(calls: Sequence[Call], clock: Clock) -> list[float]:
@@ -51,11 +64,38 @@ def time_frozen(calls: Sequence[Call], clock: Clock) -> list[float]:
         for call in calls:
             call.run()
 
+    with frozen(calls):
+        return [spent(clock, run) for _ in range(WARMUP + REPEATS)][WARMUP:]
+
+
+def time_serving(call: Call, clock: Clock) -> dict[str, list[float]]:
+    """Seconds of the prefill of one sequence, and of the decode of the token after it. Empty of other modules."""
+    prompt = call.prompt
+    if prompt is None:
+        return {}
+    from isoforward.serve.transformers_model import Wrapped, WrappedCache
+
+    model: Any = Wrapped(call.module)
+    seconds: dict[str, list[float]] = {"prefill": [], "decode": []}
+    with frozen([call]), call.precision():
+        cache: Any = WrappedCache(model)
+        for _ in range(WARMUP + REPEATS):
+            cache.rewind(0)
+            seconds["prefill"].append(spent(clock, lambda: steps.prefill(model, prompt, cache)))
+            cache.rewind(prompt.shape[1])
+            seconds["decode"].append(spent(clock, lambda: steps.decode(model, prompt[:, -1:], cache)))
+    return {phase: samples[WARMUP:] for phase, samples in seconds.items()}
+
+
+@contextmanager
+def frozen(calls: Sequence[Call]) -> Iterator[None]:
+    """The modules of these calls as inference has them. Afterwards they and the random state are what they were."""
     modules = list(dict.fromkeys(call.module for call in calls))
-    with unchanged(modules), torch.random.fork_rng([]), torch.inference_mode():
+    devices = {call.device for call in calls if call.device.type == "cuda"}
+    with unchanged(modules), torch.random.fork_rng(devices), torch.inference_mode():
         for module in modules:
             module.eval()
-        return [spent(clock, run) for _ in range(WARMUP + REPEATS)][WARMUP:]
+        yield
 
 
 @contextmanager
@@ -63,6 +103,7 @@ def unchanged(modules: Sequence[nn.Module]) -> Iterator[None]:
     """Modes, and whatever a forward keeps on a module: a tensor made in inference mode cannot be trained with later."""
     every = {part for module in modules for part in module.modules()}
     before = [(part, dict(vars(part)), dict(part._buffers)) for part in every]
+    values = [(buffer, buffer.clone()) for _, _, held in before for buffer in held.values() if buffer is not None]
     try:
         yield
     finally:
@@ -71,10 +112,6 @@ def unchanged(modules: Sequence[nn.Module]) -> Iterator[None]:
             vars(part).update(attributes)
             part._buffers.clear()
             part._buffers.update(buffers)
-
-
-def unlike_in_training(modules: Sequence[nn.Module]) -> list[str]:
-    """Kinds of layers whose output in eval mode is another one than in training."""
-    every = (part for module in modules for part in module.modules())
-    kinds = {type(part).__name__ for part in every if isinstance(part, UNLIKE) and getattr(part, "p", True)}
-    return sorted(kinds)
+        for buffer, value in values:
+            if not torch.equal(buffer, value):  # a running mean, which a forward in training mode writes in place
+                buffer.copy_(value)

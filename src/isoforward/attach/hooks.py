@@ -6,7 +6,8 @@
     loss        between the last forward and its backward, or a Transformers model's own loss function
     backward    torch.autograd.backward, which Tensor.backward calls
     clipping    torch.nn.utils.clip_grad_norm_ and clip_grad_value_
-    optimizer   Optimizer.step without what its closure does, and Optimizer.zero_grad
+    optimizer   Optimizer.step without what its closure does, Optimizer.zero_grad, and a GradScaler's work
+    communication  a collective of torch.distributed that Python calls; DDP's own are within backward
 
 Where a loop has no name for its validation, that is what runs while the model is in eval mode and records no gradient.
 """
@@ -26,8 +27,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
-from isoforward.attach.account import BACKWARD, DATA, FORWARD, LOSS, OPTIMIZER, RESIDUAL, TIMED, Account
+from isoforward.attach.account import BACKWARD, DATA, FORWARD, IGNORED, LOSS, OPTIMIZER, RESIDUAL, TIMED, Account
 from isoforward.attach.frozen import Call
+from isoforward.attach.ranks import COLLECTIVES, COMMUNICATION, unwrapped
 
 Function = Callable[..., Any]
 
@@ -89,6 +91,10 @@ class Hooks:
             self.time(torch.nn.utils.clip_grad, name, "clipping")
         self.time(torch.nn.utils, "clip_grad_value_", "clipping")
         self.time(Optimizer, "zero_grad", OPTIMIZER)
+        for name in ("unscale_", "step", "update"):
+            self.time(torch.amp.GradScaler, name, OPTIMIZER)
+        for name in COLLECTIVES if torch.distributed.is_available() else ():
+            self.time(torch.distributed, name, COMMUNICATION)
         self.replace(Tensor, "to", self._moving(Tensor.to))
         self.undoing.callback(register_optimizer_step_pre_hook(self._before_step).remove)
         self.undoing.callback(register_optimizer_step_post_hook(self._after_step).remove)
@@ -113,6 +119,19 @@ class Hooks:
         self.updates.clear()
         self.validation = None
 
+    def within_forward(self, function: Function) -> Function:
+        """Lightning calls a model that is wrapped, as by DDP, to get to its training_step, which is no forward."""
+
+        @functools.wraps(function)
+        def step(*args: Any, **kwargs: Any) -> Any:
+            if self.calls and self.calls[-1] != IGNORED:
+                self.account.leave(self.calls[-1])
+                self.calls[-1] = IGNORED
+                self.capturing = self.capturing[:-1]
+            return function(*args, **kwargs)
+
+        return step
+
     # What the hooks do
 
     def before_forward(self, module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -120,12 +139,12 @@ class Hooks:
             self._follow_mode(leaves=module.training or torch.is_grad_enabled())
         stack = self.account.stack
         if FORWARD in stack or BACKWARD in stack:  # called by another, or recomputed
-            self.calls.append(-1)
+            self.calls.append(IGNORED)
             return
         depth = self.account.enter(FORWARD)
         self.calls.append(depth)
         if self.account.kind == TIMED and depth >= 0:
-            self.capturing.append(Call.of(module, args, kwargs))
+            self.capturing.append(Call.of(unwrapped(module), args, kwargs))
 
     def after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
         self.account.forward_ended(self.calls.pop())
@@ -200,7 +219,7 @@ def callable_modules(root: nn.Module) -> Iterator[nn.Module]:
 
     None of a module that torch.compile has compiled in place: a hook would break its graph.
     """
-    if root._compiled_call_impl is not None:
+    if compiled_in_place(root):
         return
     if any(parameter.requires_grad for parameter in root.parameters()):
         yield root
@@ -212,7 +231,7 @@ def _beneath(module: nn.Module) -> Iterator[nn.Module]:
     for child in module.children():
         if isinstance(child, nn.ModuleList | nn.ModuleDict):
             yield from _beneath(child)
-        elif child._compiled_call_impl is None and any(parameter.requires_grad for parameter in child.parameters()):
+        elif not compiled_in_place(child) and any(parameter.requires_grad for parameter in child.parameters()):
             yield child
 
 
@@ -239,3 +258,13 @@ def moves(tensor: Tensor, args: Any, kwargs: Any) -> bool:
     if device is None or device.type == tensor.device.type:
         return device is not None and device.index not in (None, tensor.device.index)
     return True
+
+
+def compiled(roots: Iterable[nn.Module]) -> bool:
+    every = (module for root in roots for module in root.modules())
+    return any("_orig_mod" in module._modules or compiled_in_place(module) for module in every)
+
+
+def compiled_in_place(module: nn.Module) -> bool:
+    """Or with its training_step, as Lightning does with a module that was compiled."""
+    return module._compiled_call_impl is not None or getattr(module, "_compiler_ctx", None) is not None

@@ -8,9 +8,9 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from isoforward.attach.account import Sampling
+from isoforward.attach.account import FORWARD, Sampling
+from isoforward.attach.hooks import compiled_in_place
 from isoforward.attach.measurement import Measurement
-from isoforward.base.errors import BadInput
 from isoforward.base.stopwatch import Clock
 from isoforward.show.phases import Phases
 
@@ -37,10 +37,12 @@ class PhaseCosts(Callback):  # type: ignore[misc]
         self.phases: Phases | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.world_size > 1:
-            raise BadInput("PhaseCosts measures one process: leave it out, or write Trainer(devices=1)")
         self.measurement = Measurement(self.sampling, clock=self.clock)
         hooks = self.measurement.start([pl_module])
+        if compiled_in_place(pl_module):  # forward and loss are then one graph
+            hooks.time(pl_module, "training_step", FORWARD)
+        else:
+            hooks.replace(pl_module, "training_step", hooks.within_forward(pl_module.training_step))
         hooks.time(trainer.strategy, "batch_to_device", "transfer")
         hooks.time(pl_module, "configure_gradient_clipping", "clipping")
         hooks.time(calls_of(trainer), "_call_callback_hooks", "logging")
@@ -51,24 +53,23 @@ class PhaseCosts(Callback):  # type: ignore[misc]
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.measurement is None or not trainer.loggers or trainer.global_step % trainer.log_every_n_steps:
-            return
-        self.measurement.account.resolve()
-        figures = {f"phase/{phase}_s": seconds for phase, seconds in self.measurement.recent().items()}
-        for logger in trainer.loggers if figures else ():
-            logger.log_metrics(figures, step=trainer.global_step)
+        """At the steps, and at the place on the x axis, where the trainer's own figures are."""
+        connector = trainer._logger_connector
+        whole = not (pl_module.automatic_optimization and trainer.fit_loop._should_accumulate())
+        if self.measurement is not None and trainer.loggers and whole and connector.should_update_logs:
+            connector.log_metrics(self.measurement.figures())
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._finish(trainer, frozen=True)
+        self._finish(trainer, ended=True)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._finish(trainer, frozen=False)
+        self._finish(trainer, ended=False)
 
-    def _finish(self, trainer: Trainer, *, frozen: bool) -> None:
+    def _finish(self, trainer: Trainer, *, ended: bool) -> None:
         measurement, self.measurement = self.measurement, None
         if measurement is not None:
             path = Path(self.results or Path(trainer.log_dir or trainer.default_root_dir) / "phase_costs/results.jsonl")
-            self.phases = measurement.finish(path, frozen=frozen)
+            self.phases = measurement.finish(path, ended=ended)
 
 
 def calls_of(trainer: Trainer) -> Any:

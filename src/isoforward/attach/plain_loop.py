@@ -24,7 +24,8 @@ from typing import Any
 from torch import nn
 
 from isoforward.attach.account import Sampling
-from isoforward.attach.measurement import Measurement, sentence
+from isoforward.attach.measurement import Measurement
+from isoforward.attach.sentence import sentence
 from isoforward.base.errors import BadInput
 from isoforward.show.phases import Phases
 
@@ -47,7 +48,7 @@ class StepCosts:
     ) -> None:
         """An error of the loop stays what it is: the rows then have no other life."""
         self.measurement.stop()
-        self._phases = self.measurement.phases(frozen=error is None)
+        self._phases = self.measurement.phases(ended=error is None)
 
     @property
     def phases(self) -> Phases:
@@ -56,8 +57,11 @@ class StepCosts:
             raise BadInput("the costs of a loop are known once it has ended: read them after the `with` block")
         return self._phases
 
-    def __str__(self) -> str:
-        return f"{self.phases}\n{sentence(self.phases, self.measurement.calls)}"
+    def __repr__(self) -> str:
+        """The table and the sentence, as a notebook shows what its last line gives; while the loop runs, that."""
+        if self._phases is None:
+            return "phase costs of a loop that has not ended"
+        return f"{self.phases}\n{sentence(self.phases.results)}"
 
 
 def phase_costs(

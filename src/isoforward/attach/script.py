@@ -9,10 +9,9 @@ from datetime import datetime
 from pathlib import Path
 
 from isoforward.attach.account import Sampling
-from isoforward.attach.measurement import Measurement, sentence
+from isoforward.attach.measurement import Measurement
 from isoforward.base.stopwatch import Clock
 from isoforward.show.phases import Phases
-from isoforward.show.report import write_report
 
 USAGE = """usage: isoforward attach SCRIPT [argument ...]
 
@@ -50,12 +49,8 @@ def run_script(script: str, arguments: Sequence[str], run: Path, *, clock: Clock
         raise
     finally:
         sys.argv, sys.path[:] = argv, path
-        measurement.stop()
-        phases = measurement.phases(frozen=ended, command=f"isoforward attach {Path(script).name}")
-        phases.write(run / "results.jsonl")
-        told = sentence(phases, measurement.calls)
-        report = write_report(phases.results, run / "report.html", headline=told, title=Path(script).name)
-        print(f"{phases}\n{told}\n{report}", file=sys.stderr)
+        command = f"isoforward attach {Path(script).name}"
+        phases = measurement.finish(run / "results.jsonl", ended=ended, command=command)
     return phases
 
 

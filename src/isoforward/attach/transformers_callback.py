@@ -11,7 +11,6 @@ from transformers.trainer_callback import CallbackHandler
 
 from isoforward.attach.account import Sampling
 from isoforward.attach.measurement import Measurement
-from isoforward.base.errors import BadInput
 from isoforward.base.stopwatch import Clock
 from isoforward.show.phases import Phases
 
@@ -39,9 +38,7 @@ class PhaseCostsCallback(TrainerCallback):  # type: ignore[misc]
         close_after_failures()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if args.world_size > 1:
-            raise BadInput("PhaseCostsCallback measures one process: leave it out, or start one process")
-        self._finish(args, frozen=False)  # what an earlier training left, where it failed
+        self._finish(args, ended=False)  # what an earlier training left, where it failed
         self.measurement = Measurement(self.sampling, clock=self.clock)
         hooks = self.measurement.start([kwargs["model"]])
         hooks.time(CallbackHandler, "call_event", "logging")
@@ -50,20 +47,18 @@ class PhaseCostsCallback(TrainerCallback):  # type: ignore[misc]
         hooks.time(Trainer, "_save_checkpoint", "checkpointing")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._finish(args, frozen=True)
+        self._finish(args, ended=True)
 
-    def _finish(self, args: Any, *, frozen: bool) -> None:
+    def _finish(self, args: Any, *, ended: bool) -> None:
         measurement, self.measurement = self.measurement, None
         if measurement is not None:
             path = Path(self.results or Path(args.output_dir) / "phase_costs/results.jsonl")
-            self.phases = measurement.finish(path, frozen=frozen)
+            self.phases = measurement.finish(path, ended=ended)
 
     def _with_phases(self, function: Any) -> Any:
         def on_log(handler: Any, args: Any, state: Any, control: Any, logs: Any, **kwargs: Any) -> Any:
             if self.measurement is not None:
-                self.measurement.account.resolve()
-                recent = self.measurement.recent()
-                logs |= {f"phase/{phase}_s": seconds for phase, seconds in recent.items()}
+                logs |= self.measurement.figures()
             return function(handler, args, state, control, logs, **kwargs)
 
         return on_log
@@ -81,6 +76,6 @@ def close_after_failures() -> None:
         finally:
             for callback in trainer.callback_handler.callbacks:
                 if isinstance(callback, PhaseCostsCallback):
-                    callback._finish(trainer.args, frozen=False)
+                    callback._finish(trainer.args, ended=False)
 
     Trainer._inner_training_loop = watched

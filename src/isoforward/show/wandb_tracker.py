@@ -63,14 +63,15 @@ class Tracker:
 
 
 class WandbTracker(Tracker):
-    def __init__(self, run: Any, job_type: str, say: Say) -> None:
+    def __init__(self, run: Any, job_type: str, say: Say, *, axes: bool = True) -> None:
         self.run, self.job_type, self.say = run, job_type, say
         self.told: set[str] = set()
         self.run_id = run.id
         self.sync = f"wandb sync {shlex.quote(run.settings.sync_dir)}"
         self.url_or_sync = self.sync if run.offline else run.url
-        run.define_metric("step", hidden=True)
-        run.define_metric("*", step_metric="step")
+        if axes:
+            run.define_metric("step", hidden=True)
+            run.define_metric("*", step_metric="step")
 
     def attempt(self, what: str, action: Callable[[], object]) -> None:
         """What goes wrong in a tracker is told, once for each `what`; what it tracks goes on."""
@@ -192,6 +193,18 @@ def open_tracker(
     except Exception as error:
         say(f"W&B: not tracking ({first_line(error)})")
         return Tracker()
+
+
+def tell_open_run(results: Results, report: Path, say: Say = to_stderr) -> None:
+    """Rows, charts and report to the run that the user's own code has open in this process, if there is one.
+
+    Its x axes and its end stay the user's.
+    """
+    run = getattr(sys.modules.get("wandb"), "run", None)
+    if run is not None:
+        tracker = WandbTracker(run, "attach", say, axes=False)
+        tracker.rows(results)
+        tracker.report(report)
 
 
 OURS: dict[str, object] = {  # settings; those whose WANDB_ variable is set are left to it

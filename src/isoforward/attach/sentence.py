@@ -1,0 +1,70 @@
+"""What was found in a watched training, for someone who reads one line: from its rows alone."""
+
+from __future__ import annotations
+
+from isoforward.attach.account import IN_STEP
+from isoforward.attach.modes import ALL, OTHERS
+from isoforward.base import units
+from isoforward.base.results import Results, Row, at_most_one, select
+
+
+def sentence(found: Results) -> str:
+    step = at_most_one(found, life="training", phase="step", quantity="time")
+    if step is None or step.value is None:
+        return "No optimizer step was timed: the training ended before one was whole."
+    takes = f"A training step takes {units.seconds(step.value)}{against_forward(found, step.value)}"
+    more = [part for part in (largest(found), rate(found, step.value), slowest(found)) if part]
+    return f"{'; '.join([takes, *more])}.{modes(found)}"
+
+
+def against_forward(found: Results, step_s: float) -> str:
+    forward = at_most_one(found, life="inference", phase="forward", quantity="time")
+    if forward is None or not forward.value:
+        return ""
+    ratio = units.times(step_s / forward.value)
+    for one in found.comparisons[:1]:
+        ratio += f" ({units.times(one.low)} to {units.times(one.high)})"
+    return f", {ratio} its forward in inference ({units.seconds(forward.value)})"
+
+
+def largest(found: Results) -> str:
+    parts = [row for row in select(found, life="training", quantity="time") if row.phase in IN_STEP]
+    together = sum(value(row) for row in parts)
+    if not together:
+        return ""
+    most = max(parts, key=value)
+    return f"{value(most) / together:.0%} of it is {most.phase}"
+
+
+def rate(found: Results, step_s: float) -> str:
+    flops = at_most_one(found, life="training", phase="step", quantity="flops")
+    if flops is None or not flops.value or not step_s:
+        return ""
+    told = f"it runs at {units.count(flops.value / step_s, 'FLOP/s')}"
+    peak = flops.conditions.get("peak_flops_per_s")
+    return f"{told}, {flops.value / step_s / float(peak):.1%} of the device's peak" if peak else told
+
+
+def slowest(found: Results) -> str:
+    rows = [row for row in select(found, quantity="between processes") if row.phase in IN_STEP and row.value]
+    if not rows:
+        return ""
+    times = {row.phase: value(row) for row in select(found, life="training", quantity="time")}
+    most = max(rows, key=lambda row: times.get(row.phase, 0.0) * (1 - 1 / value(row)))
+    return f"processes differ most in {most.phase}: rank {most.conditions['rank']} takes {units.times(value(most))}"
+
+
+def modes(found: Results) -> str:
+    """What makes the outputs of training mode others than those of inference."""
+    rows = {str(row.conditions["as_in_training"]): value(row) for row in select(found, quantity="between modes")}
+    if not rows:
+        return ""
+    if not any(rows.values()):
+        return " Outputs are bit for bit the same in both modes."
+    causes = [name for name, distance in rows.items() if distance and name != ALL]
+    why = ", ".join(causes) or OTHERS
+    return f" Outputs in training mode differ by up to {rows[ALL]:.1%} of the largest, because of {why}."
+
+
+def value(row: Row) -> float:
+    return row.value or 0.0
