@@ -70,7 +70,7 @@ def test_ranks_are_compared_and_the_weights_are_what_they_are_without_it(tmp_pat
     assert between["backward"].conditions["rank"] == 0  # which waits for it there
     assert {"communication", "forward", "optimizer"} <= between.keys()
     averaging = {row.conditions["how"]: row.value or 0.0 for row in select(found, quantity="averaging")}
-    assert averaging["in all"] > SLOW_S > averaging["beside the computation"]
+    assert averaging["in all"] > 2 * averaging["beside the computation"] > 0.0  # most of it is waiting
     assert {row.life for row in found.rows} == {"training", "inference"}
     assert {row.life for row in of_other.rows} == {"training"}  # the other life is one process' affair
     assert not select(of_other, quantity="between processes")
