@@ -19,7 +19,7 @@ isoforward.plan.lifetime has the formulas.
 
 import dataclasses
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ from isoforward.app.command_line import claim, run
 from isoforward.base import units
 from isoforward.base.config import TrackingConfig
 from isoforward.base.datasheets import lookup
-from isoforward.base.results import Results, Row, Verdict, only, read, select, write
+from isoforward.base.results import Results, Row, RowFields, Verdict, only, read, row_of, select, write
 from isoforward.model import cost, footprint
 from isoforward.model.adapter_cost import adapted_training_state
 from isoforward.plan import economics
@@ -58,11 +58,13 @@ class BreakEven(Assumptions):
 
 def told(plan: Plan, about: tuple[str, str, str, str, str], value: float | None, **more: Any) -> Row:
     life, phase, quantity, unit, per = about
-    kept = {key: more.pop(key) for key in ("provenance", "reason") if key in more}
-    kept.setdefault("provenance", "unavailable" if value is None else "predicted")
-    kept["convention"] = "model" if quantity == "flops" else None
-    at = {"life": life, "phase": phase, "quantity": quantity, "unit": unit, "per": per}
-    return Row(experiment="break_even", **at, value=value, **kept, conditions=assumptions(plan) | more)
+    at: RowFields = {"life": life, "phase": phase, "quantity": quantity, "unit": unit, "per": per, "value": value}
+    how: RowFields = {
+        "provenance": more.pop("provenance", "unavailable" if value is None else "predicted"),
+        "reason": more.pop("reason", None),
+        "convention": "model" if quantity == "flops" else None,
+    }
+    return row_of("break_even", at, how, conditions=assumptions(plan) | more)
 
 
 def assumptions(plan: Plan) -> dict[str, Any]:
@@ -148,9 +150,8 @@ def inversion(plan: Plan) -> Iterator[Row]:
 # What is said
 
 
-def value_of(results: Results, **wanted: Any) -> float | None:
-    row = only(results, **wanted)
-    return None if row is None else row.value
+def value_of(results: Results, **wanted: Any) -> float:
+    return only(results, **wanted).number
 
 
 def table(results: Results) -> "Table":
@@ -166,8 +167,8 @@ def table(results: Results) -> "Table":
         trained, served = (value_of(results, life=life, per="token", cost=name) for life in ("training", "inference"))
         closed, drawn = (value_of(results, cost=name, stream=how) for how in ("closed form", "simulated"))
         shown.add_row(
-            *(name, amount(trained * met.conditions["trained_tokens"], unit), amount(served * 1e6, unit)),
-            *(units.count(met.value), plain(closed), plain(drawn), f"{drawn / closed - 1:+.1%}"),
+            *(name, amount(trained * met.setting("trained_tokens"), unit), amount(served * 1e6, unit)),
+            *(units.count(met.number), plain(closed), plain(drawn), f"{drawn / closed - 1:+.1%}"),
         )
     return shown
 
@@ -185,7 +186,7 @@ def plain(value: float) -> str:
 
 
 def assumed(results: Results) -> str:
-    at = only(results, quantity="break-even", cost="device time").conditions
+    at: Mapping[str, Any] = only(results, quantity="break-even", cost="device time").conditions
     held, state = (only(results, quantity="memory", life=life) for life in ("inference", "training"))
     what = f"{at['adapter']}, " if "adapter" in at else ""
     by = f"in GRPO steps of {at['decode_batch']}" if "method" in at else f"by {at['training_length']}"
@@ -194,10 +195,10 @@ def assumed(results: Results) -> str:
     return (
         f"{at['parameters']:,} parameters, {at['dtype']}; {at['hardware']}, peaks {at['peaks']}\n{paid}"
         f"training {what}{units.count(at['trained_tokens'])} tokens {by}, MFU {at['training_mfu']:g}; "
-        f"its state needs {units.size(state.value)}, {state.conditions['devices_needed']} devices\n"
+        f"its state needs {units.size(state.number)}, {state.conditions['devices_needed']} devices\n"
         f"serving {at['requests_per_day']:,.0f} requests a day of {at['prompt']} + {at['new_tokens']} tokens, "
         f"prefill MFU {at['prefill_mfu']:g},\n  decode MBU {at['decode_mbu']:g} in batches of {at['decode_batch']}, "
-        f"busy {at['busy']:g}; it needs {units.size(held.value)}, {held.conditions['devices_needed']} devices\n"
+        f"busy {at['busy']:g}; it needs {units.size(held.number)}, {held.conditions['devices_needed']} devices\n"
     )
 
 
@@ -206,11 +207,11 @@ def answer(results: Results) -> str:
     for name, said in (("FLOPs, 6ND/2N", "FLOPs by 6ND and 2N"), ("device time", "device time"), ("money", "money")):
         row = only(results, quantity="break-even", cost=name)
         if row.value is not None:
-            times = units.times(row.value / row.conditions["trained_tokens"])
+            times = units.times(row.number / row.setting("trained_tokens"))
             met.append(f"{units.count(row.value)} in {said} ({times} those trained)")
     closed, drawn = (value_of(results, cost="device time", stream=how) for how in ("closed form", "simulated"))
     slower, fewer = (
-        [units.times(row.value) for row in select(results, quantity="against a trained token", compared=what)]
+        [units.times(row.number) for row in select(results, quantity="against a trained token", compared=what)]
         for what in ("time", "FLOPs")
     )
     exactly = f" ({slower[1]} and {fewer[1]} counted exactly)" if len(slower) > 1 else ""

@@ -24,8 +24,9 @@ from isoforward.base.config import TrackingConfig, within
 from isoforward.base.datasheets import Hardware, kept_here, save
 from isoforward.base.environment import environment
 from isoforward.base.errors import BadInput
-from isoforward.base.results import Results, Row, Verdict, only, select, write
+from isoforward.base.results import Results, Row, RowFields, Verdict, only, row_of, select, write
 from isoforward.base.terminal import say
+from isoforward.base.vocabulary import Condition
 from isoforward.measure.trust import Findings, disturbed_by, over_all, shares
 from isoforward.plan.calibration import calibrate
 
@@ -44,10 +45,10 @@ class Calibrate:
 def rows(hardware: Hardware) -> Iterator[Row]:
     made = hardware.calibration
 
-    def told(phase: str, quantity: str, value: float, **conditions: object) -> Row:
-        about = {"experiment": "calibrate", "life": "training", "per": "run"}
+    def told(phase: str, quantity: str, value: float, **conditions: Condition) -> Row:
+        about: RowFields = {"life": "training", "per": "run"}
         at = {"calibration": made["id"], "hardware": hardware.name, **conditions}
-        return Row(**about, phase=phase, quantity=quantity, value=value, conditions=at)
+        return row_of("calibrate", about, phase=phase, quantity=quantity, value=value, conditions=at)
 
     for dtype, peak in hardware.peak_flops_per_s.items():
         yield told("run", "peak_flops", peak, dtype=dtype)
@@ -70,14 +71,14 @@ def rows(hardware: Hardware) -> Iterator[Row]:
 
 
 def answer(results: Results) -> str:
-    peaks = {row.conditions["dtype"]: row.value for row in select(results, quantity="peak_flops")}
+    peaks = {row.conditions["dtype"]: row.number for row in select(results, quantity="peak_flops")}
     read = only(results, quantity="peak_bandwidth")
-    dispatch = only(results, quantity="time beside each operator", phase="decode").value
+    dispatch = only(results, quantity="time beside each operator", phase="decode").number
     ratio = peaks["bf16"] / peaks["fp32"]
     return (
         f"At best this machine multiplies {units.count(peaks['fp32'], 'FLOP/s')} in fp32 and "
         f"{units.count(peaks['bf16'], 'FLOP/s')} in bf16 ({units.times(ratio)}), and reads memory at "
-        f"{units.count(read.value, 'B/s')}; in decoding an operator costs {units.seconds(dispatch)} beside its work. "
+        f"{units.count(read.number, 'B/s')}; in decoding an operator costs {units.seconds(dispatch)} beside its work. "
         f"Calibration {read.conditions['calibration']}."
     )
 

@@ -30,6 +30,7 @@ from isoforward.base import units
 from isoforward.base.config import ExperimentConfig
 from isoforward.base.errors import BadInput
 from isoforward.base.results import Results, Row, RowFields, only
+from isoforward.base.vocabulary import Condition
 from isoforward.measure.benchmark import Measured, Work, phased
 from isoforward.measure.case import Case, batch_of, master_of
 from isoforward.measure.passes import Bench
@@ -68,7 +69,10 @@ class Ways:
                 synchronise=average if way == "after the backward" else None,
             )
             alone = way == "one process"
-            conditions = {"averaged": "never" if alone else way, "processes": 1 if alone else WORLD}
+            conditions: dict[str, Condition] = {
+                "averaged": "never" if alone else way,
+                "processes": 1 if alone else WORLD,
+            }
             phases = [phase for phase in PHASES if phase != "communication" or way == "after the backward"]
             parts = {phase: mine.step(phase, **conditions) for phase in phases}
             whole = phased(case.clock, parts, lambda phase: step(phase=phase))
@@ -88,7 +92,7 @@ def average(model: nn.Module) -> None:
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     dist.all_reduce(flat)
     flat /= WORLD
-    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+    for gradient, mean in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
         gradient.copy_(mean.view_as(gradient))
 
 
@@ -145,7 +149,7 @@ def bench(case: Case) -> Bench:
         about: RowFields = {"life": "training", "conditions": mine.training(processes=WORLD)}
         size = 4 * parameters(case.model).total
         sent = collective_bytes("all_reduce", size, ways=WORLD)
-        how = {"phase": "communication", "per": "step", "quantity": "bytes", "provenance": "predicted"}
+        how: RowFields = {"phase": "communication", "per": "step", "quantity": "bytes", "provenance": "predicted"}
         yield case.row(about, how, value=sent)
         yield from averaging_rows(mine, size, ways=WORLD)
         yield case.row(about, phase="loss", per="token", quantity="difference", value=differing)
@@ -159,14 +163,15 @@ def answer(results: Results) -> str:
 
     step, alone = time("step", WAYS[0]), time("step", "never", 1)
     communication = time("communication", WAYS[0])
-    sent = only(results, quantity="bytes").value
+    sent = only(results, quantity="bytes").number
+    share = communication.number / step.number
     scaled = results.judge(alone, step).ratio
     synchronised = results.judge(*(time("backward", way) for way in (WAYS[1], "never"))).ratio
     return (
         f"Two processes train {units.times(2 * scaled.value)} the tokens a second of one ({2 * scaled.low:.2f} to "
-        f"{2 * scaled.high:.2f}), with losses that differ by at most {only(results, quantity='difference').value:.1g} "
-        f"nats. Averaging gradients takes {units.seconds(communication.value)}, {communication.value / step.value:.0%} "
-        f"of their step: a ring sends {units.size(sent)} from each, so {units.count(sent / communication.value)}B/s. "
+        f"{2 * scaled.high:.2f}), with losses that differ by at most {only(results, quantity='difference').number:.1g} "
+        f"nats. Averaging gradients takes {units.seconds(communication.number)}, {share:.0%} "
+        f"of their step: a ring sends {units.size(sent)} from each, so {units.count(sent / communication.number)}B/s. "
         f"A backward that averages within it takes {units.times(synchronised.value)} one that does not "
         f"({synchronised.low:.2f} to {synchronised.high:.2f})."
     )

@@ -29,7 +29,7 @@ from isoforward.base.config import ModelConfig, OptimConfig, TrackingConfig
 from isoforward.base.device import device_of
 from isoforward.base.environment import environment
 from isoforward.base.errors import BadInput
-from isoforward.base.results import Results, Row, Verdict, only, select, write
+from isoforward.base.results import Results, Row, RowFields, Verdict, only, row_of, select, write
 from isoforward.base.subprocesses import Failed, bound_memory, run_isolated
 from isoforward.base.terminal import say
 from isoforward.measure.memory import HONEST_MALLOC, PeakOf, rehearse
@@ -41,7 +41,9 @@ from isoforward.plan.subject import Known, Setup
 from isoforward.serve.inference import DTYPES
 
 TRIES_S = 300.0
-OURS = (  # family, layers, width, heads, kv_heads, vocab, and how each is trained
+OURS: tuple[
+    tuple[str, int, int, int, int, int, dict[str, Any]], ...
+] = (  # family, layers, width, heads, kv_heads, vocab, and how each is trained
     ("gpt2", 4, 384, 6, 6, 8192, {"batch": 4, "length": 256}),
     ("gpt2", 6, 256, 4, 4, 4096, {"batch": 8, "length": 256, "precision": "bf16"}),
     ("gpt2", 8, 256, 4, 4, 2048, {"batch": 16, "length": 256, "checkpointing": "full"}),
@@ -58,7 +60,7 @@ OURS = (  # family, layers, width, heads, kv_heads, vocab, and how each is train
     ("smollm", 6, 384, 6, 3, 8192, {"batch": 3, "length": 320}),
 )
 SIZES = {"hidden_size": 384, "num_hidden_layers": 4, "num_attention_heads": 6, "vocab_size": 8192}
-THEIRS = (  # config.json, and how each is trained
+THEIRS: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = (  # config.json, and how each is trained
     ({"model_type": "gpt2", "n_embd": 384, "n_layer": 4, "n_head": 6, "vocab_size": 8192, "attn_pdrop": 0.0}, {}),
     ({"model_type": "llama", **SIZES, "intermediate_size": 1024, "num_key_value_heads": 2}, {"batch": 8}),
     ({"model_type": "gpt_neox", **SIZES, "intermediate_size": 1536}, {"optimizer": "momentum"}),
@@ -92,11 +94,11 @@ def trials(config: Fits) -> list[Trial]:
     found = []
     for family, layers, width, heads, kv_heads, vocab, how in OURS:
         shape: dict[str, Any] = {"layers": layers, "width": width, "heads": heads, "kv_heads": kv_heads, "vocab": vocab}
-        made = Setup(**{"precision": "fp32"} | how)
+        made = Setup(**{"precision": "fp32", **how})
         name = f"{family} {layers} x {width}, {described(made)}"
         found.append(Trial(name=name, setup=made, ours=ModelConfig(family=family, context=512, **shape)))
     for keys, how in THEIRS if config.transformers else ():
-        made = Setup(**{"precision": "fp32", "batch": 4, "length": 256} | how)
+        made = Setup(**{"precision": "fp32", "batch": 4, "length": 256, **how})
         text = json.dumps({"max_position_embeddings": 512, **keys})
         found.append(Trial(name=f"{keys['model_type']} of Transformers, {described(made)}", setup=made, theirs=text))
     chosen = [trial for trial in found if config.only in trial.name]
@@ -163,7 +165,7 @@ def small(trial: Trial) -> Trial:
     """The same work in little, which loads libraries and starts what runs beside."""
     setup = dataclasses.replace(trial.setup, batch=trial.setup.accumulate, length=16)
     if trial.ours is not None:
-        shape = {"layers": 1, "heads": 2, "kv_heads": 1, "width": 32, "ffn": None, "vocab": 64}
+        shape: dict[str, Any] = {"layers": 1, "heads": 2, "kv_heads": 1, "width": 32, "ffn": None, "vocab": 64}
         return dataclasses.replace(trial, setup=setup, ours=dataclasses.replace(trial.ours, **shape))
     return dataclasses.replace(trial, setup=setup)
 
@@ -195,30 +197,30 @@ def apart(function: Any, *arguments: Any) -> Any:
 
 def rows(trial: Trial) -> Iterator[Row]:
     predicted, seen = apart(planned_bytes, trial), apart(measured, trial)
-    about: dict[str, Any] = {"experiment": "fits", "life": "training", "phase": "step", "per": "step"}
+    about: RowFields = {"life": "training", "phase": "step", "per": "step"}
     at = {"layout": trial.name}
     for what in (predicted, seen):
         if isinstance(what, Failed):
-            reason = {"value": None, "provenance": "unavailable", "reason": what.reason}
-            yield Row(**about, quantity="memory", conditions=at, **reason)
+            missing: RowFields = {"value": None, "provenance": "unavailable", "reason": what.reason}
+            yield row_of("fits", about, missing, quantity="memory", conditions=at)
             return
-    yield Row(**about, quantity="memory", value=float(predicted), provenance="predicted", conditions=at)
-    yield Row(**about, quantity="memory", value=float(seen), conditions=at)
-    yield Row(**about, quantity="error", value=predicted / seen - 1, conditions=at | {"of": "memory"})
+    yield row_of("fits", about, quantity="memory", value=float(predicted), provenance="predicted", conditions=at)
+    yield row_of("fits", about, quantity="memory", value=float(seen), conditions=at)
+    yield row_of("fits", about, quantity="error", value=predicted / seen - 1, conditions=at | {"of": "memory"})
     for said, limit in (("yes", peak(predicted).high), ("no", peak(predicted).low)):
         outcome = apart(limited, trial, round(limit))
         ended = "finished" if outcome is True else outcome.reason
         kept = (outcome is True) == (said == "yes")
         more = at | {"fits": said, "outcome": ended[:60]}
-        yield Row(**about, quantity="kept", value=float(kept), conditions=more)
+        yield row_of("fits", about, quantity="kept", value=float(kept), conditions=more)
 
 
 def answer(results: Results) -> str:
-    errors = [row.value for row in select(results, quantity="error")]
+    errors = [row.number for row in select(results, quantity="error")]
     kept = {said: select(results, quantity="kept", fits=said) for said in ("yes", "no")}
-    finished, failed = (sum(row.value for row in kept[said]) for said in ("yes", "no"))
+    finished, failed = (sum(row.number for row in kept[said]) for said in ("yes", "no"))
     pairs = [
-        [only(results, quantity="memory", layout=layout, provenance=how).value for how in ("predicted", "measured")]
+        [only(results, quantity="memory", layout=layout, provenance=how).number for how in ("predicted", "measured")]
         for layout in dict.fromkeys(row.conditions["layout"] for row in select(results, quantity="error"))
     ]
     inside = sum(peak(predicted).low <= seen <= peak(predicted).high for predicted, seen in pairs)

@@ -23,7 +23,7 @@ from isoforward.base import units
 from isoforward.base.config import TrackingConfig, one_of, within
 from isoforward.base.datasheets import TABLE, Hardware, lookup
 from isoforward.base.errors import BadInput
-from isoforward.base.results import Results, Row, Verdict, only, read, select, write
+from isoforward.base.results import Results, Row, RowFields, Verdict, only, read, row_of, select, write
 from isoforward.plan import efficiency, optimal_size
 from isoforward.plan.lifetime import Assumptions
 from isoforward.plan.optimal_size import Life, chinchilla_tokens, lives, loss, sizes_below
@@ -64,16 +64,24 @@ class Lifetime:
 def assumed(config: Lifetime, hardware: Hardware) -> Assumptions:
     key = next((key for key, known in TABLE.items() if known.name == hardware.name), None)
     works = {"training_mfu": "training", "prefill_mfu": "prefill", "decode_mbu": "decode"}
-    shares = {name: getattr(config, name) or efficiency.share(work, key).value for name, work in works.items()}
+    shares: dict[str, Any] = {
+        name: getattr(config, name) or efficiency.share(work, key).value for name, work in works.items()
+    }
     keys = ("precision", "prompt", "new_tokens", "decode_batch", "busy", "price_per_hour", "training_price_per_hour")
-    return Assumptions(**shares, **{name: getattr(config, name) for name in keys}, training_length=4096)
+    own: dict[str, Any] = {name: getattr(config, name) for name in keys}
+    return Assumptions(**shares, **own, training_length=4096)
 
 
 def told(config: Lifetime, quantity: str, value: float, **more: Any) -> Row:
-    about = {"experiment": "lifetime", "life": "training", "phase": "run", "per": "run", "provenance": "predicted"}
-    about |= {key: more.pop(key) for key in ("unit", "convention", "warnings", "life") if key in more}
+    about: RowFields = {
+        "life": "training",
+        "phase": "run",
+        "per": "run",
+        "provenance": "predicted",
+    }
+    own: Any = {key: more.pop(key) for key in ("unit", "convention", "warnings", "life") if key in more}
     at = {"goal": f"the loss of {units.count(config.like)} parameters", "hardware": config.hardware}
-    return Row(**about, quantity=quantity, value=value, conditions=at | more)
+    return row_of("lifetime", about, own, quantity=quantity, value=value, conditions=at | more)
 
 
 def rows(config: Lifetime, hardware: Hardware) -> Iterator[Row]:
@@ -136,7 +144,7 @@ def table(results: Results) -> Any:
             str(at["counted"]),
             units.count(row.number),
             units.count(row.setting("trained_tokens")),
-            f"{at['trained_tokens'] / row.number:.0f}",
+            f"{row.setting('trained_tokens') / row.number:.0f}",
             f"{saved.number:.0%}",
         )
     return shown

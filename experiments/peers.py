@@ -29,7 +29,7 @@ from isoforward.app.question import at_most, case_of, command_line, tell
 from isoforward.base import units
 from isoforward.base.config import ExperimentConfig
 from isoforward.base.errors import BadInput
-from isoforward.base.results import Results, Row, only, write
+from isoforward.base.results import Results, Row, RowFields, only, write
 from isoforward.base.subprocesses import Failed
 from isoforward.base.terminal import say
 from isoforward.base.vocabulary import TRAINING
@@ -186,13 +186,19 @@ def bench(case: Case, weights: str) -> Bench:
     ]
     for peer, works in serving_works.items():
         if peer == COMPILED:
-            pairs += [(*works[-1].parts, *serving_works[other][-1].parts) for other in serves if other != COMPILED]
+            pairs += [(works[-1].part, serving_works[other][-1].part) for other in serves if other != COMPILED]
         elif peer != OURS:
-            pairs += [(*mine.parts, *each.parts) for mine, each in zip(serving_works[OURS], works, strict=True)]
+            pairs += [(mine.part, each.part) for mine, each in zip(serving_works[OURS], works, strict=True)]
 
     def rows(measured: Measured) -> Iterator[Row]:
         yield identity
-        about = {"life": "inference", "phase": "forward", "quantity": "difference", "unit": "logit", "per": "run"}
+        about: RowFields = {
+            "life": "inference",
+            "phase": "forward",
+            "quantity": "difference",
+            "unit": "logit",
+            "per": "run",
+        }
         for peer, difference in apart.items():
             yield case.row(about, value=difference, conditions=case.conditions(peer=peer))
 
@@ -209,7 +215,7 @@ def memory_rows(case: Case, weights: str) -> Iterator[Row]:
             raise BadInput(f"the memory of {life} could not be measured: {own.reason}")
         theirs = call_apart(audit, wrapped, life, threads=case.threads, env=HONEST_MALLOC, what="memory")
         for peer, found in ((OURS, own.measured), (THEIRS, theirs)):
-            about = {"life": "training" if life == "training" else "inference", "phase": phase, "per": per}
+            about: RowFields = {"life": "training" if life == "training" else "inference", "phase": phase, "per": per}
             conditions = case.conditions(peer=peer)
             yield case.row(about, quantity="memory", value=float(max(found.values())), conditions=conditions)
 
@@ -236,7 +242,7 @@ def answer(results: Results) -> str:
     memory = []
     for life in ("training", "inference"):
         ours, theirs = (only(results, quantity="memory", life=life, peer=peer) for peer in (OURS, THEIRS))
-        memory.append(f"{life} {units.times(ours.value / theirs.value)}")
+        memory.append(f"{life} {units.times(ours.number / theirs.number)}")
     told = [
         f"Time against Transformers on the same weights: {told_against(results, THEIRS, training + serving)}.",
         f"Peak memory: {', '.join(memory)}.",

@@ -29,7 +29,7 @@ from isoforward.base import units
 from isoforward.base.config import AdapterConfig, ModelConfig, TrackingConfig, within
 from isoforward.base.datasheets import Hardware, lookup
 from isoforward.base.errors import BadInput
-from isoforward.base.results import Results, Row, Verdict, at_most_one, only, read, select, write
+from isoforward.base.results import Results, Row, RowFields, Verdict, at_most_one, only, read, row_of, select, write
 from isoforward.base.vocabulary import Condition
 from isoforward.plan import economics
 from isoforward.plan.planning import Figure, OnPaper, Plan, peak
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 VOCABULARY = 1024  # of a preset without one: what data=shakespeare learns
 LONG = 2048  # tokens of a sequence, unless asked otherwise
-INTERVAL = {"interval": "errors of like predictions", "confidence": 0.9}
+INTERVAL: RowFields = {"interval": "errors of like predictions", "confidence": 0.9}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,15 +131,22 @@ def plan_of(config: PlanConfig) -> Plan:
 
 
 def told(plan: Plan, life: str, phase: str, quantity: str, per: str, found: Figure | float, **more: Any) -> Row:
-    kept = {key: more.pop(key) for key in ("provenance", "unit") if key in more}
-    about = {"life": life, "phase": phase, "quantity": quantity, "per": per, "provenance": "predicted"} | kept
+    own: Any = {key: more.pop(key) for key in ("provenance", "unit") if key in more}
+    about: RowFields = {
+        "life": life,
+        "phase": phase,
+        "quantity": quantity,
+        "per": per,
+        "provenance": "predicted",
+    }
     if isinstance(found, Figure):
         doubts = (found.doubt,) if found.doubt else ()
-        about |= {"value": found.value, "low": found.low, "high": found.high, "warnings": doubts} | INTERVAL
+        about["value"], about["low"], about["high"], about["warnings"] = found.value, found.low, found.high, doubts
+        about.update(INTERVAL)
     else:
         about["value"] = found
     at = dict(plan.subject.conditions) | where(plan.hardware) | plan.setup.conditions
-    return Row(experiment="plan", **about, conditions=at | {"basis": plan.clock.basis} | more)
+    return row_of("plan", about, own, conditions=at | {"basis": plan.clock.basis} | more)
 
 
 def where(hardware: Hardware) -> dict[str, Condition]:
@@ -278,7 +285,7 @@ def label(row: Row) -> str:
     if row.quantity == "users that fit":
         return "  users that fit"
     if row.per == "run":
-        trained = units.count(float(at["trained_tokens"]))
+        trained = units.count(row.setting("trained_tokens"))
         return {"time": f"{trained} tokens", "money": "  paid", "energy": "  energy at TDP"}[row.quantity]
     if row.quantity == "money":
         return "  a million tokens"
@@ -301,8 +308,8 @@ def remedy_table(results: Results, changed: list[Row]) -> "Table":
     for row in changed:
         change = row.conditions["change"]
         held = only(results, quantity="memory", phase="step", change=change)
-        ratio = row.value * row.conditions["devices"] / (asked.value * asked.conditions["devices"])
-        shown.add_row(str(change), units.size(held.value), units.seconds(row.value), f"{ratio - 1:+.0%}")
+        ratio = row.number * row.setting("devices") / (asked.number * asked.setting("devices"))
+        shown.add_row(str(change), units.size(held.number), units.seconds(row.number), f"{ratio - 1:+.0%}")
     return shown
 
 
@@ -315,8 +322,8 @@ def answer(results: Results) -> str:
             said.append(f"{name} cannot be planned: what it holds is not known without data")
             continue
         row = held[0]
-        fits = {"yes": "fits", "no": "does not fit", "uncertain": "may not fit"}[row.conditions["fits"]]
-        said.append(f"{name} {fits} {row.conditions['hardware']}: {units.size(row.value)} ± 10 % on each device")
+        fits = {"yes": "fits", "no": "does not fit", "uncertain": "may not fit"}[str(row.conditions["fits"])]
+        said.append(f"{name} {fits} {row.conditions['hardware']}: {units.size(row.number)} ± 10 % on each device")
         said[-1] += training_said(results) if life == "training" else serving_said(results)
     return ". ".join(said) + "."
 
@@ -325,7 +332,7 @@ def training_said(results: Results) -> str:
     step = only(results, quantity="time", per="step", change=None)
     whole = only(results, life="training", quantity="time", per="run")
     text = f", a step takes {amount(step, step.value)} ({amount(step, step.low)} to {amount(step, step.high)})"
-    text += f" and {units.count(whole.conditions['trained_tokens'])} tokens {amount(whole, whole.value)}"
+    text += f" and {units.count(whole.setting('trained_tokens'))} tokens {amount(whole, whole.number)}"
     paid = at_most_one(results, life="training", quantity="money", per="run")
     text += f" ({amount(paid, paid.value)})" if paid is not None and paid.value is not None else ""
     changes = [row.conditions["change"] for row in changed_rows(results)]
@@ -336,7 +343,7 @@ def serving_said(results: Results) -> str:
     decode = only(results, phase="decode", quantity="time")
     prompt = only(results, phase="prefill", quantity="time")
     users = only(results, quantity="users that fit")
-    rate = decode.conditions["users"] / decode.value
+    rate = decode.setting("users") / decode.number
     return (
         f", a prompt takes {amount(prompt, prompt.value)} and decode gives {units.count(rate)} tokens/s; "
         f"at most {users.value:,.0f} users"

@@ -117,8 +117,8 @@ def error_rows(case: Case, rows: list[Row], quantity: str) -> Iterator[Row]:
     for said in select(rows, provenance="predicted", quantity=quantity):
         seen = at_most_one(rows, provenance="measured", life=said.life, phase=said.phase, quantity=quantity)
         if seen is not None and seen.value:
-            about = {"life": said.life, "phase": said.phase, "per": said.per, "warnings": said.warnings}
-            value = said.value / seen.value - 1
+            about: RowFields = {"life": said.life, "phase": said.phase, "per": said.per, "warnings": said.warnings}
+            value = said.number / seen.number - 1
             conditions = {**said.conditions, "of": said.quantity}
             yield case.row(about, quantity="error", value=value, conditions=conditions)
 
@@ -137,7 +137,7 @@ def check(config: Predict, hardware: Hardware, results: Path, status: Any) -> No
         status.update(f"predicting and timing {layout}")
         measure_apart(case, bench, layout, results=results, command=command_line())
         seen = select(read(results), layout=layout)
-        now_s = {row.phase: row.value for row in select(seen, quantity="reference") if row.phase in REFERRED}
+        now_s = {row.phase: row.number for row in select(seen, quantity="reference") if row.phase in REFERRED}
         now = pace(now_s, hardware.calibration["references_s"])
         said = tell(predicted(hardware, case, pace=now, layout=layout))
         tell(error_rows(case, [*seen, *said], "time"))
@@ -160,21 +160,21 @@ def named(case: Case) -> str:
 
 def answer(results: Results) -> str:
     def spread(**wanted: Any) -> str:
-        errors = sorted(abs(row.value) for row in select(results, quantity="error", **wanted))
+        errors = sorted(abs(row.number) for row in select(results, quantity="error", **wanted))
         return f"{median(errors):.0%}, at worst {errors[-1]:.0%}" if errors else "not measured"
 
     checked = len({row.conditions["layout"] for row in select(results, quantity="error")})
     if not checked:
         told = select(results, provenance="predicted", quantity="time")
-        phases = ", ".join(f"{each.phase} {units.seconds(each.value)}" for each in told)
-        held = max(row.value for row in select(results, provenance="predicted", quantity="memory", life="training"))
+        phases = ", ".join(f"{each.phase} {units.seconds(each.number)}" for each in told)
+        held = max(row.number for row in select(results, provenance="predicted", quantity="memory", life="training"))
         how = "at least" if told and told[0].conditions["calibration"] is None else "about"
         on = results.rows[0].conditions["hardware"]
         return f"Predicted for {on}, {how}: {phases}; training holds {units.size(held)}."
-    told = "; ".join(f"{phase} {spread(phase=phase, of='time')}" for phase in GOALS)
+    errors = "; ".join(f"{phase} {spread(phase=phase, of='time')}" for phase in GOALS)
     peaks = [peak_error(results, life) for life in PHASES]
     return (
-        f"Over {checked} models apart from the calibration, median and worst error of the predicted time: {told}; "
+        f"Over {checked} models apart from the calibration, median and worst error of the predicted time: {errors}; "
         f"of peak memory: training {peaks[0]}, inference {peaks[1]}."
     )
 
@@ -184,7 +184,7 @@ def peak_error(results: Results, life: str) -> str:
     errors = []
     for layout in dict.fromkeys(each.conditions["layout"] for each in select(results, quantity="error", of="memory")):
         said, seen = (
-            max(each.value for each in select(results, quantity="memory", life=life, layout=layout, provenance=how))
+            max(each.number for each in select(results, quantity="memory", life=life, layout=layout, provenance=how))
             for how in ("predicted", "measured")
         )
         errors.append(abs(said / seen - 1))

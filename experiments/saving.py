@@ -31,7 +31,7 @@ from isoforward.model.optim import build
 WAYS = ("plain write", "torch.save", "save", "verify", "load")
 
 
-def state_of(case: Case) -> dict:
+def state_of(case: Case) -> dict[str, object]:
     """As after a training step."""
     model = master_of(case)
     optimizer = build(model, case.optim)
@@ -48,7 +48,7 @@ def write_plainly(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def save_with_torch(path: Path, state: dict) -> None:
+def save_with_torch(path: Path, state: dict[str, object]) -> None:
     with path.open("wb") as file:
         torch.save(state, file)
         file.flush()
@@ -73,8 +73,8 @@ def bench(case: Case) -> Bench:
         written.unlink(missing_ok=True)  # none overwrites what another wrote
 
     def work(way: str) -> Work:
-        more = {"optimizer": case.optim.name, "checkpoint_bytes": len(content), "way": way}
-        part = Part(life="training", phase="run", per="run", conditions=case.conditions(**more))
+        conditions = case.conditions(optimizer=case.optim.name, checkpoint_bytes=len(content), way=way)
+        part = Part(life="training", phase="run", per="run", conditions=conditions)
         return timed(case.clock, part, ways[way], prepare=remove)
 
     def rows(measured: Measured) -> list[Row]:
@@ -82,17 +82,17 @@ def bench(case: Case) -> Bench:
         return []
 
     works = [work(way) for way in WAYS]
-    pairs = [(*works[0].parts, *each.parts) for each in works[1:]]
+    pairs = [(works[0].part, each.part) for each in works[1:]]
     return Bench(works=works, pairs=pairs, rows=rows)
 
 
 def answer(results: Results) -> str:
     times = {way: only(results, quantity="time", way=way) for way in WAYS}
-    size = times["save"].conditions["checkpoint_bytes"]
+    size = times["save"].setting("checkpoint_bytes")
     plain = times["plain write"]
     speed = {way: results.judge(plain, times[way]).sentence() for way in WAYS[1:]}
     return (
-        f"Of the speed of a plain write, {units.size(size / plain.value)}/s for {units.size(size)}: "
+        f"Of the speed of a plain write, {units.size(size / plain.number)}/s for {units.size(size)}: "
         f"save {speed['save']}, verify {speed['verify']}, load {speed['load']}; torch.save, which notices nothing, "
         f"{speed['torch.save']}."
     )

@@ -27,6 +27,7 @@ from isoforward.base.datasheets import lookup
 from isoforward.base.environment import environment
 from isoforward.base.results import Results, Row, RowFields, read, select, write
 from isoforward.base.terminal import say
+from isoforward.base.vocabulary import Condition
 from isoforward.measure.benchmark import Measured, Part
 from isoforward.measure.case import Case
 from isoforward.measure.passes import Bench, derived, measure_apart
@@ -76,7 +77,7 @@ def concerned(axis: str) -> Iterator[tuple[str, str, str]]:
 
 def bench(case: Case, axis: str, factor: int) -> Bench:
     training, serving, _ = runs_of(case)
-    at = {"axis": axis, "factor": factor}
+    at: dict[str, Condition] = {"axis": axis, "factor": factor}
     wanted = {(life, phase) for life, phase, _ in concerned(axis)}
     works = [
         work.labelled(**at)
@@ -92,7 +93,7 @@ def bench(case: Case, axis: str, factor: int) -> Bench:
     return Bench(works=works, rows=rows)
 
 
-def slopes(points: list[tuple[int, Sequence[float]]]) -> list[float]:
+def slopes(points: Sequence[tuple[int, Sequence[float]]]) -> list[float]:
     """Of log time over log size, by least squares, one for each sample of the size that has fewest.
 
     Samples of different sizes are from different processes: which of them meet in a slope does not matter.
@@ -107,14 +108,14 @@ def exponents(case: Case, axis: str, measured: list[Row], by: Any) -> Iterator[R
     for life, phase, per in concerned(axis):
         about: RowFields = {"life": life, "phase": phase, "per": per}
         seen = select(measured, life=life, phase=phase, quantity="time")
-        part = Part(**about, conditions={"axis": axis, "how": "measured"})
-        yield derived(case, part, slopes([(int(r.conditions["factor"]), r.samples) for r in seen]), quantity="exponent")
+        part = Part(life=life, phase=phase, per=per, conditions={"axis": axis, "how": "measured"})
+        yield derived(case, part, slopes([(int(r.setting("factor")), r.samples) for r in seen]), quantity="exponent")
         at = {"axis": axis, "calibration": by.conditions["calibration"]}
         times = [(factor, [times[phase]]) for factor, (times, _) in zip(FACTORS, told, strict=True)]
         if all(samples[0] > 0 for _, samples in times):
             warnings = tuple(dict.fromkeys(why for _, warned in told for why in warned.get(phase, ())))
-            more = {"provenance": "predicted", "warnings": warnings, "value": slopes(times)[0]}
-            yield case.row(about, quantity="exponent", **more, conditions={**at, "how": "predicted"})
+            more: RowFields = {"provenance": "predicted", "warnings": warnings, "value": slopes(times)[0]}
+            yield case.row(about, more, quantity="exponent", conditions={**at, "how": "predicted"})
 
 
 def answer(results: Results) -> str:

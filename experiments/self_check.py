@@ -33,7 +33,7 @@ from isoforward.app.question import ask
 from isoforward.base import units
 from isoforward.base.config import ExperimentConfig, ModelConfig, TrackingConfig, at_least
 from isoforward.base.device import device_of
-from isoforward.base.results import Results, Row, only, select
+from isoforward.base.results import Results, Row, RowFields, only, select
 from isoforward.base.stopwatch import Stopwatch
 from isoforward.base.vocabulary import PHASES
 from isoforward.measure.benchmark import Measured, Pair, Part, Work, measure, phased, timed
@@ -147,7 +147,7 @@ def bench(case: Case, rounds: int, directory: str) -> Bench:
     instruments = [own("meter", lambda: lives.stopwatch.lap(empty)), own("tracker", tell_tracker)]
     alone = planted_works(case.device)
     planted = Planted(little, alone)
-    pairs = [(*each.parts, *bare.parts) for each in others] + planted.pairs
+    pairs = [(each.part, bare.part) for each in others] + planted.pairs
 
     def rows(measured: Measured) -> Iterator[Row]:
         tracker.finish()
@@ -176,9 +176,9 @@ class Planted:
                 )
 
     def part(self, phase: str, plant: str, planted_in: str) -> Part:
-        place = {"life": "training", "phase": "framework"} if phase == "alone" else at(phase)
+        life, where = ("training", "framework") if phase == "alone" else (life_of(phase), phase)
         conditions = self.case.training(plant=plant, planted_in=planted_in)
-        return Part(**place, per="step", conditions=conditions, quantity="own time")
+        return Part(life=life, phase=where, per="step", conditions=conditions, quantity="own time")
 
     @property
     def works(self) -> list[Work]:
@@ -193,14 +193,14 @@ class Planted:
         planted in, and the other one that most was found in."""
         for (kind, planted_in), (with_, without) in self.plants.items():
             alone_s = measured.estimate(*self.alone[kind].parts).median
-            pairs = measured.paired(*with_.parts, *without.parts)
+            pairs = measured.paired(with_.part, without.part)
             more = {
                 phase: [(each[n] - each[n + len(PHASES)]) / alone_s for each in pairs] for n, phase in enumerate(PHASES)
             }
             elsewhere = max(more.keys() - {planted_in}, key=lambda phase: abs(median(more[phase])))
             for phase in (planted_in, elsewhere):
                 conditions = self.case.training(plant=kind, planted_in=planted_in)
-                part = Part(**at(phase), per="step", conditions=conditions)
+                part = Part(life=life_of(phase), phase=phase, per="step", conditions=conditions)
                 yield derived(self.case, part, more[phase], quantity="added time")
 
 
@@ -219,7 +219,7 @@ def exactly(lives: BothLives) -> Iterator[Row]:
     """FLOPs of a planted product, and bytes of a planted tensor that stays, beyond what is there without them."""
     kept: list[torch.Tensor] = []
     matrix = torch.ones(SIDE, SIDE, device=lives.case.device)
-    about = {
+    about: dict[str, RowFields] = {
         "flops": {"convention": "model", "provenance": "counted"},
         "retained": {"provenance": "counted"},
     }
@@ -234,13 +234,14 @@ def exactly(lives: BothLives) -> Iterator[Row]:
             more = {phase: float(with_.get(phase, 0) - without.get(phase, 0)) for phase in PHASES}
             elsewhere = max(more.keys() - {planted_in}, key=lambda phase: abs(more[phase]))
             for phase in (planted_in, elsewhere):
-                fields = {"per": "step", "quantity": quantity, "value": more[phase]}
+                fields: RowFields = {"life": life_of(phase), "phase": phase, "per": "step", "quantity": quantity}
+                fields["value"] = more[phase]
                 conditions = lives.case.training(planted_in=planted_in)
-                yield lives.case.row(at(phase), **about[quantity], **fields, conditions=conditions)
+                yield lives.case.row(about[quantity], fields, conditions=conditions)
 
 
-def at(phase: str) -> dict[str, str]:
-    return {"life": "inference" if phase in ("prefill", "decode") else "training", "phase": phase}
+def life_of(phase: str) -> str:
+    return "inference" if phase in ("prefill", "decode") else "training"
 
 
 def decided(lives: BothLives, rounds: int) -> Iterator[Row]:
@@ -263,11 +264,11 @@ def decided(lives: BothLives, rounds: int) -> Iterator[Row]:
         for number in range(rounds):
             first = timed(case.clock, case.step("step", compared="first"), work)
             second = timed(case.clock, case.step("step", compared="second"), lives.step)
-            pair = (*first.parts, *second.parts)
+            pair = (first.part, second.part)
             found = measure([first, second], [pair], plan, seed=number).judgement(pair)
             outcomes["differs" if found.differs else found.outcome] += 1
         for outcome in ("differs", "equal", "undecided"):
-            about = {"life": "training", "phase": "step", "quantity": "decided", "per": "run"}
+            about: RowFields = {"life": "training", "phase": "step", "quantity": "decided", "per": "run"}
             conditions = case.conditions(compared=compared, outcome=outcome, comparisons=rounds)
             yield case.row(about, value=float(outcomes[outcome]), conditions=conditions)
 
@@ -279,13 +280,13 @@ def answer(results: Results) -> str:
         own = only(results, of=of)
         paired = results.judge(step, bare).ratio
         return (
-            f"{own.value * calls_per_step / bare.value:.3%} of a step of {units.seconds(bare.value)} "
+            f"{own.number * calls_per_step / bare.number:.3%} of a step of {units.seconds(bare.number)} "
             f"({paired.low:.3f}x to {paired.high:.3f}x in pairs)"
         )
 
     planted = select(results, quantity="added time")
-    there = [row.value for row in planted if row.phase == row.conditions["planted_in"]]
-    elsewhere = [abs(row.value) for row in planted if row.phase != row.conditions["planted_in"]]
+    there = [row.number for row in planted if row.phase == row.conditions["planted_in"]]
+    elsewhere = [abs(row.number) for row in planted if row.phase != row.conditions["planted_in"]]
     right = {"flops": 2 * SIDE**3, "retained": 4 * SIDE**2}
     wrong = [
         row
@@ -296,7 +297,7 @@ def answer(results: Results) -> str:
     told = []
     for compared in dict.fromkeys(row.conditions["compared"] for row in select(results, quantity="decided")):
         counts = {
-            row.conditions["outcome"]: row.value for row in select(results, quantity="decided", compared=compared)
+            row.conditions["outcome"]: row.number for row in select(results, quantity="decided", compared=compared)
         }
         shown = ", ".join(f"{outcome} {count:.0f}" for outcome, count in counts.items())
         told.append(f"{compared}: {shown}")

@@ -19,7 +19,7 @@ import math
 import random
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from isoforward.base.datasheets import calibrated_here
 from isoforward.base.disturbance import between, look
 from isoforward.base.environment import environment
 from isoforward.base.errors import BadInput
-from isoforward.base.results import Results, Row, only, select, write
+from isoforward.base.results import Results, Row, RowFields, only, row_of, select, write
 from isoforward.base.terminal import say
 from isoforward.measure.benchmark import Part, timed
 from isoforward.measure.case import Case, frozen_of, master_of
@@ -50,7 +50,7 @@ from isoforward.serve.decoding import room_for
 
 QUANTILES = {"p50": 0.50, "p95": 0.95, "p99": 0.99}
 WORDS = ("the", "of", "and", "to", "in", "a", "is", "that", "for", "it", "was", "with", "be", "by", "on", "not", "he")
-TIMES = {  # by quantity: of one answer
+TIMES: dict[str, Callable[[Answer], list[float]]] = {  # by quantity: of one answer
     "time to first token": lambda one: [one.ttft_s],
     "time per output token": lambda one: [] if one.tpot_s is None else [one.tpot_s],
     "time between tokens": lambda one: list(one.itl_s),
@@ -102,10 +102,9 @@ def questions(config: Serving, case: Case | None, seed: int) -> list[Question]:
 
 
 def told(quantity: str, value: float | None, phase: str = "run", per: str = "run", **more: Any) -> Row:
-    fields = {key: more.pop(key) for key in ("provenance", "reason", "low", "high", "samples", "unit") if key in more}
-    fields |= {key: more.pop(key) for key in ("interval", "confidence") if key in more}
-    about = {"experiment": "serving", "life": "inference", "phase": phase, "per": per}
-    return Row(**about, quantity=quantity, value=value, **fields, conditions=more)
+    own: Any = {key: more.pop(key) for key in RowFields.__optional_keys__ if key in more}
+    about: RowFields = {"life": "inference", "phase": phase, "per": per}
+    return row_of("serving", about, own, quantity=quantity, value=value, conditions=more)
 
 
 def quantile(times: Sequence[float], failures: int, wanted: float) -> float:
@@ -123,12 +122,12 @@ def rows(answers: Sequence[Answer], config: Serving, rate: float) -> Iterator[Ro
     for quantity, of in TIMES.items():
         times = [time_s for answer in good for time_s in of(answer)]
         for name, wanted in QUANTILES.items():
-            found, more = quantile(times, failed, wanted), at | {"quantile": name}
+            found, more = quantile(times, failed, wanted), {**at, "quantile": name}
             if math.isinf(found):
                 why = f"{failed} of {len(answers)} requests failed: {reasons[:200]}" if failed else "no answer had two"
                 yield told(quantity, None, per="sequence", provenance="unavailable", reason=why, **more)
             elif name == "p50" and not failed and len(times) >= 5:
-                kept = {**derived_fields(times), "samples": tuple(times[: config.requests])}
+                kept: Any = {**derived_fields(times), "samples": tuple(times[: config.requests])}
                 yield told(quantity, per="sequence", **kept, **more)
             else:
                 yield told(quantity, found, per="sequence", **more)
@@ -144,7 +143,7 @@ def rows(answers: Sequence[Answer], config: Serving, rate: float) -> Iterator[Ro
         for phase, tokens_s in (("prefill", read_s), ("decode", written_s)):
             if tokens_s:  # all of the device's time is charged to either
                 paid = {"served_tokens": 1e6, "price_per_hour": config.price_per_hour}
-                yield told("money", a_second / tokens_s * 1e6, phase, **paid, **at)
+                yield told("money", a_second / tokens_s * 1e6, phase, **(paid | at))
     if config.training_hours is not None and len(met) >= 0.9 * len(answers):
         tokens = config.training_hours * 3600 * (read_s + written_s)
         yield told("break-even", tokens, provenance="estimated", busy=1 - idle(answers), **at)
@@ -208,7 +207,7 @@ def queue_rows(case: Case, rates: Sequence[float]) -> Iterator[Row]:
 
 
 def expected_rows(found: Expected, rate: float) -> Iterator[Row]:
-    at = {"rate": rate, "how": "queueing model"}
+    at: dict[str, Any] = {"rate": rate, "how": "queueing model"}
     values = {"time to first token": found.ttft_s, "time per output token": found.tpot_s}
     for quantity, value in (values | {"time of a request": found.whole_s}).items():
         if math.isinf(value):
@@ -222,32 +221,32 @@ def expected_rows(found: Expected, rate: float) -> Iterator[Row]:
 
 
 def answer(results: Results) -> str:
-    rates = list(dict.fromkeys(row.conditions["rate"] for row in select(results, quantity="failed")))
+    rates = list(dict.fromkeys(row.setting("rate") for row in select(results, quantity="failed")))
     good = {rate: only(results, quantity="goodput", rate=rate) for rate in rates}
-    best = max(rates, key=lambda rate: good[rate].value)
+    best = max(rates, key=lambda rate: good[rate].number)
     first, last = rates[0], rates[-1]
 
     def at(rate: float, quantity: str, name: str) -> str:
         found = only(results, quantity=quantity, rate=rate, quantile=name)
         return "never" if found.value is None else units.seconds(found.value)
 
-    failed = only(results, quantity="failed", rate=last).value
-    tokens = only(results, quantity="served tokens", phase="decode", rate=best).value
+    failed = only(results, quantity="failed", rate=last).number
+    tokens = only(results, quantity="served tokens", phase="decode", rate=best).number
     said = (
         f"At {first:g} requests a second the first token comes after {at(first, 'time to first token', 'p50')} (p95 "
         f"{at(first, 'time to first token', 'p95')}) and the others every "
         f"{at(first, 'time per output token', 'p50')}; at {last:g} after {at(last, 'time to first token', 'p50')} (p95 "
         f"{at(last, 'time to first token', 'p95')}), {failed:.0%} of requests failing. Most requests met "
-        f"{good[best].conditions['goal']} at {best:g} a second: {units.digits(good[best].value)} a second, "
+        f"{good[best].conditions['goal']} at {best:g} a second: {units.digits(good[best].number)} a second, "
         f"{units.digits(tokens)} tokens/s"
     )
     if own := select(results, through="our own batch loop", quantity="time"):
-        most = max(own, key=lambda row: row.conditions["batch"] / row.value)
-        rate = most.conditions["batch"] * most.conditions["new_tokens"] / most.value
+        most = max(own, key=lambda row: row.setting("batch") / row.number)
+        rate = most.setting("batch") * most.setting("new_tokens") / most.number
         said += f"; our own loop gives {units.digits(rate)} in batches of {most.conditions['batch']}"
     if met := select(results, quantity="break-even"):
-        cheapest = min(met, key=lambda row: -row.value)
-        said += f"; {units.count(cheapest.value)} served tokens take as long as training did"
+        cheapest = min(met, key=lambda row: -row.number)
+        said += f"; {units.count(cheapest.number)} served tokens take as long as training did"
     return said + "."
 
 

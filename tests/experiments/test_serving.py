@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ def planted(due_s: float, ttft_s: float = 0.1, gap_s: float = 0.05, failure: str
     return Answer(due_s=due_s, token_s=times, end_s=times[-1], prompt_tokens=10, new_tokens=5, failure=failure)
 
 
-def config(**more: object) -> Serving:
+def config(**more: Any) -> Serving:
     return Serving(endpoint="http://host:1", requests=10, **more)
 
 
@@ -81,7 +82,7 @@ def test_a_server_is_loaded_and_told_of(
     assert asked(tmp_path, *overrides) == 0
     results = read(tmp_path / "run" / "results.jsonl")
     assert [row.value for row in select(results, quantity="failed")] == [0.0, 0.0]
-    assert only(results, quantity="time to first token", quantile="p99", rate=100.0).value > 0
+    assert only(results, quantity="time to first token", quantile="p99", rate=100.0).number > 0
     assert "requests a second the first token comes after" in (tmp_path / "run" / "answer.txt").read_text()
     assert max(map(len, capsys.readouterr().out.replace(str(tmp_path), "").splitlines())) <= 80
 

@@ -180,5 +180,5 @@ def test_hardware_that_is_not_known_is_named_and_nothing_is_written(
 def test_the_errors_that_plans_state_are_no_narrower_than_those_recorded() -> None:
     recorded = read(Path(__file__).parents[2] / "docs" / "recorded" / "predict" / "results.jsonl")
     for phase, (least, most) in HELD_OUT.items():
-        found = [row.value for row in select(recorded, quantity="error", phase=phase, of="time")]
+        found = [row.number for row in select(recorded, quantity="error", phase=phase, of="time")]
         assert least <= min(found) <= max(found) <= most

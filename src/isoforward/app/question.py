@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import ClassVar, Protocol
 
 import torch
 from rich.console import Console
@@ -14,7 +15,7 @@ from rich.console import Console
 import isoforward
 from isoforward.app.command_line import claim
 from isoforward.base import units
-from isoforward.base.config import ExperimentConfig, MeasureConfig, ModelConfig, Run
+from isoforward.base.config import ExperimentConfig, MeasureConfig, ModelConfig, Run, TrackingConfig
 from isoforward.base.device import best_device, device_of
 from isoforward.base.errors import BadInput
 from isoforward.base.results import Results, read
@@ -32,6 +33,17 @@ from isoforward.show.tables import show, show_rows
 from isoforward.show.wandb_tracker import Tracker, open_tracker
 
 Answer = Callable[[Results], str]
+
+
+class Tracked(Protocol):
+    """The config of a command whose answer is shown, and tracked where that is asked for."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[object]]]
+
+    @property
+    def tracking(self) -> TrackingConfig: ...
+
+
 PACKAGE = Path(isoforward.__file__).parent
 FRESH_VOCABULARY = 1024  # of fresh weights that no tokenizer belongs to: what data=shakespeare learns
 
@@ -127,7 +139,7 @@ def at_most(plan: MeasureConfig) -> str:
     return f", {units.seconds(whole_s)} of timing at most (measure.budget)"
 
 
-def tell(config: Run, run_dir: Path, console: Console, answer: Answer) -> None:
+def tell(config: Tracked, run_dir: Path, console: Console, answer: Answer) -> None:
     """The rows as a table, the answer as a sentence, and the report, all from results.jsonl alone."""
     results = read(run_dir / "results.jsonl")
     show_rows(console, results)
@@ -147,7 +159,7 @@ def conclude(config: Run, run_dir: Path, console: Console, *, job_type: str, sam
 
 
 def publish(
-    config: Run,
+    config: Tracked,
     run_dir: Path,
     console: Console,
     results: Results,
@@ -177,7 +189,7 @@ def publish(
         say(console, f"W&B      {tracker.url_or_sync}")
 
 
-def tracker_of(config: Run, run_dir: Path, console: Console, job_type: str, question: str = "train") -> Tracker:
+def tracker_of(config: Tracked, run_dir: Path, console: Console, job_type: str, question: str = "train") -> Tracker:
     return open_tracker(
         config.tracking,
         run_dir=run_dir,
@@ -190,7 +202,7 @@ def tracker_of(config: Run, run_dir: Path, console: Console, job_type: str, ques
     )
 
 
-def group_of(config: Run, run_dir: Path) -> str:
+def group_of(config: Tracked, run_dir: Path) -> str:
     """All that is asked of one model goes with its training."""
     checkpoint = config.checkpoint if isinstance(config, ExperimentConfig) else None
     if checkpoint is None:
