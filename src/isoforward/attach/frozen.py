@@ -29,14 +29,14 @@ class Call:
     autocast: torch.dtype | None  # None where it is off
 
     @classmethod
-    def of(cls, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+    def of(cls, module: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Call:
         device = next(module.parameters()).device
         held = tree_map_only(Tensor, Tensor.detach, (args, dict(kwargs)))  # not the graph that led to them
         on = torch.is_autocast_enabled(device.type)
         autocast = torch.get_autocast_dtype(device.type) if on else None
         return cls(module=module, args=held[0], kwargs=held[1], device=device, autocast=autocast)
 
-    def run(self) -> Any:
+    def run(self) -> object:
         kwargs = dict(self.kwargs)
         if isinstance(getattr(type(self.module), "loss_function", None), property):
             kwargs.pop("labels", None)  # inference has no loss

@@ -31,7 +31,7 @@ from isoforward.attach.account import BACKWARD, DATA, FORWARD, IGNORED, LOSS, OP
 from isoforward.attach.frozen import Call
 from isoforward.attach.ranks import COLLECTIVES, COMMUNICATION, unwrapped
 
-Function = Callable[..., Any]
+Function = Callable[..., object]
 
 
 class Hooks:
@@ -60,7 +60,7 @@ class Hooks:
 
     # What is replaced, and what is called instead
 
-    def replace(self, owner: Any, name: str, replacement: Function) -> None:
+    def replace(self, owner: object, name: str, replacement: Function) -> None:
         own = vars(owner).get(name)
         setattr(owner, name, replacement)
         if own is None:
@@ -70,7 +70,7 @@ class Hooks:
 
     def during(self, phase: str, function: Function) -> Function:
         @functools.wraps(function)
-        def timed(*args: Any, **kwargs: Any) -> Any:
+        def timed(*args: object, **kwargs: object) -> object:
             depth = self.account.enter(phase)
             try:
                 return function(*args, **kwargs)
@@ -79,7 +79,7 @@ class Hooks:
 
         return timed
 
-    def time(self, owner: Any, name: str, phase: str) -> None:
+    def time(self, owner: object, name: str, phase: str) -> None:
         self.replace(owner, name, self.during(phase, getattr(owner, name)))
 
     def watch_torch(self) -> None:
@@ -123,7 +123,7 @@ class Hooks:
         """Lightning calls a model that is wrapped, as by DDP, to get to its training_step, which is no forward."""
 
         @functools.wraps(function)
-        def step(*args: Any, **kwargs: Any) -> Any:
+        def step(*args: object, **kwargs: object) -> object:
             if self.calls and self.calls[-1] != IGNORED:
                 self.account.leave(self.calls[-1])
                 self.calls[-1] = IGNORED
@@ -146,7 +146,7 @@ class Hooks:
         if self.account.kind == TIMED and depth >= 0:
             self.capturing.append(Call.of(unwrapped(module), args, kwargs))
 
-    def after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
+    def after_forward(self, module: nn.Module, args: object, output: object) -> None:
         self.account.forward_ended(self.calls.pop())
 
     def _follow_mode(self, *, leaves: bool) -> None:
@@ -162,7 +162,7 @@ class Hooks:
         timed = self.during(DATA, function)
 
         @functools.wraps(function)
-        def fetch(*args: Any, **kwargs: Any) -> Any:
+        def fetch(*args: object, **kwargs: object) -> object:
             if self.validation_by_mode:
                 self._follow_mode(leaves=any(root.training for root in self.roots))
             return timed(*args, **kwargs)
@@ -173,7 +173,7 @@ class Hooks:
         timed = self.during(BACKWARD, function)
 
         @functools.wraps(function)
-        def backward(*args: Any, **kwargs: Any) -> Any:
+        def backward(*args: object, **kwargs: object) -> object:
             if self.validation_by_mode:
                 self._follow_mode(leaves=True)
             return timed(*args, **kwargs)
@@ -184,7 +184,7 @@ class Hooks:
         timed = self.during("transfer", function)
 
         @functools.wraps(function)
-        def to(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+        def to(tensor: Tensor, *args: object, **kwargs: object) -> object:
             within = self.account.stack
             return (function if within or not moves(tensor, args, kwargs) else timed)(tensor, *args, **kwargs)
 
@@ -201,7 +201,7 @@ class Hooks:
         timed = self.during(RESIDUAL, closure)  # what it calls has phases of its own
         return (args, kwargs | {"closure": timed}) if "closure" in kwargs else ((args[0], timed, *args[2:]), kwargs)
 
-    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _after_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
         if self.updates:
             self.account.step_ended(self.updates.pop(), leads=optimizer is self.lead)
 
@@ -209,9 +209,9 @@ class Hooks:
 class Unhooked:
     """In place of the hooks in a pickled model."""
 
-    def before_forward(self, module: nn.Module, args: Any, kwargs: Any) -> None: ...
+    def before_forward(self, module: nn.Module, args: object, kwargs: object) -> None: ...
 
-    def after_forward(self, module: nn.Module, args: Any, output: Any) -> None: ...
+    def after_forward(self, module: nn.Module, args: object, output: object) -> None: ...
 
 
 def callable_modules(root: nn.Module) -> Iterator[nn.Module]:

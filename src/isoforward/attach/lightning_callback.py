@@ -51,7 +51,7 @@ class PhaseCosts(Callback):  # type: ignore[misc]
         hooks.time(trainer, "save_checkpoint", "checkpointing")
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         """At the steps, and at the place on the x axis, where the trainer's own figures are."""
         connector = trainer._logger_connector
@@ -72,7 +72,7 @@ class PhaseCosts(Callback):  # type: ignore[misc]
             self.phases = measurement.finish(path, ended=ended)
 
 
-def calls_of(trainer: Trainer) -> Any:
+def calls_of(trainer: Trainer) -> object:
     """The module that calls callbacks: lightning.pytorch and pytorch_lightning have one each."""
     loop: Any = sys.modules[type(trainer.fit_loop.epoch_loop).__module__]
     return loop.call

@@ -66,7 +66,7 @@ class StepCosts:
 
 def phase_costs(
     model: nn.Module | None = None,
-    optimizer: Any = None,
+    optimizer: object = None,
     *,
     every: int = 4,
     warmup: int = 3,

@@ -46,7 +46,7 @@ class PhaseCostsCallback(TrainerCallback):  # type: ignore[misc]
         hooks.time(Trainer, "_evaluate", "validation")
         hooks.time(Trainer, "_save_checkpoint", "checkpointing")
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_end(self, args: object, state: object, control: object, **kwargs: object) -> None:
         self._finish(args, ended=True)
 
     def _finish(self, args: Any, *, ended: bool) -> None:
