@@ -606,8 +606,8 @@ def test_bad_input_is_named(override: dict[str, Any], named: str) -> None:
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(BadInput, match=r"kernel=flahs.*did you mean flash"):
         footprint.saved_bytes(GPT2, batch=1, length=8, kernel="flahs")
-    with pytest.raises(BadInput, match="dtype=fp8"):
-        footprint.weight_bytes(GPT2, dtype="fp8")
+    with pytest.raises(BadInput, match="dtype=fp7"):
+        footprint.weight_bytes(GPT2, dtype="fp7")
     with pytest.raises(BadInput, match="optimizer=lion"):
         cost.optimizer_flops(GPT2, optimizer="lion")
     with pytest.raises(BadInput, match=r"model\.vocab"):

@@ -30,6 +30,7 @@ from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from isoforward.base import device as devices
 from isoforward.base.device import device_of
 from isoforward.base.memory_readers import Memory, Unmeasured
 from isoforward.measure.flops import Scope, decomposed, layers_of
@@ -98,7 +99,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.scope = Scope(layers_of(model))
         self.device = device
-        self.unit = 1 if device.type == "meta" else device_of(device).allocation_bytes
+        self.unit = device_of(device).allocation_bytes if device.type in devices.KINDS else 1  # meta: nothing is handed out
         self.memory = memory or Unmeasured()
         self.live: dict[int, Block] = {}
         self.total = 0
