@@ -56,7 +56,7 @@ QUESTIONS = {
     "throughput": ["throughput", *precisely(20)],
     "adapters": ["adapters", *precisely(40)],
     "rl_step": ["rl_step", *precisely(60)],
-    "attach_overhead": ["attach_overhead", *PLAIN],
+    "attach_overhead": ["attach_overhead", *precisely(40)],
     "break_even": ["break_even", "model=llama3_8b", "hardware=h100", "tokens=15e12", "price_per_hour=2.5", *PLAIN],
     "plan": ["plan", "model=llama3_8b", "hardware=a100", "batch=2", "length=1024", "price_per_hour=2", *PLAIN],
     "lifetime": ["lifetime", "like=13e9", "price_per_hour=2", *PLAIN],

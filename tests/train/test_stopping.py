@@ -26,6 +26,17 @@ def resuming(what: str, run_dir: Path) -> TrainConfig:
     return TrainConfig(run_dir=str(run_dir), trainer=TrainerConfig(resume=what))
 
 
+def test_a_run_goes_on_that_began_before_a_key_was_there(tmp_path: Path) -> None:
+    config = began(tmp_path, TrainConfig())
+    kept = tmp_path / "config.yaml"
+    before = yaml.safe_load(kept.read_text())
+    del before["adapter"], before["optim"]["muon_lr"]
+    kept.write_text(yaml.safe_dump(before))
+    refuse_another(config)
+    with pytest.raises(BadInput, match=r"optim\.muon_lr=0\.5 \(began with 0\.02\)"):
+        refuse_another(dataclasses.replace(config, optim=OptimConfig(muon_lr=0.5)))
+
+
 def test_the_same_config_goes_on_and_another_is_named_key_by_key(tmp_path: Path) -> None:
     config = began(tmp_path, TrainConfig())
     refuse_another(config)

@@ -99,7 +99,9 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.scope = Scope(layers_of(model))
         self.device = device
-        self.unit = device_of(device).allocation_bytes if device.type in devices.KINDS else 1  # meta: nothing is handed out
+        self.unit = (
+            device_of(device).allocation_bytes if device.type in devices.KINDS else 1
+        )  # meta: nothing is handed out
         self.memory = memory or Unmeasured()
         self.live: dict[int, Block] = {}
         self.total = 0

@@ -193,7 +193,8 @@ def refuse_another(config: TrainConfig) -> None:
     path = Path(config.run_dir) / "config.yaml"
     if not path.is_file():
         raise BadInput(f"{path} is missing: trainer.resume goes on with a run of python train.py")
-    began = flat(read_yaml(path))
+    defaults = flat(dataclasses.asdict(TrainConfig()))  # of keys that came after the run began
+    began = defaults | flat(read_yaml(path))
     now = flat(dataclasses.asdict(config))
     keys = sorted(key for key in began.keys() | now.keys() if not key.startswith(MAY_DIFFER))
     if unlike := [
