@@ -26,6 +26,7 @@ def generate(config: GenerateConfig) -> None:
         draft_tokens=config.draft_tokens,
         compile=config.compile,
         batch=len(prompts),
+        exact=config.exact,
         lora=config.lora,
     )
     ids = [encoded(module, prompt, config) for prompt in prompts]

@@ -427,6 +427,7 @@ class GenerateConfig:
     draft_tokens: int = 4  # that it proposes before each forward of the model
     compile: bool = False  # the decoding step
     lora: str | None = None  # directory of an adapter, served beside the base that it was trained on
+    exact: bool = False  # the bits of training's forward, at a price
 
     def __post_init__(self) -> None:
         at_least("max_new_tokens", self.max_new_tokens, 0)
@@ -449,6 +450,8 @@ class GenerateConfig:
             raise BadInput("draft= serves one prompt, with a cache: leave out prompts_file=, compile= and cache=")
         if self.compile and not self.cache:
             raise BadInput("compile=true compiles the cached step: leave out cache=false")
+        if self.exact and not self.cache:
+            raise BadInput("exact=true decodes with a cache: leave out cache=false")
         if self.chat and self.prompt is None and self.prompts_file is None:
             raise BadInput("chat=true needs a message: prompt= or prompts_file=")
         if self.chat and (self.parse_special or not self.add_special_tokens):

@@ -18,6 +18,7 @@ from isoforward.model.footprint import kv_bytes
 from isoforward.model.gpt import GPT, KVCache
 from isoforward.model.steps import decode, decode_uncached, prefill
 from isoforward.serve.compiled import StaticKVCache, compiled_decode
+from isoforward.serve.exact import ExactKVCache
 
 FEW = 512  # tokens that nearly always hold the mass that top_p asks for
 COMPILED_FOR = 256  # positions: a step is compiled for each capacity anew, so that few of them should differ
@@ -120,9 +121,10 @@ def refuse_unservable(model: GPT, prompts: Sequence[Sequence[int]]) -> None:
         raise BadInput(f"the prompt has {longest} tokens and the model's context holds {model.config.context}")
 
 
-def room_for(model: GPT, *, batch: int, capacity: int, padding: Tensor | None = None) -> KVCache:
+def room_for(model: GPT, *, batch: int, capacity: int, padding: Tensor | None = None, exact: bool = False) -> KVCache:
     """An empty cache, or BadInput where it would take more memory than there is."""
     device = model.embedding.weight.device
+    capacity = model.config.context if exact else capacity
     needed = model.dtype.itemsize * kv_bytes(model.config, batch=batch, length=capacity, dtype="int8")
     free = device_of(device).free_bytes()
     if free is not None and needed > free:
@@ -130,6 +132,9 @@ def room_for(model: GPT, *, batch: int, capacity: int, padding: Tensor | None = 
             f"the KV cache of {batch} x {capacity} positions takes {units.size(needed)} and {units.size(free)} "
             "are free; serve fewer prompts at once, or write a smaller max_new_tokens"
         )
+    if exact:
+        assert padding is not None
+        return ExactKVCache(model.config, batch=batch, dtype=model.dtype, padding=padding)
     return KVCache(model.config, batch=batch, capacity=capacity, dtype=model.dtype, device=device, padding=padding)
 
 
@@ -142,19 +147,23 @@ def forward_passes(
     ends: Collection[int] = (),
     cache: bool = True,
     compile: bool = False,
+    exact: int = 0,
 ) -> Iterator[Pass]:
     """The whole of inference: a forward over the prompts, then a forward a token until each row has ended.
 
     Rows of unlike lengths are padded at the left. A row ends with one of `ends`, with `max_new_tokens`, or where its
     own tokens fill the context; ended rows leave the batch, and so does padding that no row left needs. Prompts longer
-    than the context, and a cache larger than memory, raise BadInput before anything runs.
+    than the context, and a cache larger than memory, raise BadInput before anything runs. `exact` is what
+    `exact.use_exact` gave for the model: its logits then have the bits of training's forward.
     """
     refuse_unservable(model, prompts)
     lengths = [len(prompt) for prompt in prompts]
     longest = max(lengths)
+    if exact:  # rows in multiples of it, in the prompt's products as well
+        longest = min(math.ceil(longest / exact) * exact, model.config.context)
     device = model.embedding.weight.device
     padding = None
-    if min(lengths) < longest:
+    if min(lengths) < longest or exact:
         padding = torch.tensor([longest - length for length in lengths], device=device)
     tokens = torch.tensor([[p[0]] * (longest - len(p)) + list(p) for p in prompts], device=device)  # (B, T)
     steps = min(max_new_tokens, model.config.context - min(lengths) + 1)
@@ -164,7 +173,8 @@ def forward_passes(
         capacity = longest + steps
         if compile:
             capacity = math.ceil(capacity / COMPILED_FOR) * COMPILED_FOR
-        past = room_for(model, batch=len(prompts), capacity=min(capacity, model.config.context), padding=padding)
+        capacity = min(capacity, model.config.context)
+        past = room_for(model, batch=len(prompts), capacity=capacity, padding=padding, exact=exact > 0)
     one_more: Callable[..., Tensor] = compiled_decode(device.type) if compile else decode
     chosen = tokens[:, -1]
     rows = list(range(len(prompts)))

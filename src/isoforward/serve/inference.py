@@ -27,6 +27,7 @@ from isoforward.model.gpt import GPT
 from isoforward.model.kernels import kernels_of, use_kernels
 from isoforward.serve.continuation import Continuation
 from isoforward.serve.decoding import Pass, Sampling, forward_passes
+from isoforward.serve.exact import refuse_inexact, use_exact
 from isoforward.serve.quantised import quantise, refuse_unquantisable
 from isoforward.serve.speculative import speculative_passes
 
@@ -37,7 +38,7 @@ class InferenceModule(nn.Module):
     """A frozen GPT and its tokenizer. Its forward is the model's own, under `torch.inference_mode`.
 
     With a `draft`, a smaller model of the same tokenizer proposes `draft_tokens` at a time, which changes the speed and
-    not what is drawn; `compile` decodes through a compiled step.
+    not what is drawn; `compile` decodes through a compiled step; `exact` decodes with the bits of training's forward.
     """
 
     def __init__(
@@ -48,11 +49,13 @@ class InferenceModule(nn.Module):
         draft: InferenceModule | None = None,
         draft_tokens: int = 4,
         compile: bool = False,
+        exact: bool = False,
     ) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
-        self.passes: Callable[..., Iterator[Pass]] = partial(forward_passes, compile=compile)
+        rows = use_exact(model) if exact else 0
+        self.passes: Callable[..., Iterator[Pass]] = partial(forward_passes, compile=compile, exact=rows)
         if draft is not None:
             if draft.tokenizer.sha256 != tokenizer.sha256:
                 raise Integrity("draft: its tokenizer is another than the model's; take one trained with the same")
@@ -218,6 +221,7 @@ def load(
     kernels: str = "auto",
     batch: int = 1,
     lora: str | Path | None = None,
+    exact: bool = False,
 ) -> InferenceModule:
     """From a run, an export, a training checkpoint, a Transformers directory, a safetensors or a GGUF file.
 
@@ -225,11 +229,21 @@ def load(
     BadInput where nothing is there, Integrity where a file is not what its manifest says, or the draft's tokenizer
     another. `lora` is an adapter's directory: it is served beside the weights, which must be those it was trained on,
     and in its precision where none is asked for. `kernels` auto decodes `batch` prompts at once by the kernels that are
-    the fastest here, reference by PyTorch's plain ones.
+    the fastest here, reference by PyTorch's plain ones. `exact` decodes with training's bits, at a price.
     """
     one_of("precision", precision, PRECISIONS)
     one_of("kernels", kernels, KERNELS)
     path = find_export(checkpoint)
+    if exact:
+        refuse_inexact(
+            {
+                "precision=int8": precision == "int8",
+                "draft=": draft is not None,
+                "compile=true": compile,
+                "lora=": lora is not None,
+                f"device={device}": device != "cpu",
+            }
+        )
     if lora is not None and precision == "int8":
         raise BadInput("lora= is served in the precision it was trained in; leave out precision=int8")
     if lora is not None and precision == "auto":
@@ -245,7 +259,7 @@ def load(
         add_adapter(model, Path(lora))
     if precision == "int8":
         quantise(model)
-    elif kernels == "auto" and not compile:
+    elif kernels == "auto" and not (compile or exact):
         use_kernels(model, kernels_of(model.config, model.dtype, torch.device(device), (1, batch)))
     smaller = None if draft is None else load(draft, precision=precision, device=device, kernels=kernels)
-    return InferenceModule(model, tokenizer, draft=smaller, draft_tokens=draft_tokens, compile=compile)
+    return InferenceModule(model, tokenizer, draft=smaller, draft_tokens=draft_tokens, compile=compile, exact=exact)
