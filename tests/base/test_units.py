@@ -7,7 +7,15 @@ from isoforward.base import units
 
 @pytest.mark.parametrize(
     ("value", "said"),
-    [(0.0, "0"), (0.9996, "1.00"), (9.996, "10.0"), (123.4, "123"), (12345.0, "12,345"), (0.00123, "0.00123")],
+    [
+        (0.0, "0"),
+        (0.9996, "1.00"),
+        (9.996, "10.0"),
+        (123.4, "123"),
+        (12345.0, "12,345"),
+        (0.00123, "0.00123"),
+        (2.346e-6, "2.35e-06"),
+    ],
 )
 def test_a_number_has_three_significant_digits(value: float, said: str) -> None:
     assert units.digits(value) == said

@@ -8,11 +8,15 @@ TIME = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
 SIZE = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B"))
 COUNT = ((1e24, "Y"), (1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 
+SMALL = 1e-4  # a number below it is written with its power of ten
+
 
 def digits(value: float) -> str:
     """Three significant ones."""
     if value == 0:
         return "0"
+    if abs(value) < SMALL:
+        return f"{value:.2e}"
     value = float(f"{value:.3g}") if abs(value) < 1000 else value  # 0.9996 is 1.00
     places = max(0, 2 - math.floor(math.log10(abs(value))))
     return f"{value:,.{places}f}"

@@ -62,6 +62,14 @@ QUANTITIES = {
     "rollout": Quantity(("of a step",), "share of a reinforcement-learning step's time that is spent on answers"),
     "rollout elsewhere": Quantity(("of a step",), "the same, predicted for other hardware"),
     "importance ratio": Quantity(("x",), "a token under the policy over it under its sampler: the largest, either way"),
+    "distance from fp64": Quantity(("nat",), "mean difference of log-probabilities from those of a forward in fp64"),
+    "moved by a kernel": Quantity(("nat",), "mean difference of log-probabilities that one kernel of serving makes"),
+    "moved by company": Quantity(("differing logits",), "of one sequence, when what is decoded beside it changes"),
+    "equal": Quantity(("of tokens",), "share whose log-probability is the same fp32 number in serving and training"),
+    "clipped": Quantity(("of tokens",), "share whose importance ratio lies outside 1 +- 0.2"),
+    "divergence": Quantity(("nat",), "KL divergence of training's distribution from serving's, a token"),
+    "flips": Quantity(("in 1000",), "tokens at which the likeliest one is another"),
+    "agreed": Quantity(("token",), "greedy tokens before the first that is not training's likeliest"),
     "accepted": Quantity(("of proposals",), "share of a draft's tokens that the large model kept"),
     "tokens a forward": Quantity(("token",), "tokens gained by one forward of the large model"),
     "operators": Quantity(("s",), "time inside one kind of operator"),
@@ -214,6 +222,7 @@ CONDITIONS = {
     # experiments
     "comparisons": "how many were made",
     "spread": "of the samples",
+    "statistic": "which one of many values, or of ways to estimate it",
     # load
     "rate": "requests a second, as a Poisson process",
     "requests": "sent at that rate",

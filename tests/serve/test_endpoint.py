@@ -1,0 +1,141 @@
+"""A server of OpenAI's completions, as vLLM and others answer, and everything that one can do wrong."""
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import pytest
+
+from isoforward.base.errors import BadInput
+from isoforward.data.tokenizer import Tokenizer
+from isoforward.serve import endpoint
+from isoforward.serve.endpoint import Endpoint
+
+TOKENIZER = Tokenizer.from_characters(["the king\n"])
+KING = TOKENIZER.encode("king")
+LOGPROBS = [-0.5, -1.5, -2.5, -0.25]
+
+
+def answered(**more: Any) -> dict[str, Any]:
+    """As vLLM 0.32 answers."""
+    logprobs = {"tokens": list("king"), "token_logprobs": LOGPROBS, "text_offset": [0, 1, 2, 3], "top_logprobs": None}
+    choice = {"index": 0, "text": "king", "logprobs": logprobs, "finish_reason": "length", "token_ids": KING}
+    return {"object": "text_completion", "choices": [{**choice, **more}], "usage": {"prompt_tokens": 3}}
+
+
+class Server:
+    """On loopback: `says` is its answer to completions, a status with a body, or None to hang up."""
+
+    def __init__(self) -> None:
+        self.says: tuple[int, bytes] | None = (200, json.dumps(answered()).encode())
+        self.refuses_ids = False
+        self.goes_on = threading.Event()  # set: it answers at once
+        self.goes_on.set()
+        self.asked: list[dict[str, Any]] = []
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.reply(200, json.dumps({"data": [{"id": "king"}]}).encode())
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                server.asked.append(body)
+                server.goes_on.wait(5)
+                if server.refuses_ids and isinstance(body["prompt"], list):
+                    self.reply(422, b'{"detail": "prompt: Input should be a valid string"}')
+                elif server.says is not None:
+                    self.reply(*server.says)
+
+            def reply(self, status: int, body: bytes) -> None:
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: object) -> None:
+                """Quiet."""
+
+        self.http = HTTPServer(("127.0.0.1", 0), Handler)
+        self.http.handle_error = lambda *_: None  # type: ignore[method-assign]  # a client that waited no longer
+        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    thread = threading.Thread(target=server.http.serve_forever)
+    thread.start()
+    yield server
+    server.http.shutdown()
+    thread.join()
+    server.http.server_close()
+
+
+def complete(server: Server) -> endpoint.Answer:
+    prompt = TOKENIZER.encode("the")
+    return Endpoint(server.url, TOKENIZER).complete(prompt, new_tokens=4, temperature=1.0, seed=7)
+
+
+def test_prompts_go_as_ids_and_tokens_come_with_their_logprobs(server: Server) -> None:
+    answer = complete(server)
+    assert (answer.tokens, answer.logprobs) == (KING, LOGPROBS)
+    (asked,) = server.asked
+    assert asked["prompt"] == TOKENIZER.encode("the")
+    assert (asked["model"], asked["max_tokens"], asked["temperature"], asked["seed"]) == ("king", 4, 1.0, 7)
+
+
+def test_a_server_that_takes_text_alone_and_gives_texts_is_understood(server: Server) -> None:
+    server.refuses_ids = True
+    server.says = (200, json.dumps(answered(token_ids=None)).encode())
+    assert complete(server).tokens == KING
+    assert server.asked[-1]["prompt"] == "the"
+
+
+def broken(**more: Any) -> bytes:
+    return json.dumps(answered(**more)).encode()
+
+
+LOGPROBS_OF = answered()["choices"][0]["logprobs"]
+
+
+@pytest.mark.parametrize(
+    ("says", "told"),
+    [
+        ((200, broken(logprobs=None)), "gives no log-probabilities"),
+        ((200, broken(logprobs={**LOGPROBS_OF, "token_logprobs": [None] * 4})), "gives None where a log-probability"),
+        ((200, broken(token_ids=KING[:2])), "4 log-probabilities for 2 tokens"),
+        ((200, broken(token_ids=[1, 2, 3, 99])), "another tokenizer than the checkpoint's: it gives token 99"),
+        ((200, broken(token_ids=None, logprobs={**LOGPROBS_OF, "tokens": ["ki", "n", "g", "!"]})), "another tokenizer"),
+        ((200, json.dumps({**answered(), "usage": {"prompt_tokens": 4}}).encode()), "reads 4 tokens in a prompt of 3"),
+        ((200, b"<html>hello</html>"), "gives no answer"),
+        ((200, b'{"choices": []}'), "gives no log-probabilities"),
+        ((200, b"[]"), "no choices: it does not speak OpenAI's completions"),
+        ((500, b'{"error": "out of memory"}'), "refuses /completions with 500: .*out of memory"),
+        (None, "gives no answer"),
+    ],
+)
+def test_what_a_server_does_wrong_is_told_in_one_line(
+    server: Server, says: tuple[int, bytes] | None, told: str
+) -> None:
+    server.says = says
+    with pytest.raises(BadInput, match=told) as refusal:
+        complete(server)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_server_that_is_not_there_is_told() -> None:
+    with pytest.raises(BadInput, match=r"gives no answer .*refused.*start the server"):
+        Endpoint("http://127.0.0.1:9/v1", TOKENIZER)
+    with pytest.raises(BadInput, match="must begin with http"):
+        Endpoint("127.0.0.1:8000/v1", TOKENIZER)
+
+
+def test_a_server_that_does_not_answer_in_time_is_told(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint, "ANSWER_S", 0.05)
+    server.goes_on.clear()
+    with pytest.raises(BadInput, match=r"gives no answer .*timed out"):
+        complete(server)
+    server.goes_on.set()
