@@ -30,7 +30,7 @@ from isoforward.base.device import best_device
 from isoforward.base.environment import environment as environment_of
 from isoforward.base.errors import BadInput, Integrity, Stopped
 from isoforward.base.memory_readers import held_bytes
-from isoforward.base.results import read, write
+from isoforward.base.results import Row, read, write
 from isoforward.base.storage import TIME_IS_UP, remove, write_atomically
 from isoforward.base.terminal import say
 from isoforward.base.units import size
@@ -50,6 +50,7 @@ from isoforward.formats.untrusted import harmless
 from isoforward.lesson.page import write_lesson
 from isoforward.measure.both_lives import measure_both_lives
 from isoforward.measure.case import Case, differing_logits, with_kernels
+from isoforward.measure.mismatch import closeness
 from isoforward.model import cost
 from isoforward.model.adapter_cost import trained_parameters
 from isoforward.model.adapters import adapt
@@ -194,6 +195,7 @@ def finish(
     device = best_device(config.trainer.accelerator).where  # Lightning has moved the module from there
     results = run_dir / "results.jsonl"
     results.unlink(missing_ok=True)  # of an attempt that did not finish
+    beside: list[Row] = []
     if config.measure.enabled:
         case = Case(
             experiment="train",
@@ -215,6 +217,7 @@ def finish(
         )
         say(console, f"measuring both lives{at_most(config.measure)}")
         measure_both_lives(with_kernels(case), results, command_line())
+        beside = closeness(case, model, served.model, tokens[0].tolist())
     known = read(results).environments if results.exists() else {}
     where = (
         next(iter(known.values()))
@@ -222,6 +225,7 @@ def finish(
         else environment_of(command_line(), best_device(config.trainer.accelerator).where)
     )
     write(results, [*([] if known else [where]), *outcome.rows(where.id, text=corpus.hash[:12])])
+    write(results, [dataclasses.replace(row, environment=where.id) for row in beside])
     prompt = askable(config.sample_prompt, corpus)
     sample = harmless(prompt + str(served.generate(prompt, max_new_tokens=100, seed=config.seed)))
     describe(config, model, outcome, corpus, run_dir, [prompt, sample])

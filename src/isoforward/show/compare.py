@@ -83,8 +83,17 @@ class BothLives:
         return (
             f"Training this model costs {told}; a decoded token takes "
             f"{units.seconds(decode.time_per_token_s)}, {units.times(self.decode_ratio)} a trained one "
-            f"({units.seconds(self.step.time_per_token_s)})."
+            f"({units.seconds(self.step.time_per_token_s)}).{self.closeness}"
         )
+
+    @property
+    def closeness(self) -> str:
+        """How far served log-probabilities are from training's; empty where that was not measured."""
+        apart = at_most_one(self.results, quantity="difference", statistic="largest")
+        if apart is None or apart.value is None:
+            return ""
+        tokens = apart.conditions["new_tokens"]
+        return f" Served log-probabilities are within {apart.value:.1e} nat of training's, over {tokens} tokens."
 
 
 def with_ends(ratio: Ratio) -> str:
