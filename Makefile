@@ -3,7 +3,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 TORCH := torch==2.13.0
 
-.PHONY: train test slow soak lint gallery record docs clean
+.PHONY: train test slow soak engine lint gallery record docs clean
 
 train: $(READY)  ## set-up from nothing, then python train.py; ARGS="model=small" for overrides
 	$(BIN)/python train.py $(ARGS)
@@ -16,6 +16,14 @@ slow: $(READY)  ## the tests that take minutes
 
 soak: $(READY)  ## an hour, for memory, files and threads
 	$(BIN)/python -m pytest -m soak -s $(ARGS)
+
+engine: .venv-engine/.ready  ## vLLM for CPUs, in an environment of its own, for tests/engine and mismatch endpoint=
+
+.venv-engine/.ready: tests/engine/requirements.txt
+	$(PYTHON) -m venv .venv-engine
+	.venv-engine/bin/python -m pip install --quiet $(TORCH)
+	.venv-engine/bin/python -m pip install --quiet --no-deps --requirement tests/engine/requirements.txt
+	@touch .venv-engine/.ready
 
 lint: $(READY)  ## ruff, mypy, and which room may import which
 	$(BIN)/ruff check .
