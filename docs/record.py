@@ -63,6 +63,8 @@ QUESTIONS = {
     "fits": ["fits", *PLAIN],
     "predict": ["predict", *PLAIN],
     "scaling": ["scaling", *PLAIN],
+    "mismatch": ["mismatch", TRAINED, "precision=fp32", *precisely(20)],
+    "mismatch_bf16": ["mismatch", TRAINED, "precision=bf16", *precisely(20)],
     "saving": ["saving", *PLAIN],
     "self_check": ["self_check", *PLAIN],
 }
