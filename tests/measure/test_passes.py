@@ -56,6 +56,9 @@ def test_what_varies_between_processes_is_in_every_interval(tmp_path: Path) -> N
         assert row.low < min(times_s) and row.high > max(times_s)  # Student's t of three, with two degrees of freedom
         assert sorted(set(row.samples)) == sorted(float(time_s) for time_s in times_s)
         assert median(row.samples) == row.value
+    (verdict,) = found.verdicts
+    missed = "2 of 2 times are known less precisely than 5%"  # processes differ by half
+    assert any(reason.startswith(missed) for reason in verdict.reasons)
     judged = found.judge(only(found, phase="step", quantity="time"), only(found, phase="forward", quantity="time"))
     assert judged.ratio.value == pytest.approx(0.5)
 

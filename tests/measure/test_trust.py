@@ -69,3 +69,10 @@ def test_at_most_two_reasons_are_given_and_stopping_comes_first() -> None:
 def test_a_training_that_ran_once_is_judged_by_what_else_ran() -> None:
     assert alone("speedrun", Disturbance(elapsed_s=100.0, others_s=1.0)).trusted
     assert not alone("speedrun", Disturbance(elapsed_s=100.0, others_s=60.0)).trusted
+
+
+def test_what_several_processes_leave_open_takes_more_of_them() -> None:
+    missed = (Imprecise(name="training loss", half_width=0.06),)
+    (reason,) = reasons(dataclasses.replace(PLAN, processes=3), imprecise=missed)
+    assert reason.startswith("1 of 6 times are known less precisely than 3%, training loss to 6.0%")
+    assert "write measure.processes=12" in reason

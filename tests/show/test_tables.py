@@ -8,7 +8,7 @@ from rich.console import Console
 
 from isoforward.base.results import Results, Row
 from isoforward.base.vocabulary import Condition
-from isoforward.show.tables import against_forward, show_rows
+from isoforward.show.tables import against_forward, fewest, shared, show_rows
 from tests import planted
 
 
@@ -67,3 +67,27 @@ def test_a_ratio_is_shown_only_where_it_differs_from_one(slower: float, noise: f
     pairs = [planted.timed("training", "forward", "step", samples)]
     pairs.append(planted.timed("inference", "forward", "step", [1.0] * 8))
     assert against_forward(planted.results_of(pairs).judge(*pairs)) == told
+
+
+def test_columns_are_the_fewest_conditions_that_tell_rows_of_a_phase_apart() -> None:
+    """Batch and prompt tell lives apart, which the phase does already; tokens and length follow from the batch."""
+
+    def timed(life: str, phase: str, **conditions: str | int) -> Row:
+        about = {"experiment": "x", "life": life, "phase": phase, "quantity": "time", "per": "step"}
+        return Row(**about, value=1.0, conditions=conditions)  # type: ignore[arg-type]  # all of them are text
+
+    rows = [
+        timed(life, phase, checkpointing=way, **own)
+        for way in ("none", "full")
+        for life, phase, own in (
+            ("training", "optimizer", {"batch": 8, "length": 256, "optimizer": "adamw"}),
+            ("inference", "prefill", {"batch": 1, "prompt": 64, "new_tokens": 64}),
+        )
+    ]
+    assert fewest(rows) == ["checkpointing"]
+    assert shared(rows) == {}
+    console = Console(width=80, file=io.StringIO(), record=True)
+    show_rows(console, Results(rows=tuple(rows), environments={}, verdicts=(), warnings=()))
+    shown = console.export_text()
+    assert {"checkpointing", "optimizer", "inference", "prefill"} <= set(shown.split())
+    assert max(map(len, shown.splitlines())) <= 80

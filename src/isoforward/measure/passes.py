@@ -30,7 +30,7 @@ from isoforward.base.subprocesses import Failed, run_isolated
 from isoforward.measure.benchmark import Measured, Pair, Part, Progress, Work, measure
 from isoforward.measure.case import Case
 from isoforward.measure.roofline import peak_rows, reference_works
-from isoforward.measure.trust import Findings, findings, verdict
+from isoforward.measure.trust import Findings, Times, findings, imprecise_of, verdict
 
 DIGITS = 7  # significant ones of a sample that is kept
 
@@ -65,7 +65,7 @@ class Told:
     """What one process measured, as it travels back."""
 
     where: Environment
-    times: Sequence[tuple[Part, Estimate, Sequence[float]]]  # and the samples that were taken again
+    times: Sequence[tuple[int, Part, Estimate, Sequence[float]]]  # of which work, and the samples taken again
     compared: Sequence[Compared]
     rows: Sequence[Row]
     findings: Findings
@@ -107,8 +107,13 @@ def time_here(case: Case, build: Build, more: Sequence[object], command: str) ->
     measured = measure(
         bench.works, bench.pairs, case.measure, seed=case.seed, references=references, show=live_line(case.experiment)
     )
-    timed = [part for work in bench.works for part in work.parts if any(part in b.samples for b in measured.blocks)]
-    retaken = {part: [s for b in measured.blocks for s in b.retaken.get(part, ())] for part in timed}
+    timed = [
+        (n, part)
+        for n, work in enumerate(bench.works)
+        for part in work.parts
+        if any(part in b.samples for b in measured.blocks)
+    ]
+    retaken = {part: [s for b in measured.blocks for s in b.retaken.get(part, ())] for _, part in timed}
     compared = [
         Compared(
             first=pair[0],
@@ -122,7 +127,7 @@ def time_here(case: Case, build: Build, more: Sequence[object], command: str) ->
     ]
     return Told(
         where=where,
-        times=[(part, measured.estimate(part), retaken[part]) for part in timed],
+        times=[(n, part, measured.estimate(part), retaken[part]) for n, part in timed],
         compared=compared,
         rows=[*bench.rows(measured), *peak_rows(case, measured.references)],
         findings=findings(measured),
@@ -133,11 +138,13 @@ def merged(case: Case, told: Sequence[Told]) -> tuple[Environment, list[Row | Co
     """What one process measured, or several together."""
     where = told[0].where
     several = len(told) > 1
+    known: list[tuple[int, Part, Estimate]] = []
     records: list[Row | Comparison | Verdict] = []
     for each in zip(*(one.times for one in told), strict=True):
-        part, estimate, _ = each[0]
+        work, part, estimate, _ = each[0]
         if several:
-            estimate = estimate_across([one for _, one, _ in each])
+            estimate = estimate_across([one for *_, one, _ in each])
+        known.append((work, part, estimate))
         retaken = rounded([sample for *_, samples in each for sample in samples])
         records.append(
             case.row(part.about, fields(estimate), quantity=part.quantity, retaken=retaken, environment=where.id)
@@ -153,8 +160,22 @@ def merged(case: Case, told: Sequence[Told]) -> tuple[Environment, list[Row | Co
                 case.experiment, (first, second), ratio, case.measure.margin, spent_s, retaken, environment=where.id
             )
         )
-    records.append(verdict(case.experiment, [one.findings for one in told], case.measure, environment=where.id))
+    found = [one.findings for one in told]
+    if several:
+        imprecise = imprecise_of(works_of(known), case.measure.precision)
+        found = [dataclasses.replace(one, imprecise=imprecise) for one in found]
+    records.append(verdict(case.experiment, found, case.measure, environment=where.id))
     return where, records
+
+
+def works_of(known: Iterable[tuple[int, Part, Estimate]]) -> Times:
+    """The times of each work together."""
+    of_work: dict[int, tuple[list[Part], list[Estimate]]] = {}
+    for work, part, estimate in known:
+        parts, estimates = of_work.setdefault(work, ([], []))
+        parts.append(part)
+        estimates.append(estimate)
+    return list(of_work.values())
 
 
 def across(rows: Sequence[Row]) -> Row:

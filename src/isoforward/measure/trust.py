@@ -12,14 +12,15 @@ from isoforward.base.config import MeasureConfig
 from isoforward.base.disturbance import BUSY_OTHERS, Disturbance
 from isoforward.base.hardware import processors
 from isoforward.base.results import Verdict
-from isoforward.base.statistics import trend
+from isoforward.base.statistics import Estimate, trend
 from isoforward.base.vocabulary import Condition
-from isoforward.measure.benchmark import Measured, half_widths
+from isoforward.measure.benchmark import Measured, Part, half_widths
 
 DISTURBED_SHARE = 0.10  # of the samples kept although disturbed
 DRIFT = 0.10  # of a reference kernel, from the first to the last round
 ENOUGH_FOR_A_TREND = 50
 MOST_REASONS = 2
+OR_LESS = "or a larger measure.precision"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,22 +44,27 @@ class Findings:
     stopped: bool
 
 
+Times = Sequence[tuple[Sequence[Part], Sequence[Estimate]]]  # of each work, part by part
+
+
+def imprecise_of(works: Times, precision: float) -> tuple[Imprecise, ...]:
+    """The times that are known less precisely than that, relative to the whole that each is a part of."""
+    return tuple(
+        Imprecise(name=f"{part.life} {part.phase}", half_width=half)
+        for parts, estimates in works
+        for part, estimate, half in zip(parts, estimates, half_widths(estimates), strict=True)
+        if half > precision or not estimate.interval.reached
+    )
+
+
 def findings(measured: Measured) -> Findings:
-    imprecise = []
-    times = 0
-    for block in measured.blocks:
-        for work in block.works:
-            estimates = [measured.estimate(part) for part in work.parts]
-            for part, estimate, half in zip(work.parts, estimates, half_widths(estimates), strict=True):
-                times += 1
-                if half > measured.precision or not estimate.interval.reached:
-                    name = f"{part.life} {part.phase}"
-                    imprecise.append(Imprecise(name=name, half_width=half))
+    works = {work.parts: work for block in measured.blocks for work in block.works}  # one may be in several blocks
+    times = [(parts, [measured.estimate(part) for part in parts]) for parts in works]
     trends = [trend(samples) for samples in measured.references.values() if len(samples) >= ENOUGH_FOR_A_TREND]
     certain = [found.change for found in trends if found.drifts]
     return Findings(
-        times=times,
-        imprecise=tuple(imprecise),
+        times=sum(len(parts) for parts in works),
+        imprecise=imprecise_of(times, measured.precision),
         samples=sum(block.n for block in measured.blocks),
         retaken=sum(block.again for block in measured.blocks),
         disturbed=sum(block.disturbed for block in measured.blocks),
@@ -83,7 +89,7 @@ def verdict(experiment: str, found: Sequence[Findings], plan: MeasureConfig, *, 
     if (disturbance := disturbed_by(found)) is not None:
         reasons.append(disturbance)
     imprecise = max((one.imprecise for one in found), key=len)
-    if imprecise and len(found) < 3:
+    if imprecise:
         reasons.append(precision_missed(imprecise, found[0].times, plan))
     if drift is not None and abs(drift) > DRIFT:
         reasons.append(f"the machine's speed changed by {drift:+.0%} meanwhile: ratios hold, single times may not")
@@ -161,8 +167,11 @@ def precision_missed(imprecise: Sequence[Imprecise], times: int, plan: MeasureCo
     worst = max(imprecise, key=lambda one: one.half_width)
     told = f"{len(imprecise)} of {times} times are known less precisely than {plan.precision:.0%}, "
     told += f"{worst.name} to {worst.half_width:.1%}"
+    if plan.processes > 1:  # whose differences are most of it
+        wider = (worst.half_width / plan.precision) ** 2
+        return f"{told}: write measure.processes={min(64, max(5, round(plan.processes * wider)))}, {OR_LESS}"
     if plan.repeats is not None:
         more = min(100.0, max(2.0, (worst.half_width / plan.precision) ** 2))
         return f"{told}: write measure.repeats={round(plan.repeats * more)}"
     needed_s = plan.budget * min(100.0, max(1.5, (worst.half_width / plan.precision) ** 2))
-    return f"{told}: write measure.budget={float(f'{needed_s:.1g}'):.0f}, or a larger measure.precision"
+    return f"{told}: write measure.budget={float(f'{needed_s:.1g}'):.0f}, {OR_LESS}"

@@ -11,7 +11,7 @@ from rich.table import Table
 from isoforward.base import units
 from isoforward.base.results import Results, Row
 from isoforward.base.statistics import Judgement
-from isoforward.base.vocabulary import Condition
+from isoforward.base.vocabulary import CONDITIONS, Condition
 from isoforward.show.compare import BothLives, Line, cache_curve
 from isoforward.show.row_charts import kind_of
 
@@ -38,11 +38,13 @@ def explain_intervals(console: Console, rows: Sequence[Row]) -> None:
 
 
 def of_quantity(quantity: str, rows: list[Row]) -> Table:
-    varying = [key for key in told_apart(rows) if key not in ASIDE]
+    varying = fewest(rows)
     lives = len({row.life for row in rows}) > 1
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in (*varying, *(["life"] if lives else []), "phase"):
-        table.add_column(name.replace("_", " "), overflow="fold")
+    for name in varying:  # alone may they take two lines
+        table.add_column(name.replace("_", " "), overflow="ellipsis")
+    for name in (*(["life"] if lives else []), "phase"):
+        table.add_column(name, no_wrap=True)
     table.add_column(quantity, justify="right", no_wrap=True)
     table.add_column("±", justify="right", no_wrap=True)
     for row in rows[:MOST_ROWS]:
@@ -59,8 +61,24 @@ def told_apart(rows: list[Row]) -> list[str]:
     return [key for key in keys if len({row.conditions.get(key) for row in rows}) > 1]
 
 
+def fewest(rows: list[Row]) -> list[str]:
+    """The fewest conditions that tell rows of one phase apart; where some would do as well, those declared last."""
+
+    def apart(keys: list[str]) -> int:
+        return len({(row.life, row.phase, row.per, *(row.conditions.get(key) for key in keys)) for row in rows})
+
+    kept = [key for key in told_apart(rows) if key not in ASIDE]
+    for key in [key for key in CONDITIONS if key in kept]:
+        fewer = [each for each in kept if each != key]
+        if apart(fewer) == apart(kept):
+            kept = fewer
+    return kept
+
+
 def shared(rows: list[Row]) -> dict[str, Condition]:
-    return {key: value for row in rows for key, value in row.conditions.items()}
+    """What all rows have alike."""
+    first = rows[0].conditions if rows else {}
+    return {key: first[key] for key in first if all(row.conditions.get(key) == first[key] for row in rows)}
 
 
 def plain(value: Condition) -> str:
