@@ -111,7 +111,7 @@ def test_logits_are_there_once_after_the_loss_and_twice_and_a_slice_in_its_backw
     held = second_step(config(vocab=4096)).phases
     logits, norms = B * T * 4096 * 4, B * T * 4
     for phase, size in (("forward", logits), ("loss", logits + norms), ("backward", 3 * logits + norms)):
-        assert size <= held[phase]["logits and loss"] < size + 4 * norms
+        assert size <= held[phase]["logits and loss"] < size + 8 * norms  # indices of targets, and which count
 
 
 def test_bf16_pays_for_a_copy_of_every_weight_it_multiplies_by() -> None:

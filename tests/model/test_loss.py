@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from isoforward.base.errors import BadInput
 from isoforward.model import footprint
 from isoforward.model import loss as subject
 from isoforward.model.loss import next_token_loss
@@ -84,3 +85,48 @@ def test_a_logit_that_is_not_finite_makes_the_loss_so() -> None:
 
 def test_memory_is_planned_with_the_slices_that_are_taken() -> None:
     assert subject.SLICE["cpu"] == footprint.LOSS_SLICE
+
+
+@pytest.mark.parametrize("rows", [1, 4, 100])
+@pytest.mark.parametrize("left_out", [[], [0], [1, 5, 6], list(range(B * T))])
+def test_targets_of_minus_100_count_for_nothing_as_in_torch(
+    rows: int, left_out: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(subject.SLICE, "cpu", rows * V)
+    logits, targets = drawn()
+    targets.flatten()[left_out] = -100
+    theirs = logits.detach().clone().requires_grad_()
+    found, expected = next_token_loss(logits, targets), F.cross_entropy(theirs.flatten(0, 1), targets.flatten())
+    torch.testing.assert_close(found, expected, equal_nan=True)
+    found.backward()
+    expected.backward()
+    assert logits.grad is not None and theirs.grad is not None
+    if len(left_out) < B * T:
+        torch.testing.assert_close(logits.grad, theirs.grad, atol=1e-8, rtol=1e-5)
+        assert not logits.grad.flatten(0, 1)[left_out].any()
+
+
+def test_padding_changes_no_mean() -> None:
+    logits, targets = drawn()
+    padded = torch.cat((logits.detach(), torch.randn(B, 2, V)), 1)
+    ignored = torch.cat((targets, torch.full((B, 2), -100)), 1)
+    torch.testing.assert_close(next_token_loss(padded, ignored), next_token_loss(logits, targets))
+
+
+def test_rows_of_a_classifier_are_taken_too() -> None:
+    logits, targets = drawn()
+    assert torch.equal(next_token_loss(logits[:, 0], targets[:, 0]), next_token_loss(logits[:, :1], targets[:, :1]))
+
+
+@pytest.mark.parametrize("wrong", [-1, V, -101])
+def test_any_other_target_outside_the_vocabulary_is_an_error_as_in_torch(wrong: int) -> None:
+    logits, targets = drawn()
+    targets[1, 1] = wrong
+    with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
+        next_token_loss(logits, targets)
+
+
+def test_targets_of_another_shape_are_refused_with_both_shapes() -> None:
+    logits, targets = drawn()
+    with pytest.raises(BadInput, match=r"\(3, 7, 61\), targets \(3, 6\)"):
+        next_token_loss(logits, targets[:, 1:])

@@ -12,13 +12,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from isoforward.base.errors import BadInput
+
+IGNORED = -100  # a target that counts for nothing, as torch.nn.functional.cross_entropy has it: a prompt, padding
 SLICE = {"cpu": 2**20, "meta": 2**20}  # elements: what a cache holds; counting on meta is of the same slices
 LARGE_SLICE = 2**26  # of any other device, which wants few and large kernels
 
 
 def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """logits (B, T, V), targets (B, T) to the mean cross-entropy in nats, (); in fp32 whatever the logits are."""
-    loss: Tensor = SlicedCrossEntropy.apply(logits.flatten(0, 1), targets.flatten())  # type: ignore[no-untyped-call]
+    """logits (B, T, V) or (B, V), targets without the V, to the mean cross-entropy in nats, (); in fp32 always.
+
+    Targets of -100 are left out of the mean, which is NaN where there are no others. BadInput where shapes differ.
+    """
+    if logits.shape[:-1] != targets.shape:
+        raise BadInput(
+            f"the loss of the next token takes a target for each row of logits: logits are {tuple(logits.shape)}, "
+            f"targets {tuple(targets.shape)}; pass a loss= of your own for others"
+        )
+    loss: Tensor = SlicedCrossEntropy.apply(logits.flatten(0, -2), targets.flatten())  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -27,24 +38,27 @@ class SlicedCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
         """logits (N, V), targets (N,) to (). Backward needs both, and the log of each row's sum of exponentials."""
         norms = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
-        total = norms.new_zeros(())
-        for part, chosen, norm in slices(logits, targets, norms):
-            scores = part.float()
+        total, count = norms.new_zeros(()), norms.new_zeros(())
+        for part, target, norm in slices(logits, targets, norms):
+            scores, kept = part.float(), target != IGNORED
             torch.logsumexp(scores, -1, out=norm)
-            total += (norm - scores.gather(-1, chosen[:, None]).squeeze(-1)).sum()
-        ctx.save_for_backward(logits, targets, norms)
-        return total / len(logits)
+            chosen = scores.gather(-1, target.where(kept, 0)[:, None]).squeeze(-1)
+            total += (norm - chosen).where(kept, 0).sum()
+            count += kept.sum()
+        ctx.save_for_backward(logits, targets, norms, count)
+        return total / count
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        """The softmax, less one at the target, over N."""
-        logits, targets, norms = ctx.saved_tensors
+        """The softmax, less one at the target, over N; nothing where the target is left out."""
+        logits, targets, norms, count = ctx.saved_tensors
         gradients = torch.empty_like(logits)
-        share = gradient / len(logits)
-        for part, chosen, norm, out in slices(logits, targets, norms, gradients):
+        share = gradient / count
+        for part, target, norm, out in slices(logits, targets, norms, gradients):
+            kept = target != IGNORED
             probabilities = (part - norm[:, None]).exp_()  # in fp32, as the norm is
-            probabilities[torch.arange(len(chosen), device=chosen.device), chosen] -= 1
-            torch.mul(probabilities, share, out=out)
+            probabilities[torch.arange(len(target), device=target.device), target.where(kept, 0)] -= 1
+            torch.mul(probabilities, (share * kept)[:, None], out=out)
         return gradients, None
 
 

@@ -9,8 +9,9 @@ Both lives call the same `model`. Whoever wants to know what a phase costs passe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +32,8 @@ def unmeasured(name: str) -> AbstractContextManager[object]:
 def train_step(
     model: nn.Module,
     optimizer: Optimizer,
-    tokens: Tensor,
-    targets: Tensor,
+    tokens: Any,
+    targets: Any,
     *,
     accumulate: int = 1,
     clip: float | None = None,
@@ -44,10 +45,11 @@ def train_step(
     """One optimizer step on tokens, targets (B, T), cut into `accumulate` micro-batches.
 
     Gives the loss and the norm of the gradient before clipping, both (). A gradient that is not finite raises
-    RuntimeError before the weights are touched.
+    RuntimeError before the weights are touched. Left whole (accumulate=1), tokens and targets may be whatever model and
+    criterion take.
     """
-    total = torch.zeros((), device=tokens.device)
-    for x, y in zip(tokens.chunk(accumulate), targets.chunk(accumulate), strict=True):
+    losses = []
+    for x, y in zip(micro_batches(tokens, accumulate), micro_batches(targets, accumulate), strict=True):
         with phase("forward"):
             logits = model(x)  # (B, T, V)
         with phase("loss"):
@@ -55,7 +57,7 @@ def train_step(
             del logits
         with phase("backward"):
             backward(loss)
-        total += loss.detach()
+        losses.append(loss.detach())
     if synchronise is not None:  # gradients with other processes, where backward has not done that
         with phase("communication"):
             synchronise(model)
@@ -65,7 +67,11 @@ def train_step(
         )
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return total, norm
+    return sum(losses, torch.zeros_like(losses[0])), norm
+
+
+def micro_batches(batch: Any, count: int) -> Sequence[Any]:
+    return (batch,) if count == 1 else batch.chunk(count)
 
 
 @torch.inference_mode()
