@@ -4,7 +4,7 @@
     python docs/record.py peers speedrun    these alone
 
 Each run is runs/record/NAME, whose rows go to docs/recorded. Broken off, it goes on with the next run; to record all of
-them anew, remove runs/record. What is measured is measured in three fresh processes, so that intervals hold what varies
+them anew, remove runs/record. What is measured is measured in five fresh processes, or three where one takes long, so that intervals hold what varies
 between them. Calibration goes first, and the model that the questions are asked of is what `python train.py` trains.
 """
 
@@ -22,49 +22,49 @@ TRAINED, DRAFT = "checkpoint=runs/record/train", "draft=runs/record/draft"
 PLAIN = ["tracking=none"]
 
 
-def precisely(budget_s: int) -> list[str]:
-    """So many seconds of timing in each of three processes."""
-    return ["measure.processes=3", f"measure.budget={budget_s}", *PLAIN]
+def precisely(budget_s: int, *, processes: int = 5) -> list[str]:
+    """So many seconds of timing in each process."""
+    return [f"measure.processes={processes}", f"measure.budget={budget_s}", *PLAIN]
 
 
 GPT2 = ["model=gpt2", "model.context=1040", "data.batch=1", "data.length=128", "measure.prompt=128"]
 MODELS = {  # not shown themselves
-    "train": ["train.py", *precisely(20)],
+    "train": ["train.py", *PLAIN],
     "draft": ["train.py", "model.layers=1", "model.heads=2", "model.width=64", "measure=none", *PLAIN],
 }
 QUESTIONS = {
     "calibrate": ["calibrate", *PLAIN],
-    "phase_costs": ["phase_costs", TRAINED, *precisely(20)],
-    "cast_tax": ["cast_tax", *precisely(20)],
-    "cost_ladder": ["cost_ladder", TRAINED, *precisely(15)],
-    "layers": ["layers", TRAINED, *precisely(15)],
+    "phase_costs": ["phase_costs", TRAINED, *precisely(10)],
+    "cast_tax": ["cast_tax", *precisely(10)],
+    "cost_ladder": ["cost_ladder", TRAINED, *precisely(8)],
+    "layers": ["layers", TRAINED, *precisely(8)],
     "memory": ["memory", "data.batch=8", *PLAIN],
-    "one_knob": ["one_knob", TRAINED, *precisely(20)],
-    "one_knob_compile": ["one_knob", "knob=compile", "values=[false,true]", TRAINED, *precisely(20)],
-    "peers": ["peers", *GPT2, "compile=true", "precision=fp32", *precisely(60)],
-    "peers_bf16": ["peers", *GPT2, "compile=true", "precision=bf16", *precisely(60)],
-    "decode_batch": ["decode_batch", "model=gpt2", *precisely(30)],
-    "kv_cache": ["kv_cache", *precisely(15)],
-    "precision": ["precision", TRAINED, *precisely(20)],
-    "speculate": ["speculate", TRAINED, DRAFT, "draft_tokens=[1,2,4]", *precisely(20)],
-    "accumulation": ["accumulation", *precisely(15)],
-    "checkpointing": ["checkpointing", *precisely(15)],
+    "one_knob": ["one_knob", TRAINED, *precisely(10)],
+    "one_knob_compile": ["one_knob", "knob=compile", "values=[false,true]", TRAINED, *precisely(10)],
+    "peers": ["peers", *GPT2, "compile=true", "precision=fp32", *precisely(25)],
+    "peers_bf16": ["peers", *GPT2, "compile=true", "precision=bf16", *precisely(25)],
+    "decode_batch": ["decode_batch", "model=gpt2", *precisely(12)],
+    "kv_cache": ["kv_cache", *precisely(8)],
+    "precision": ["precision", TRAINED, *precisely(10)],
+    "speculate": ["speculate", TRAINED, DRAFT, "draft_tokens=[1,2,4]", *precisely(10)],
+    "accumulation": ["accumulation", *precisely(8)],
+    "checkpointing": ["checkpointing", *precisely(8)],
     "distributed": ["distributed", *PLAIN],
-    "optimizers": ["optimizers", *precisely(20)],
+    "optimizers": ["optimizers", *precisely(10)],
     "speedrun": ["speedrun", *PLAIN],
     "speedrun_bits": ["speedrun", "track=bits", *PLAIN],
-    "throughput": ["throughput", *precisely(20)],
-    "adapters": ["adapters", *precisely(40)],
-    "rl_step": ["rl_step", *precisely(60)],
-    "attach_overhead": ["attach_overhead", *precisely(40)],
+    "throughput": ["throughput", *precisely(10)],
+    "adapters": ["adapters", *precisely(15)],
+    "rl_step": ["rl_step", *precisely(60, processes=3)],
+    "attach_overhead": ["attach_overhead", *precisely(15)],
     "break_even": ["break_even", "model=llama3_8b", "hardware=h100", "tokens=15e12", "price_per_hour=2.5", *PLAIN],
     "plan": ["plan", "model=llama3_8b", "hardware=a100", "batch=2", "length=1024", "price_per_hour=2", *PLAIN],
     "lifetime": ["lifetime", "like=13e9", "price_per_hour=2", *PLAIN],
     "fits": ["fits", *PLAIN],
     "predict": ["predict", *PLAIN],
     "scaling": ["scaling", *PLAIN],
-    "mismatch": ["mismatch", TRAINED, "precision=fp32", *precisely(20)],
-    "mismatch_bf16": ["mismatch", TRAINED, "precision=bf16", *precisely(20)],
+    "mismatch": ["mismatch", TRAINED, "precision=fp32", *precisely(10)],
+    "mismatch_bf16": ["mismatch", TRAINED, "precision=bf16", *precisely(10)],
     "saving": ["saving", *PLAIN],
     "self_check": ["self_check", *PLAIN],
 }
