@@ -4,8 +4,9 @@
     python docs/record.py peers speedrun    these alone
 
 Each run is runs/record/NAME, whose rows go to docs/recorded. Broken off, it goes on with the next run; to record all of
-them anew, remove runs/record. What is measured is measured in five fresh processes, or three where one takes long, so that intervals hold what varies
-between them. Calibration goes first, and the model that the questions are asked of is what `python train.py` trains.
+them anew, remove runs/record. What is measured is measured in several fresh processes, so that intervals hold what
+varies between them. Calibration goes first, and the model that the questions are asked of is what `python train.py`
+trains. The runs that need a server (`serving`, `mismatch` of an endpoint) are made by hand: docs/serve.md starts one.
 """
 
 import subprocess
