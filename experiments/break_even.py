@@ -17,7 +17,6 @@ isoforward.plan.lifetime has the formulas.
 :chapter: Planning
 """
 
-import dataclasses
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -25,17 +24,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from isoforward.app.command_line import claim, run
+from isoforward.app.command_line import run
 from isoforward.base import units
 from isoforward.base.config import TrackingConfig
 from isoforward.base.datasheets import lookup
-from isoforward.base.results import Results, Row, RowFields, Verdict, only, read, row_of, select, write
+from isoforward.base.results import Results, Row, RowFields, only, row_of, select
 from isoforward.model import cost, footprint
 from isoforward.model.adapter_cost import adapted_training_state
 from isoforward.plan import economics
 from isoforward.plan.lifetime import BARE, COSTS, EXACT, Assumptions, Plan, kinds, plan, simulated_days
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
 MISSING = {
@@ -228,31 +228,22 @@ def answer(results: Results) -> str:
     )
 
 
+def shown(console: "Console", results: Results) -> None:
+    from isoforward.show.tables import trust
+
+    console.print(assumed(results), style="dim", markup=False, highlight=False)
+    console.print(table(results))
+    trust(console, [reason for verdict in results.verdicts for reason in verdict.reasons])
+
+
 def main(config: BreakEven) -> None:
     predicted = list(rows(plan(config, lookup(config.hardware))))  # refuses before anything heavy is loaded, or written
 
-    import torch
-    from rich.console import Console
-
-    from isoforward.app.question import command_line, publish
-    from isoforward.base.environment import environment
-    from isoforward.show.tables import trust
+    from isoforward.app.question import tell_predictions
 
     unknown = (row.reason for row in predicted if row.reason is not None)
     reasons = ("nothing was measured: utilisations and prices are as given", *dict.fromkeys(unknown))
-    console = Console()
-    with claim(config) as run_dir:
-        where = environment(command_line(), torch.device("cpu"))
-        verdict = Verdict(experiment="break_even", trusted=False, reasons=reasons, environment=where.id)
-        placed = [dataclasses.replace(row, environment=where.id) for row in predicted]
-        write(run_dir / "results.jsonl", [where, *placed, verdict])
-        results = read(run_dir / "results.jsonl")
-        console.print(assumed(results), style="dim", markup=False, highlight=False)
-        console.print(table(results))
-        trust(console, list(reasons))
-        told = answer(results)
-        console.print(f"\n{told}\n", markup=False, highlight=False, style="bold")
-        publish(config, run_dir, console, results, job_type="experiment", headline=told)
+    tell_predictions(config, predicted, reasons, answer, shown)
 
 
 if __name__ == "__main__":

@@ -12,21 +12,23 @@ show. Shares of the hardware's peaks are those that others published, unless the
 :chapter: Planning
 """
 
-import dataclasses
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from isoforward.app.command_line import claim, run
+from isoforward.app.command_line import run
 from isoforward.base import units
 from isoforward.base.config import TrackingConfig, one_of, within
 from isoforward.base.datasheets import TABLE, Hardware, lookup
 from isoforward.base.errors import BadInput
-from isoforward.base.results import Results, Row, RowFields, Verdict, only, read, row_of, select, write
+from isoforward.base.results import Results, Row, RowFields, only, row_of, select
 from isoforward.plan import efficiency, optimal_size
 from isoforward.plan.lifetime import Assumptions
 from isoforward.plan.optimal_size import Life, chinchilla_tokens, lives, loss, sizes_below
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 FLOPS, COUNTED = "FLOPs, 6ND and 2N", ("FLOPs, 6ND and 2N", "device time", "money")
 DRAWN = 1.2  # of `like`: the largest size that is looked at
@@ -167,33 +169,24 @@ def answer(results: Results) -> str:
     )
 
 
+def shown(console: "Console", results: Results) -> None:
+    from isoforward.show.tables import trust
+
+    console.print(table(results))
+    trust(console, [reason for verdict in results.verdicts for reason in verdict.reasons])
+
+
 def main(config: Lifetime) -> None:
     hardware = lookup(config.hardware)
     if config.precision not in hardware.peak_flops_per_s:
         raise BadInput(f"precision={config.precision}: the rate of {hardware.name} is not known; choose another")
     predicted = list(rows(config, hardware))  # refuses before anything heavy is loaded, or written
 
-    import torch
-    from rich.console import Console
+    from isoforward.app.question import tell_predictions
 
-    from isoforward.app.question import command_line, publish
-    from isoforward.base.environment import environment
-    from isoforward.show.tables import trust
-
-    console = Console()
-    with claim(config) as run_dir:
-        where = environment(command_line(), torch.device("cpu"))
-        doubts = dict.fromkeys(warning for row in predicted for warning in row.warnings[:1])
-        reasons = ("nothing was measured: a law of losses and published shares of peaks", *list(doubts)[:1])
-        verdict = Verdict(experiment="lifetime", trusted=False, reasons=reasons, environment=where.id)
-        placed = [dataclasses.replace(row, environment=where.id) for row in predicted]
-        write(run_dir / "results.jsonl", [where, *placed, verdict])
-        results = read(run_dir / "results.jsonl")
-        console.print(table(results))
-        trust(console, list(reasons))
-        said = answer(results)
-        console.print(f"\n{said}\n", markup=False, highlight=False, style="bold")
-        publish(config, run_dir, console, results, job_type="experiment", headline=said)
+    doubts = dict.fromkeys(warning for row in predicted for warning in row.warnings[:1])
+    reasons = ("nothing was measured: a law of losses and published shares of peaks", *list(doubts)[:1])
+    tell_predictions(config, predicted, reasons, answer, shown)
 
 
 if __name__ == "__main__":

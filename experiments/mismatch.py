@@ -37,7 +37,7 @@ from isoforward.data.tokenizer import Tokenizer
 from isoforward.formats.export import export, freeze, load_tokenizer
 from isoforward.measure.benchmark import Part, Work, timed
 from isoforward.measure.case import Case, frozen_of, identity_row, master_of
-from isoforward.measure.culprits import REST, differing, exact_cache, shares, usual_cache, usual_kernels
+from isoforward.measure.culprits import REST, culprits, differing, exact_cache, shares, usual_cache, usual_kernels
 from isoforward.measure.mismatch import Passes, Served, agreed, in_double, row, rows_of, serve
 from isoforward.measure.passes import Bench, measure_apart
 from isoforward.model.gpt import GPT
@@ -318,10 +318,11 @@ def answer(results: Results) -> str:
     elif refused := select(results, quantity="difference", way=KEY_OF_EXACT):
         told.append(str(refused[0].reason))
     shared = select(results, quantity="moved by a kernel")
-    if found := sorted((r for r in shared if r.value), key=lambda r: -float(r.value or 0)):
-        parts = ", ".join(f"{r.conditions['kernel']} {r.value:.1e}" for r in found)
+    moved_by = {str(r.conditions["kernel"]): r.number for r in shared}
+    if found := culprits(moved_by):
+        parts = ", ".join(f"{kernel} {moved_by[kernel]:.1e}" for kernel in found)
         told.append(f"alone, each of usual decoding's kernels moves a log-probability by, on average: {parts}")
-    if shared and not any(r.value for r in shared if r.conditions["kernel"] == REST):
+    if shared and not moved_by.get(REST):
         told.append("norms, activations and casts move none")
     company = select(results, quantity="moved by company", way=USUAL)
     if moved := [str(r.conditions["change"]) for r in company if r.value]:

@@ -24,12 +24,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isoforward.app.command_line import claim, run
+from isoforward.app.command_line import run
 from isoforward.base import units
 from isoforward.base.config import AdapterConfig, ModelConfig, TrackingConfig, within
 from isoforward.base.datasheets import Hardware, lookup
 from isoforward.base.errors import BadInput
-from isoforward.base.results import Results, Row, RowFields, Verdict, at_most_one, only, read, row_of, select, write
+from isoforward.base.results import Results, Row, RowFields, at_most_one, only, row_of, select
 from isoforward.base.vocabulary import Condition
 from isoforward.plan import economics
 from isoforward.plan.planning import Figure, OnPaper, Plan, peak
@@ -354,24 +354,10 @@ def main(config: PlanConfig) -> None:
     plan = plan_of(config)
     predicted = list(rows(plan, config))  # refuses before anything heavy is loaded, or written
 
-    import torch
-    from rich.console import Console
+    from isoforward.app.question import tell_predictions
 
-    from isoforward.app.question import command_line, publish
-    from isoforward.base.environment import environment
-
-    console = Console()
-    with claim(config) as run_dir:
-        where = environment(command_line(), torch.device("cpu"))
-        reasons = ("nothing was measured", f"times rest on {plan.clock.basis}")
-        verdict = Verdict(experiment="plan", trusted=False, reasons=reasons, environment=where.id)
-        placed = [dataclasses.replace(row, environment=where.id) for row in predicted]
-        write(run_dir / "results.jsonl", [where, *placed, verdict])
-        results = read(run_dir / "results.jsonl")
-        screen(console, results)
-        said = answer(results)
-        console.print(f"\n{said}\n", markup=False, highlight=False, style="bold")
-        publish(config, run_dir, console, results, job_type="experiment", headline=said)
+    reasons = ("nothing was measured", f"times rest on {plan.clock.basis}")
+    tell_predictions(config, predicted, reasons, answer, screen)
 
 
 if __name__ == "__main__":

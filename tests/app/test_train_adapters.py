@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -115,23 +116,13 @@ def test_a_run_with_an_adapter_does_not_go_on_without(config: TrainConfig) -> No
         refuse_another(config)
 
 
-def test_accumulated_micro_batches_are_one_batch(config: TrainConfig) -> None:
+@pytest.mark.parametrize("key", ["accumulate", pytest.param("devices", marks=pytest.mark.slow)])
+def test_a_batch_in_two_halves_is_one_batch(config: TrainConfig, key: str) -> None:
     found = []
-    for accumulate in (1, 2):
-        run_dir = f"{config.run_dir}_{accumulate}"
-        plan = replace(config.trainer, accumulate=accumulate, max_steps=2)
-        train(replace(config, adapter=LORA, trainer=plan, run_dir=run_dir))
-        found.append(weights(run_dir))
-    for name, tensor in found[0].items():
-        torch.testing.assert_close(tensor, found[1][name], atol=1e-5, rtol=1e-4)
-
-
-@pytest.mark.slow
-def test_two_processes_train_one_adapter(config: TrainConfig) -> None:
-    found = []
-    for devices in (1, 2):
-        run_dir = f"{config.run_dir}_{devices}"
-        plan = replace(config.trainer, devices=devices, max_steps=2)
+    for halves in (1, 2):
+        run_dir = f"{config.run_dir}_{halves}"
+        shared: dict[str, Any] = {key: halves}
+        plan = replace(config.trainer, max_steps=2, **shared)
         train(replace(config, adapter=LORA, trainer=plan, run_dir=run_dir))
         found.append(weights(run_dir))
     for name, tensor in found[0].items():

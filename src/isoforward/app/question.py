@@ -17,8 +17,9 @@ from isoforward.app.command_line import claim
 from isoforward.base import units
 from isoforward.base.config import ExperimentConfig, MeasureConfig, ModelConfig, Run, TrackingConfig
 from isoforward.base.device import best_device, device_of
+from isoforward.base.environment import environment
 from isoforward.base.errors import BadInput
-from isoforward.base.results import Results, read
+from isoforward.base.results import Results, Row, Verdict, read, write
 from isoforward.base.storage import write_atomically
 from isoforward.base.terminal import say
 from isoforward.formats.checkpoint_file import is_checkpoint
@@ -139,13 +140,36 @@ def at_most(plan: MeasureConfig) -> str:
     return f", {units.seconds(whole_s)} of timing at most (measure.budget)"
 
 
-def tell(config: Tracked, run_dir: Path, console: Console, answer: Answer) -> None:
+def tell(
+    config: Tracked,
+    run_dir: Path,
+    console: Console,
+    answer: Answer,
+    show: Callable[[Console, Results], None] = show_rows,
+) -> None:
     """The rows as a table, the answer as a sentence, and the report, all from results.jsonl alone."""
     results = read(run_dir / "results.jsonl")
-    show_rows(console, results)
+    show(console, results)
     told = answer(results)
     console.print(f"\n{told}\n", markup=False, highlight=False, style="bold")
     publish(config, run_dir, console, results, job_type="experiment", headline=told)
+
+
+def tell_predictions(
+    config: Tracked,
+    rows: Sequence[Row],
+    reasons: Sequence[str],
+    answer: Answer,
+    show: Callable[[Console, Results], None],
+) -> None:
+    """Of rows that nothing was measured for; `reasons` say what they rest on."""
+    console = Console()
+    with claim(config) as run_dir:
+        where = environment(command_line(), torch.device("cpu"))
+        judged = Verdict(experiment=rows[0].experiment, trusted=False, reasons=tuple(reasons), environment=where.id)
+        placed = [dataclasses.replace(row, environment=where.id) for row in rows]
+        write(run_dir / "results.jsonl", [where, *placed, judged])
+        tell(config, run_dir, console, answer, show)
 
 
 def conclude(config: Run, run_dir: Path, console: Console, *, job_type: str, sample: str | None = None) -> None:

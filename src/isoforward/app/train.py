@@ -104,6 +104,7 @@ def least_of(config: TrainConfig) -> ModelConfig:
 def refuse_beyond_memory(config: TrainConfig, model: ModelConfig) -> None:
     """Told in a second, where the system would take minutes to end the program without a word."""
     device = best_device(config.trainer.accelerator)
+    trained = trained_parameters(model, config.adapter)  # refuses targets that are not there
     if (of_one := device.total_bytes()) is None:
         return
     on_gpu = device.count() is not None
@@ -111,7 +112,6 @@ def refuse_beyond_memory(config: TrainConfig, model: ModelConfig) -> None:
     parameters = cost.parameters(model).total
     length = min(config.data.length, model.context)
     logits = config.data.batch // config.trainer.accumulate * length * model.vocabulary
-    trained = trained_parameters(model, config.adapter)
     needed = 4 * parameters + 12 * trained  # fp32 weights; gradients, Adam's two moments
     needed += 4 * logits  # the largest activation
     needed += 0 if on_gpu else held_bytes()
@@ -131,7 +131,6 @@ def train(config: TrainConfig) -> None:
     if config.model.source != "transformers":
         least = least_of(config)
         refuse_beyond_memory(config, least)  # before the text is prepared, which can take its time
-        trained_parameters(least, config.adapter)  # and targets that are not there
     if config.model.vocab is None and config.model.source != "hf":
         least = dataclasses.replace(least, vocab=config.data.vocab)  # what a tokenizer will have, or nearly so
     precision, why = precision_of(config, least, device)

@@ -8,37 +8,20 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from isoforward.attach.account import FORWARD, Sampling
+from isoforward.attach.account import FORWARD
 from isoforward.attach.hooks import compiled_in_place
-from isoforward.attach.measurement import Measurement
-from isoforward.base.stopwatch import Clock
-from isoforward.show.phases import Phases
+from isoforward.attach.measurement import Watching
 
 
-class PhaseCosts(Callback):  # type: ignore[misc]
+class PhaseCosts(Watching, Callback):  # type: ignore[misc]
     """Times data, transfer, forward, loss, backward, clipping, optimizer, logging, validation and checkpointing.
 
     The trainer's loggers get `phase/<name>_s` every `log_every_n_steps`; `phases` has the rows after `fit`. They are
     appended to `phase_costs/results.jsonl` in the log directory of the trainer, or to `results`.
     """
 
-    def __init__(
-        self,
-        *,
-        every: int = 4,
-        warmup: int = 3,
-        flops: bool = True,
-        results: str | Path | None = None,
-        clock: Clock | None = None,
-    ) -> None:
-        self.sampling = Sampling(every=every, warmup=warmup, count_flops=flops)
-        self.results, self.clock = results, clock
-        self.measurement: Measurement | None = None
-        self.phases: Phases | None = None
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.measurement = Measurement(self.sampling, clock=self.clock)
-        hooks = self.measurement.start([pl_module])
+        hooks = self.begin([pl_module])
         if compiled_in_place(pl_module):  # forward and loss are then one graph
             hooks.time(pl_module, "training_step", FORWARD)
         else:
@@ -60,16 +43,10 @@ class PhaseCosts(Callback):  # type: ignore[misc]
             connector.log_metrics(self.measurement.figures())
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._finish(trainer, ended=True)
+        self.end(Path(trainer.log_dir or trainer.default_root_dir), ended=True)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._finish(trainer, ended=False)
-
-    def _finish(self, trainer: Trainer, *, ended: bool) -> None:
-        measurement, self.measurement = self.measurement, None
-        if measurement is not None:
-            path = Path(self.results or Path(trainer.log_dir or trainer.default_root_dir) / "phase_costs/results.jsonl")
-            self.phases = measurement.finish(path, ended=ended)
+        self.end(Path(trainer.log_dir or trainer.default_root_dir), ended=False)
 
 
 def calls_of(trainer: Trainer) -> object:

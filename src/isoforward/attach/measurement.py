@@ -136,3 +136,32 @@ class Measurement:
                 yield from (weight, weight.grad)
         for optimizer in self.hooks.optimizers:
             yield from optimizer_state(optimizer)
+
+
+class Watching:
+    """What the callbacks of both Trainers share: a measurement while one of their trainings runs."""
+
+    def __init__(
+        self,
+        *,
+        every: int = 4,
+        warmup: int = 3,
+        flops: bool = True,
+        results: str | Path | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        super().__init__()
+        self.sampling = Sampling(every=every, warmup=warmup, count_flops=flops)
+        self.results, self.clock = results, clock
+        self.measurement: Measurement | None = None
+        self.phases: Phases | None = None
+
+    def begin(self, roots: Iterable[nn.Module]) -> Hooks:
+        self.measurement = Measurement(self.sampling, clock=self.clock)
+        return self.measurement.start(roots)
+
+    def end(self, directory: Path, *, ended: bool) -> None:
+        """Appends the rows to `results`, or to `phase_costs/results.jsonl` in the training's own `directory`."""
+        measurement, self.measurement = self.measurement, None
+        if measurement is not None:
+            self.phases = measurement.finish(Path(self.results or directory / "phase_costs/results.jsonl"), ended=ended)

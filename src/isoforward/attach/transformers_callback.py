@@ -9,51 +9,30 @@ from typing import Any
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import CallbackHandler
 
-from isoforward.attach.account import Sampling
-from isoforward.attach.measurement import Measurement
-from isoforward.base.stopwatch import Clock
-from isoforward.show.phases import Phases
+from isoforward.attach.measurement import Watching
 
 
-class PhaseCostsCallback(TrainerCallback):  # type: ignore[misc]
+class PhaseCostsCallback(Watching, TrainerCallback):  # type: ignore[misc]
     """Times data, transfer, forward, loss, backward, clipping, optimizer, logging, validation and checkpointing.
 
     What the Trainer logs, to wherever it reports, has `phase/<name>_s` beside it. `phases` has the rows after `train`;
     they are appended to `phase_costs/results.jsonl` in its output directory, or to `results`.
     """
 
-    def __init__(
-        self,
-        *,
-        every: int = 4,
-        warmup: int = 3,
-        flops: bool = True,
-        results: str | Path | None = None,
-        clock: Clock | None = None,
-    ) -> None:
-        self.sampling = Sampling(every=every, warmup=warmup, count_flops=flops)
-        self.results, self.clock = results, clock
-        self.measurement: Measurement | None = None
-        self.phases: Phases | None = None
-        close_after_failures()
+    def __init__(self, **how: Any) -> None:
+        super().__init__(**how)
+        close_after_failures()  # before the first training enters its loop
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._finish(args, ended=False)  # what an earlier training left, where it failed
-        self.measurement = Measurement(self.sampling, clock=self.clock)
-        hooks = self.measurement.start([kwargs["model"]])
+        self.end(Path(args.output_dir), ended=False)  # what an earlier training left, where it failed
+        hooks = self.begin([kwargs["model"]])
         hooks.time(CallbackHandler, "call_event", "logging")
         hooks.replace(CallbackHandler, "on_log", self._with_phases(CallbackHandler.on_log))
         hooks.time(Trainer, "_evaluate", "validation")
         hooks.time(Trainer, "_save_checkpoint", "checkpointing")
 
-    def on_train_end(self, args: object, state: object, control: object, **kwargs: object) -> None:
-        self._finish(args, ended=True)
-
-    def _finish(self, args: Any, *, ended: bool) -> None:
-        measurement, self.measurement = self.measurement, None
-        if measurement is not None:
-            path = Path(self.results or Path(args.output_dir) / "phase_costs/results.jsonl")
-            self.phases = measurement.finish(path, ended=ended)
+    def on_train_end(self, args: Any, state: object, control: object, **kwargs: object) -> None:
+        self.end(Path(args.output_dir), ended=True)
 
     def _with_phases(self, function: Any) -> Any:
         def on_log(handler: Any, args: Any, state: Any, control: Any, logs: Any, **kwargs: Any) -> Any:
@@ -76,6 +55,6 @@ def close_after_failures() -> None:
         finally:
             for callback in trainer.callback_handler.callbacks:
                 if isinstance(callback, PhaseCostsCallback):
-                    callback._finish(trainer.args, ended=False)
+                    callback.end(Path(trainer.args.output_dir), ended=False)
 
     Trainer._inner_training_loop = watched

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isoforward.base.results import Row
+from isoforward.base.results import Row, RowFields
 from isoforward.measure.case import Case
 from isoforward.model.gpt import GPT
 from isoforward.serve.decoding import Pass, Sampling, forward_passes
@@ -156,9 +156,9 @@ def closeness(case: Case, master: GPT, frozen: GPT, text: Sequence[int]) -> list
 
 
 def row(case: Case, quantity: str, value: float, way: Mapping[str, Any], **more: Any) -> Row:
-    about: dict[str, Any] = {"life": "inference", "phase": "decode", "quantity": quantity, "per": "token"}
+    about: RowFields = {"life": "inference", "phase": "decode", "quantity": quantity, "per": "token"}
     conditions = {**case.conditions(), **way, **{key: told for key, told in more.items() if told is not None}}
-    return case.row(**about, value=value, conditions=conditions)
+    return case.row(about, value=value, conditions=conditions)
 
 
 def in_double(frozen: GPT) -> GPT:

@@ -10,6 +10,8 @@ import dataclasses
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -170,12 +172,8 @@ def merged(case: Case, told: Sequence[Told]) -> tuple[Environment, list[Row | Co
 
 def works_of(known: Iterable[tuple[int, Part, Estimate]]) -> Times:
     """The times of each work together."""
-    of_work: dict[int, tuple[list[Part], list[Estimate]]] = {}
-    for work, part, estimate in known:
-        parts, estimates = of_work.setdefault(work, ([], []))
-        parts.append(part)
-        estimates.append(estimate)
-    return list(of_work.values())
+    together = (list(each) for _, each in groupby(known, key=itemgetter(0)))
+    return [([part for _, part, _ in each], [estimate for *_, estimate in each]) for each in together]
 
 
 def across(rows: Sequence[Row]) -> Row:

@@ -3,7 +3,7 @@
     inference   hand-over  prefill  decode  sampling        the policy, frozen, answers each prompt `group` times
                 reward                                      a program judges the answers; nothing is computed
                 old policy  reference policy                training's forward over the answers, nothing kept
-    training    forward  loss  backward  optimizer          once an epoch
+    training    forward  loss  backward  optimizer          once an epoch: steps.train_step itself
 
 GRPO: Shao 2024 (DeepSeekMath), section 4.1 and algorithm 1. As in steps.py, nothing here knows how a phase is measured,
 or how answers are sampled: `sample` is handed over, since serving knows nothing of training.
@@ -15,11 +15,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from isoforward.model.gpt import GPT
-from isoforward.model.steps import Phase, unmeasured
+from isoforward.model.steps import Phase, train_step, unmeasured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,21 +81,17 @@ def grpo_step(
         importance = (old - rolled.logprobs).exp()
     with phase("reference policy"), torch.no_grad():
         kept = answer_logprobs(reference, rolled)
+
+    def criterion(logits: Tensor, answers: Tensor) -> Tensor:
+        """Of logits (B, P + N - 1, V)."""
+        new = logprobs_of(logits, rolled)
+        return policy_loss(new, old, kept, advantages, clip_ratio=plan.clip_ratio, kl=plan.kl)
+
     for _ in range(plan.epochs):
-        with phase("forward"):
-            logits = policy(tokens[:, :-1])  # (B, P + N - 1, V)
-        with phase("loss"):
-            new = logprobs_of(logits, rolled)
-            loss = policy_loss(new, old, kept, advantages, clip_ratio=plan.clip_ratio, kl=plan.kl)
-            del logits
-        with phase("backward"):
-            loss.backward()  # type: ignore[no-untyped-call]
-        with phase("optimizer"):
-            limit = float("inf") if plan.clip is None else plan.clip
-            nn.utils.clip_grad_norm_(policy.parameters(), limit, error_if_nonfinite=True)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-    return Outcome(rewards=rewards, importance=importance, loss=loss.detach())
+        loss, _ = train_step(
+            policy, optimizer, tokens[:, :-1], rolled.answers, clip=plan.clip, criterion=criterion, phase=phase
+        )
+    return Outcome(rewards=rewards, importance=importance, loss=loss)
 
 
 def group_advantages(rewards: Tensor, group: int) -> Tensor:
