@@ -22,6 +22,7 @@ MODULES = {  # as `python -m` runs them
         [],
         "Runs a training script of yours unchanged, and says what each phase of its steps costs.",
     ),
+    "judge": ("isoforward.app.judge", [], "Says whether one of two commands, or runs, is faster, equal or undecided."),
     "lesson": ("isoforward.lesson.page", [], "Makes the lesson of a run: both lives of its model, in one page."),
     "report": ("isoforward.show.report", [], "Makes the report of one run or several again, from their results.jsonl."),
     "import": (

@@ -180,6 +180,22 @@ def test_a_budget_shorter_than_one_sample_is_refused_with_the_way_out() -> None:
         measure([work], [], MeasureConfig(budget=0.01), seed=0, look=still)
 
 
+def test_a_precision_finer_than_the_clock_is_refused_with_the_way_out() -> None:
+    work = Work(parts=(part("forward"),), run=lambda n: (1e-6,), most=1)
+    with pytest.raises(BadInput, match=r"measure\.precision=0\.05 is finer than the clock gives: .* training forward"):
+        measure([work], [], MeasureConfig(), seed=0, look=still)
+
+
+def test_a_budget_without_room_for_as_many_samples_as_an_interval_needs_is_refused() -> None:
+    def run(n: int) -> Sequence[float]:
+        time.sleep(0.01)
+        return (0.01,)
+
+    work = Work(parts=(part("forward"),), run=run)
+    with pytest.raises(BadInput, match=r"measure\.budget=0\.05 has no room for 7 samples of each"):
+        measure([work], [], MeasureConfig(budget=0.05), seed=0, look=still, fewest=7)
+
+
 def test_one_sample_holds_enough_executions_for_the_clock() -> None:
     asked: list[int] = []
     quick = timed(device_of("cpu"), part("forward"), lambda: None)

@@ -244,17 +244,21 @@ def ratio(
 
 
 def ratio_unpaired(first: Samples, second: Samples, *, look: Look = ONE_LOOK) -> Ratio:
-    """Of medians of samples that were not taken in pairs, such as two runs' files; drift between them is not seen.
+    """Of medians of samples that were not taken in pairs; drift between them is not seen."""
+    return ratio_of(*(summarise(_positive(samples), look=look) for samples in (first, second)))
 
-    The interval joins those of both medians (MOVER: Zou and Donner 2008): in logs, each half-width is the root of the
-    sum of squares of one's lower and the other's upper.
+
+def ratio_of(one: Estimate, two: Estimate) -> Ratio:
+    """Of estimates that were made apart, such as two runs' files.
+
+    The interval joins both (MOVER: Zou and Donner 2008): in logs, each half-width is the root of the sum of squares of
+    one's lower and the other's upper.
     """
-    one, two = (summarise(_positive(samples), look=look) for samples in (first, second))
     (a, a_low, a_high), (b, b_low, b_high) = (np.log((e.median, e.interval.low, e.interval.high)) for e in (one, two))
     below, above = math.hypot(a - a_low, b_high - b), math.hypot(a_high - a, b - b_low)
     low, value, high = (math.exp(log) for log in (a - b - below, a - b, a - b + above))
     confidence = min(one.interval.confidence, two.interval.confidence)
-    interval = Interval(low=low, high=high, kind="medians apart", confidence=confidence, looks=look.count)
+    interval = Interval(low=low, high=high, kind="medians apart", confidence=confidence, looks=one.interval.looks)
     return Ratio(value=value, interval=interval, n=min(one.n, two.n))
 
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from isoforward.base import disturbance
+from isoforward.base import disturbance, units
 from isoforward.base.config import MeasureConfig
 from isoforward.base.disturbance import Disturbance, Reading
 from isoforward.base.errors import BadInput
@@ -26,6 +26,7 @@ SHORTEST_S = 1e-2  # that the shortest part of a sample lasts, as far as LONGEST
 LONGEST_S = 0.1  # of a sample of several executions
 RETAKEN = 0.5  # of the samples of a pair, at most
 TRIES = 3  # at one sample
+TICK_S = 1e-6  # to which the clocks of the devices agree with themselves: CUDA's events have half of it
 REFERENCE_SHARE = 0.1  # of the time, at most
 
 
@@ -184,22 +185,24 @@ def measure(
     references: Sequence[Work] = (),
     show: Callable[[Progress], object] | None = None,
     look: Callable[[], Reading] = disturbance.look,
+    fewest: int = 1,
 ) -> Measured:
     """Times every part of `works`, and the `pairs` of parts against each other, by `plan`.
 
     With `plan.repeats` each pair is timed that often; else until every time is known to `plan.precision` and every
     comparison is settled, or `plan.budget` seconds are spent: at four planned looks, over all of which the stated
-    confidence holds. Ctrl-C ends it early, with what is there. Raises BadInput where the budget is too short for one
-    sample of each work.
+    confidence holds. Ctrl-C ends it early, with what is there. Raises BadInput where the budget is too short for
+    `fewest` samples of each work, or the precision finer than the clock.
     """
     draw = random.Random(seed)
     blocks = blocks_of(works, pairs)
-    counts = {work: _count(work, plan.warmup) for work in dict.fromkeys((*works, *references))}
+    counts = {work: _count(work, plan) for work in dict.fromkeys((*works, *references))}
     samples_s = sum(sum(took for _, took in (counts[work] for work in block.works)) for block in blocks)
-    if plan.repeats is None and samples_s > plan.budget:
+    if plan.repeats is None and fewest * samples_s > plan.budget:
+        short = "is shorter than one sample" if fewest == 1 else f"has no room for {fewest} samples"
         raise BadInput(
-            f"measure.budget={plan.budget:g} is shorter than one sample of each, which takes {samples_s:.2g} s; "
-            f"write measure.budget={math.ceil(10 * samples_s)}"
+            f"measure.budget={plan.budget:g} {short} of each, which takes {fewest * samples_s:.2g} s; "
+            f"write measure.budget={math.ceil(max(10, 2 * fewest) * samples_s)}"
         )
     kept: dict[Part, list[float]] = {part: [] for work in references for part in work.parts}
     run = _Run(counts={work: count for work, (count, _) in counts.items()}, draw=draw, look=look)
@@ -283,9 +286,9 @@ class _Run:
             block.again += 1
 
 
-def _count(work: Work, warmup: int) -> tuple[int, float]:
+def _count(work: Work, plan: MeasureConfig) -> tuple[int, float]:
     """Executions of one sample, and its seconds: no part below SHORTEST_S, unless the whole went beyond LONGEST_S."""
-    for _ in range(warmup):
+    for _ in range(plan.warmup):
         times = work.run(1)
     begun = time.perf_counter()
     times = work.run(1)
@@ -293,6 +296,14 @@ def _count(work: Work, warmup: int) -> tuple[int, float]:
     shortest_s = max(min(times), 1e-9)
     wanted, room = math.ceil(SHORTEST_S / shortest_s), math.floor(LONGEST_S / max(whole_s, 1e-9))
     count = max(1, min(wanted, room, work.most or wanted))
+    sample_s = max(count * sum(times), 1e-9)
+    if plan.precision * sample_s < TICK_S:  # by which any number of samples is off together
+        named = " and ".join(f"{part.life} {part.phase}" for part in work.parts)
+        raise BadInput(
+            f"measure.precision={plan.precision:g} is finer than the clock gives: a sample of {named} lasts "
+            f"{units.seconds(sample_s)}, and a tick {units.seconds(TICK_S)}; make the work larger, "
+            f"or write measure.precision={min(1.0, 2 * TICK_S / sample_s):.1g}"
+        )
     return count, count * whole_s
 
 
