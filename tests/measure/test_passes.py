@@ -69,3 +69,26 @@ def test_one_process_tells_of_itself_alone(tmp_path: Path) -> None:
     measure_apart(alone, planted, str(log), results=results, command="x")
     assert log.read_text() == "process\n"
     assert only(read(results), phase="residual", quantity="time").interval != "across processes"
+
+
+def interrupted(case: Case) -> Bench:
+    """By Ctrl-C in the middle of its samples."""
+    taken = 0
+
+    def run(n: int) -> Sequence[float]:
+        nonlocal taken
+        taken += 1
+        if taken == 20:
+            raise KeyboardInterrupt
+        return (1.0,)
+
+    return Bench(works=[Work(parts=(case.step("step"),), run=run)])
+
+
+def test_ctrl_c_keeps_the_rows_and_starts_no_further_process(tmp_path: Path) -> None:
+    results = tmp_path / "results.jsonl"
+    plan = MeasureConfig(repeats=40, warmup=1, processes=3)
+    measure_apart(replace(CASE, measure=plan), interrupted, results=results, command="x")
+    found = read(results)
+    assert 5 <= len(only(found, phase="step", quantity="time").samples) < 40
+    assert found.verdicts[0].reasons[0].startswith("stopped early by Ctrl-C")

@@ -33,7 +33,7 @@ from isoforward.base.results import Results, Row, only, refuse_unlike, select
 from isoforward.base.statistics import Estimate, Interval, Judgement, judge, ratio_of
 from isoforward.base.terminal import print_what_can_be_encoded
 from isoforward.measure.benchmark import Part, Work, measure
-from isoforward.measure.passes import live_line
+from isoforward.measure.passes import end_live_line, live_line
 from isoforward.measure.trust import findings, verdict
 from isoforward.show.report import named
 
@@ -92,6 +92,7 @@ def judge_commands(first: str, second: str, plan: MeasureConfig, *, seed: int = 
     pair = (works[0].part, works[1].part)
     show = live_line("A and B")
     measured = measure(works, [pair], plan, seed=seed, show=show, look=runner.look, fewest=PAIRS)
+    end_live_line()
     if not measured.blocks:
         raise Refusal("stopped before there were enough pairs for an interval")
     return Judged(

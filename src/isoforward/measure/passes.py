@@ -7,6 +7,7 @@ that nothing that ran before inflates a peak or warms a cache, and measuring cha
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from isoforward.base.statistics import (
     ratio_across,
     summarise,
 )
-from isoforward.base.subprocesses import Failed, run_isolated
+from isoforward.base.subprocesses import Child, Failed, run_isolated
 from isoforward.measure.benchmark import Measured, Pair, Part, Progress, Work, measure
 from isoforward.measure.case import Case
 from isoforward.measure.roofline import peak_rows, reference_works
@@ -76,15 +77,32 @@ class Told:
 def measure_apart(case: Case, build: Build, *more: object, results: Path, command: str) -> str:
     """Appends to `results` what `build(case, *more)` is measured to; gives the id of the environment it holds in.
 
-    In `measure.processes` fresh processes, one after the other. A failure there is a BadInput with its reason.
+    In `measure.processes` fresh processes, one after the other. A failure there is a BadInput with its reason. Ctrl-C
+    keeps what is measured, and the verdict says so.
     """
-    told = [
-        call_apart(time_here, case, build, more, command, threads=case.threads, what=case.experiment)
-        for _ in range(case.measure.processes)
-    ]
+    told: list[Told] = []
+    while len(told) < case.measure.processes and not (told and told[-1].findings.stopped):
+        told.append(time_apart(case, build, more, command))
+    if (stopped := told[-1].findings).stopped and len(told) > 1:  # it may lack what others have, and two are too few
+        told = told[:-1] if len(told) > 3 else told[:1]
+        told[0] = dataclasses.replace(told[0], findings=dataclasses.replace(told[0].findings, stopped=stopped.stopped))
     where, records = merged(case, told)
     write(results, [where, *records])
     return where.id
+
+
+def time_apart(case: Case, build: Build, more: Sequence[object], command: str) -> Told:
+    """In a session of its own, so that Ctrl-C reaches it once, from here: it then tells what it has."""
+    with Child(time_here, case, build, more, command, threads=case.threads, new_session=True) as child:
+        try:
+            outcome = child.outcome()
+        except KeyboardInterrupt:
+            if child.running or not isinstance(outcome := child.outcome(), Told):
+                raise
+    if isinstance(outcome, Failed):
+        raise BadInput(f"{case.experiment} could not be measured: {outcome.reason}")
+    assert isinstance(outcome, Told)
+    return outcome
 
 
 def call_apart(
@@ -109,6 +127,7 @@ def time_here(case: Case, build: Build, more: Sequence[object], command: str) ->
     measured = measure(
         bench.works, bench.pairs, case.measure, seed=case.seed, references=references, show=live_line(case.experiment)
     )
+    end_live_line()
     timed = [
         (n, part)
         for n, work in enumerate(bench.works)
@@ -253,8 +272,15 @@ def live_line(what: str) -> Callable[[Progress], None] | None:
         worst = "" if progress.worst is None else f", the others to {progress.worst:.1%}"
         left = f", at most {progress.left_s:.0f} s more" if progress.left_s else ""
         lost = f", {progress.lost_share:.0%} of it lost to others" if progress.lost_share > 0.01 else ""
-        line = f"measuring {what}: {known}{worst}{left}{lost}"
-        print(f"\r\x1b[K{line[:79]}", end="" if progress.known < progress.asked else "\r\x1b[K", file=sys.stderr)
+        line = f"measuring {what}: {known}{left}{worst}{lost}"
+        room = shutil.get_terminal_size().columns - 1  # a line that wraps would not be written over
+        print(f"\r\x1b[K{line[:room]}", end="", file=sys.stderr)
         sys.stderr.flush()
 
     return show
+
+
+def end_live_line() -> None:
+    """However measuring ended, nothing of the line stays."""
+    if sys.stderr.isatty():
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
