@@ -6,7 +6,8 @@ import dataclasses
 
 from isoforward.base.config import MeasureConfig
 from isoforward.base.disturbance import Disturbance
-from isoforward.measure.trust import Findings, Imprecise, alone, verdict
+from isoforward.measure.benchmark import Part, Work, measure
+from isoforward.measure.trust import Findings, Imprecise, alone, findings, verdict
 
 PLAN = MeasureConfig(precision=0.03)
 QUIET = Findings(
@@ -76,3 +77,13 @@ def test_what_several_processes_leave_open_takes_more_of_them() -> None:
     (reason,) = reasons(dataclasses.replace(PLAN, processes=3), imprecise=missed)
     assert reason.startswith("1 of 6 times are known less precisely than 3%, training loss to 6.0%")
     assert "write measure.processes=12" in reason
+
+
+def test_a_work_that_is_in_two_comparisons_is_counted_once() -> None:
+    works = [
+        Work(parts=(Part(life="training", phase=phase, per="step", conditions={}),), run=lambda n: (1.0,))
+        for phase in ("forward", "backward", "step")
+    ]
+    base, *others = (work.part for work in works)
+    plan = MeasureConfig(repeats=10, warmup=1)
+    assert findings(measure(works, [(other, base) for other in others], plan, seed=0)).times == 3
