@@ -8,6 +8,7 @@ from statistics import fmean, median
 import pytest
 
 from isoforward.base.config import MeasureConfig, ModelConfig
+from isoforward.base.errors import Stopped
 from isoforward.base.results import Row, only, read
 from isoforward.measure.benchmark import Measured, Work
 from isoforward.measure.case import Case
@@ -88,7 +89,8 @@ def interrupted(case: Case) -> Bench:
 def test_ctrl_c_keeps_the_rows_and_starts_no_further_process(tmp_path: Path) -> None:
     results = tmp_path / "results.jsonl"
     plan = MeasureConfig(repeats=40, warmup=1, processes=3)
-    measure_apart(replace(CASE, measure=plan), interrupted, results=results, command="x")
+    with pytest.raises(Stopped, match="has what was measured until then"):
+        measure_apart(replace(CASE, measure=plan), interrupted, results=results, command="x")
     found = read(results)
     assert 5 <= len(only(found, phase="step", quantity="time").samples) < 40
     assert found.verdicts[0].reasons[0].startswith("stopped early by Ctrl-C")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from isoforward.base import units
 from isoforward.base.config import ExperimentConfig, MeasureConfig, ModelConfig, Run, TrackingConfig
 from isoforward.base.device import best_device, device_of
 from isoforward.base.environment import environment
-from isoforward.base.errors import BadInput, Stopped
+from isoforward.base.errors import BadInput
 from isoforward.base.results import Results, Row, Verdict, read, write
 from isoforward.base.storage import write_atomically
 from isoforward.base.terminal import say
@@ -27,7 +26,6 @@ from isoforward.formats.checkpoint_file import is_checkpoint
 from isoforward.formats.export import find, read_manifest
 from isoforward.measure.case import Case, with_kernels
 from isoforward.measure.passes import Build, measure_apart
-from isoforward.measure.trust import STOPPED
 from isoforward.model.kernels import training_products
 from isoforward.serve.inference import find_export
 from isoforward.serve.transformers_model import described
@@ -132,11 +130,6 @@ def ask(
     with claim(config) as run_dir:
         say(console, f"measuring {question}{at_most(config.measure)}")
         measure_apart(case, build, *more, results=run_dir / "results.jsonl", command=command_line())
-        if any(
-            reason.startswith(STOPPED) for each in read(run_dir / "results.jsonl").verdicts for reason in each.reasons
-        ):
-            show_rows(console, read(run_dir / "results.jsonl"))
-            raise Stopped(signal.SIGINT, f"stopped early; {run_dir / 'results.jsonl'} has what was measured until then")
         tell(config, run_dir, console, answer)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 
 from isoforward.base.environment import environment
-from isoforward.base.errors import BadInput
+from isoforward.base.errors import BadInput, Stopped
 from isoforward.base.results import Comparison, Environment, Row, RowFields, Subject, Verdict, write
 from isoforward.base.statistics import (
     Estimate,
@@ -78,7 +79,7 @@ def measure_apart(case: Case, build: Build, *more: object, results: Path, comman
     """Appends to `results` what `build(case, *more)` is measured to; gives the id of the environment it holds in.
 
     In `measure.processes` fresh processes, one after the other. A failure there is a BadInput with its reason. Ctrl-C
-    keeps what is measured, and the verdict says so.
+    is a Stopped, after what was measured is written with a verdict that says so.
     """
     told: list[Told] = []
     while len(told) < case.measure.processes and not (told and told[-1].findings.stopped):
@@ -88,6 +89,8 @@ def measure_apart(case: Case, build: Build, *more: object, results: Path, comman
         told[0] = dataclasses.replace(told[0], findings=dataclasses.replace(told[0].findings, stopped=stopped.stopped))
     where, records = merged(case, told)
     write(results, [where, *records])
+    if stopped.stopped:
+        raise Stopped(signal.SIGINT, f"stopped early; {results} has what was measured until then")
     return where.id
 
 
