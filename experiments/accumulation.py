@@ -6,6 +6,7 @@
 Every setting takes the same optimizer step on the same batch, cut into 1, 2, 4 or 8 parts.
 
 :chapter: Training
+:unread: measure.context measure.energy optim.min_lr optim.schedule optim.warmup_steps
 """
 
 import dataclasses

@@ -14,6 +14,7 @@ weight needs no gradient of its own, so that backward is 1 and not 2, but the gr
 the first thing that is trained, and what the forward computed is kept for that.
 
 :chapter: Training
+:unread: measure.energy
 """
 
 import copy

@@ -7,6 +7,8 @@ A loop of plain PyTorch: a loader's batch, forward, loss, backward, clipping, op
 phase, as `phase_costs` does unless told otherwise. Hooks are set and undone between the steps, not in their time.
 
 :chapter: Trust
+:unread: measure.context measure.energy measure.new_tokens measure.prompt optim.clip optim.min_lr optim.schedule
+optim.warmup_steps
 """
 
 import sys

@@ -15,6 +15,7 @@ lengths. A simulated stream of Poisson arrivals draws the lengths, and shows how
 isoforward.plan.lifetime has the formulas.
 
 :chapter: Planning
+:unread: adapter.alpha model.norm_eps model.rope_scaling model.rope_theta
 """
 
 import sys

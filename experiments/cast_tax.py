@@ -6,6 +6,8 @@
 Activations are bf16 in all three. Autocast caches the weights that it cast, but not under inference_mode.
 
 :chapter: Training against inference
+:unread: measure.context measure.energy measure.new_tokens optim.beta1 optim.beta2 optim.clip optim.lr optim.min_lr
+optim.momentum optim.muon_lr optim.schedule optim.warmup_steps optim.weight_decay
 """
 
 import sys

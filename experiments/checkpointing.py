@@ -4,6 +4,7 @@
     python experiments/checkpointing.py model=gpt2 data.batch=2 data.length=512
 
 :chapter: Training
+:unread: measure.context measure.energy optim.min_lr optim.schedule optim.warmup_steps
 """
 
 import dataclasses

@@ -7,6 +7,8 @@ The same weights run the same batch, first under inference_mode, then with one m
 the whole optimizer step.
 
 :chapter: Training against inference
+:unread: measure.context measure.energy measure.new_tokens measure.prompt optim.min_lr optim.schedule
+optim.warmup_steps
 """
 
 import dataclasses

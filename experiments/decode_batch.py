@@ -6,6 +6,8 @@
 A decode step at every batch size runs in turns with a plain read of the same weights and with training's forward.
 
 :chapter: Serving
+:unread: measure.context measure.energy measure.new_tokens optim.beta1 optim.beta2 optim.clip optim.lr optim.min_lr
+optim.momentum optim.muon_lr optim.schedule optim.warmup_steps optim.weight_decay
 """
 
 import dataclasses

@@ -9,6 +9,8 @@ averaged during the backward, as DistributedDataParallel does; and not averaged.
 half a batch while the other core is idle.
 
 :chapter: Training
+:unread: measure.context measure.energy measure.new_tokens measure.prompt optim.clip optim.min_lr optim.schedule
+optim.warmup_steps
 """
 
 import os

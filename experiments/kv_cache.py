@@ -8,6 +8,8 @@ At each context one more token is decoded twice, in turns: with the cache, and w
 forward again.
 
 :chapter: Serving
+:unread: measure.energy optim.beta1 optim.beta2 optim.clip optim.lr optim.min_lr optim.momentum optim.muon_lr
+optim.schedule optim.warmup_steps optim.weight_decay
 """
 
 import math

@@ -6,6 +6,8 @@
 Each kind of layer runs alone on activations of training's shape: frozen forward, training's forward, backward.
 
 :chapter: Training against inference
+:unread: measure.context measure.energy measure.new_tokens measure.prompt optim.beta1 optim.beta2 optim.clip optim.lr
+optim.min_lr optim.momentum optim.muon_lr optim.schedule optim.warmup_steps optim.weight_decay
 """
 
 import sys

@@ -7,6 +7,8 @@ Varies batch, length, checkpointing, precision and optimizer. Each case has a pr
 row with its reason, and the others go on.
 
 :chapter: Training against inference
+:unread: measure.budget measure.context measure.energy measure.margin measure.precision measure.processes
+measure.repeats measure.warmup optim.min_lr optim.schedule optim.warmup_steps
 """
 
 import dataclasses

@@ -11,6 +11,8 @@ beside usual decoding. endpoint= is any server that speaks OpenAI's completions 
 adds our compiled decoding.
 
 :chapter: Trust
+:unread: measure.context measure.energy optim.beta1 optim.beta2 optim.clip optim.lr optim.min_lr optim.momentum
+optim.muon_lr optim.name optim.schedule optim.warmup_steps optim.weight_decay
 """
 
 import dataclasses

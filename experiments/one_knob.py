@@ -8,6 +8,7 @@ knob is one of precision, checkpointing, batch, length, optimizer, threads, accu
 one process, a step of each in every round, and are compared pair by pair.
 
 :chapter: Training against inference
+:unread: measure.energy optim.min_lr optim.schedule optim.warmup_steps
 """
 
 import dataclasses

@@ -8,6 +8,7 @@ grow with the batch. Each optimizer then trains the same model on the same chara
 file in conf/optim.
 
 :chapter: Training
+:unread: measure.context measure.energy measure.new_tokens measure.prompt
 """
 
 import dataclasses

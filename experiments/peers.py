@@ -10,6 +10,7 @@ compile=true measures our compiled decoding step beside the eager one. With prec
 weights, as it loads them; we train fp32 weights that are cast where they are used.
 
 :chapter: Training against inference
+:unread: measure.context measure.energy optim.min_lr optim.schedule optim.warmup_steps
 """
 
 import dataclasses

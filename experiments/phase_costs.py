@@ -10,6 +10,7 @@ Measures every phase of training and of inference: forward, loss, backward, opti
 batch, prefill, and decode with and without a KV cache. model=transformers wraps any causal LM without changing it.
 
 :chapter: Start here
+:unread: optim.min_lr optim.schedule optim.warmup_steps
 """
 
 import sys

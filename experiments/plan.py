@@ -15,6 +15,7 @@ architecture than ours (model=transformers) is counted on the meta device, witho
 devices; users are served at once, each with a prompt and an answer.
 
 :chapter: Planning
+:unread: adapter.alpha model.norm_eps model.rope_scaling model.rope_theta
 """
 
 import dataclasses

@@ -5,6 +5,7 @@
 The same weights in each precision. The loss on validation text stands beside every cost. Nothing is trained in int8.
 
 :chapter: Serving
+:unread: data.workers measure.energy optim.min_lr optim.schedule optim.warmup_steps
 """
 
 import dataclasses

@@ -12,6 +12,7 @@ is now (`pace`) is the one thing that a prediction takes from the time of its me
 that is not this machine, the model is predicted alone and never allocated.
 
 :chapter: Planning
+:unread: measure.energy optim.min_lr optim.schedule optim.warmup_steps
 """
 
 import dataclasses

@@ -14,6 +14,8 @@ Answers end at new_tokens, and every prompt is read once for each answer: no pre
 takes of a large model elsewhere is predicted, by the length of its answers; isoforward.plan.lifetime says how.
 
 :chapter: Training against inference
+:unread: measure.context measure.energy measure.new_tokens measure.prompt optim.min_lr optim.schedule
+optim.warmup_steps
 """
 
 import dataclasses

@@ -6,6 +6,8 @@
 Weights and optimizer state. Every write ends on the disk (fsync); reads find the file in the system's cache.
 
 :chapter: Trust
+:unread: measure.context measure.energy measure.new_tokens measure.prompt optim.clip optim.min_lr optim.schedule
+optim.warmup_steps
 """
 
 import os

@@ -8,6 +8,7 @@ exponent is the slope of log time over log size, with the interval that the nois
 stands the slope that the calibration of this machine predicts.
 
 :chapter: Planning
+:unread: measure.energy optim.min_lr optim.schedule optim.warmup_steps
 """
 
 import dataclasses

@@ -9,6 +9,7 @@ product, a cast and a tensor that stays are each planted in a phase: they must b
 amount, and in no other.
 
 :chapter: Trust
+:unread: measure.context measure.energy measure.new_tokens optim.min_lr optim.schedule optim.warmup_steps
 """
 
 import dataclasses

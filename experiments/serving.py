@@ -12,6 +12,7 @@ tpot. With checkpoint=, the same weights run in our own batch loop, and on a cal
 what an engine should take. training_hours, of one device, gives the served tokens that cost as much as training.
 
 :chapter: Serving
+:unread: measure.context measure.energy optim.min_lr optim.schedule optim.warmup_steps
 """
 
 import dataclasses

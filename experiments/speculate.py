@@ -7,6 +7,8 @@ BIG and SMALL are exports or run directories of models trained with the same tok
 with and without the draft, in turns, for several lengths of proposal.
 
 :chapter: Serving
+:unread: measure.context measure.energy optim.beta1 optim.beta2 optim.clip optim.lr optim.min_lr optim.momentum
+optim.muon_lr optim.name optim.schedule optim.warmup_steps optim.weight_decay
 """
 
 import dataclasses

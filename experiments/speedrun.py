@@ -12,6 +12,9 @@ at: `fast` was tuned on the held-out plays and is judged on others that it does 
 and is judged on the held-out plays. Intervals are the range over the seeds.
 
 :chapter: Training
+:unread: measure.budget measure.context measure.energy measure.margin measure.new_tokens measure.precision
+measure.processes measure.prompt measure.repeats measure.warmup optim.beta1 optim.beta2 optim.clip optim.lr
+optim.min_lr optim.momentum optim.muon_lr optim.name optim.schedule optim.warmup_steps optim.weight_decay
 """
 
 import dataclasses

@@ -7,6 +7,7 @@ Both train the same baby GPT, a step of each in turn: the plain loop steps betwe
 process of its own, because the memory allocator's state is part of what is compared.
 
 :chapter: Training
+:unread: measure.context measure.energy measure.new_tokens measure.prompt
 """
 
 import dataclasses

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import errno
 import hashlib
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from isoforward.app.command_line import claim, refuse_what_is_not_read, run
+from isoforward.app.command_line import claim, run
 from isoforward.app.scripts import scripts
-from isoforward.base.config import DataConfig, ExperimentConfig, GenerateConfig, TrainConfig
+from isoforward.base.config import GenerateConfig, TrainConfig
 from isoforward.base.errors import BadInput, Integrity, NonFinite, Stopped, StorageFailed
 from isoforward.base.storage import DONE
 
@@ -57,20 +56,3 @@ def test_every_end_has_its_code_and_no_traceback(
 
     assert run(end, GenerateConfig, [], script=scripts()["generate"]) == code
     assert len(capsys.readouterr().err.splitlines()) == (code != 130)
-
-
-TEXT_KEYS = [f"data.{field.name}" for field in fields(DataConfig) if field.name not in ("batch", "length", "source")]
-
-
-@pytest.mark.parametrize("override", ["data=shakespeare", "data.source=hub", *(f"{key}=1" for key in TEXT_KEYS)])
-def test_a_key_of_text_is_refused_where_no_text_is_read(override: str) -> None:
-    key = override.partition("=")[0]
-    with pytest.raises(BadInput, match=f"{key}=.*kv_cache reads no text"):
-        refuse_what_is_not_read("kv_cache", ExperimentConfig, ["data.batch=2", override])
-    refuse_what_is_not_read("precision", ExperimentConfig, [override])
-    refuse_what_is_not_read("train", TrainConfig, [override])
-
-
-def test_keys_that_are_read_and_random_tokens_pass() -> None:
-    read = ["data.batch=2", "data.length=8", "data=synthetic", "model=tiny", "measure.prompt=8"]
-    refuse_what_is_not_read("kv_cache", ExperimentConfig, read)

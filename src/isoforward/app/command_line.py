@@ -8,7 +8,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, is_dataclass, replace
 from difflib import get_close_matches
@@ -27,6 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from isoforward.app import sweeps
 from isoforward.app.overrides import as_text
 from isoforward.app.scripts import PACKAGE, read_script
+from isoforward.app.unread import refuse_what_is_not_read
 from isoforward.base import config as schemas
 from isoforward.base.datasheets import lookup
 from isoforward.base.errors import BadInput, Refusal, StorageFailed
@@ -260,7 +261,7 @@ def run(main: Callable[[Any], None], schema: type, argv: list[str] | None = None
         try:
             built: Any = typed(raw, schema)
             refuse_what_is_not_here(built)
-            refuse_what_is_not_read(script.stem, schema, job.overrides.task)
+            refuse_what_is_not_read(script, schema, job.overrides.task)
             if job.mode != RunMode.MULTIRUN or not hasattr(built, "run_dir"):
                 with kernels_as_asked(built):
                     main(built)
@@ -344,20 +345,6 @@ def kernels_as_asked(config: object) -> Iterator[None]:
     finally:
         os.environ.pop(schemas.KERNELS_VARIABLE, None)
         os.environ.update({name: value for name, value in before.items() if name == schemas.KERNELS_VARIABLE})
-
-
-READS_TEXT = ("precision",)  # questions; all others measure on random tokens
-
-
-def refuse_what_is_not_read(command: str, schema: type, overrides: Sequence[str]) -> None:
-    """A key that changes nothing would make its user believe that it did."""
-    if not issubclass(schema, schemas.ExperimentConfig) or command in READS_TEXT:
-        return
-    for override in overrides:
-        key, _, value = override.lstrip("+~").partition("=")
-        text = key.startswith("data.") and key not in ("data.batch", "data.length", "data.source")
-        if text or (key in ("data", "data.source") and value != "synthetic"):
-            raise BadInput(f"{override}: {command} reads no text, it measures on random tokens; leave this key out")
 
 
 def complain(refusal: Refusal) -> int:

@@ -1,7 +1,8 @@
 """The files that are commands: train.py, generate.py, and the questions of experiments/.
 
 A question is one file. Its name is the command's; its docstring begins with the question, goes on with the help text,
-and ends with the chapter that lists it. Everything that names the questions elsewhere is made from these.
+and ends with its chapter and the keys that it does not read. Everything that names the questions elsewhere is made from
+these.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ class Script:
     about: str  # one line: for a question, the question
     help: str  # the whole text
     chapter: str
+    unread: frozenset[str]  # keys that its config has, and that change nothing
 
     @property
     def name(self) -> str:
@@ -32,11 +34,13 @@ class Script:
 def read_script(path: Path) -> Script:
     docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or path.stem
     chapter = re.search(r"^:chapter: (.+)$", docstring, re.M)
+    unread = re.search(r"^:unread: (.+)\Z", docstring, re.M | re.S)
     return Script(
         path=path,
         about=" ".join(docstring.partition("\n\n")[0].split()),
         help=docstring[: chapter.start()].rstrip() if chapter else docstring,
         chapter=chapter[1] if chapter and chapter[1] in CHAPTERS else CHAPTERS[-1],
+        unread=frozenset(unread[1].split() if unread else ()),
     )
 
 

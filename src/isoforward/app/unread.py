@@ -1,0 +1,34 @@
+"""Keys that a command has with its config's groups, but does not read.
+
+Questions share the groups of training's config; each names in its docstring what it leaves of them. Which keys the code
+of a command can reach is found by the test, which fails where one of the others is not named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from isoforward.app.scripts import read_script
+from isoforward.base import config as schemas
+from isoforward.base.errors import BadInput
+
+READS_TEXT = ("precision",)  # questions; all others measure on random tokens, or on a text of their own
+
+
+def unread(script: Path, schema: type) -> set[str]:
+    of_all = {"measure.enabled"} if issubclass(schema, schemas.ExperimentConfig) else set()
+    return of_all | read_script(script).unread
+
+
+def refuse_what_is_not_read(script: Path, schema: type, overrides: Sequence[str]) -> None:
+    """A key that changes nothing would make its user believe that it did."""
+    command, silent = script.stem, unread(script, schema)
+    reads_text = command in READS_TEXT or not issubclass(schema, schemas.ExperimentConfig)
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        text = key.startswith("data.") and key not in ("data.batch", "data.length", "data.source")
+        if not reads_text and (text or (key in ("data", "data.source") and value != "synthetic")):
+            raise BadInput(f"{override}: {command} reads no text, it measures on random tokens; leave this key out")
+        if key in silent or (override == "measure=none" and "measure.enabled" in silent):
+            raise BadInput(f"{override}: {command} does not read {key}, so it would change nothing; leave this key out")

@@ -1,0 +1,184 @@
+"""Every key of every command is read by code that the command can reach, or refused.
+
+mypy, which knows of every expression what it is an attribute of, gives the graph: from a function to the functions,
+classes and fields that it names. Checks of a config on itself do not count as reading it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+from mypy import build as mypy_build
+from mypy import nodes
+from mypy import types as mypy_types
+from mypy.modulefinder import BuildSource
+from mypy.options import Options
+
+from isoforward.app.command_line import GROUPS, run
+from isoforward.app.scripts import SCRIPTS, scripts
+from isoforward.app.unread import refuse_what_is_not_read, unread
+from isoforward.base.architecture import Architecture
+from isoforward.base.config import DataConfig, ExperimentConfig, TrainConfig
+from isoforward.base.errors import BadInput
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = "isoforward.base.config."
+# Read by getattr, or of a config that is typed as Any: `claim`, `kernels_as_asked`, `ModelConfig.architecture`
+BY_NAME = {"run_dir", "kernels", *(f"model.{field.name}" for field in fields(Architecture))}
+BY_NAME_OF = {
+    "lifetime": "prompt new_tokens decode_batch training_mfu prefill_mfu decode_mbu busy price_per_hour "
+    "training_price_per_hour",  # assumed()
+    "rl_step": "prompts group prompt new_tokens epochs",  # RlStep.shape
+}
+AWAY = {"node", "info", "analyzed", "original_def", "definition", "type", "ref", "def_", "impl"}  # out of the tree
+TEXT_KEYS = [f"data.{field.name}" for field in fields(DataConfig) if field.name not in ("batch", "length", "source")]
+WITHIN = (nodes.Expression, nodes.Statement, nodes.Argument, nodes.FuncDef)
+
+
+def named_in(tree: object, seen: set[int]) -> Iterator[nodes.NameExpr | nodes.MemberExpr]:
+    """mypy's own visitors are compiled, and cannot be subclassed."""
+    if isinstance(tree, list | tuple):
+        for each in tree:
+            yield from named_in(each, seen)
+    elif isinstance(tree, WITHIN) and id(tree) not in seen:
+        seen.add(id(tree))
+        if isinstance(tree, nodes.NameExpr | nodes.MemberExpr):
+            yield tree
+        for name in dir(type(tree)):
+            slot = type(getattr(type(tree), name)).__name__ == "getset_descriptor"
+            if slot and name not in AWAY:
+                yield from named_in(getattr(tree, name, None), seen)
+
+
+def instances(kind: mypy_types.Type | None) -> Iterator[mypy_types.Instance]:
+    proper = mypy_types.get_proper_type(kind)
+    if isinstance(proper, mypy_types.UnionType):
+        for item in proper.items:
+            yield from instances(item)
+    elif isinstance(proper, mypy_types.TypeVarType):
+        yield from instances(proper.upper_bound)
+    elif isinstance(proper, mypy_types.TypeType):
+        yield from instances(proper.item)
+    elif isinstance(proper, mypy_types.FunctionLike) and proper.is_type_obj():
+        yield from instances(proper.items[0].ret_type)
+    elif isinstance(proper, mypy_types.Instance):
+        yield proper
+
+
+def spans(owner: str, definitions: list[Any], graph: dict[str, set[str]]) -> Iterator[tuple[int, int, str]]:
+    """First line, last line and name of all that a module or a class defines, outer before inner."""
+    for each in definitions:
+        inner = each.func if isinstance(each, nodes.Decorator) else each
+        last = inner.end_line or each.line
+        if isinstance(inner, nodes.OverloadedFuncDef):
+            yield from spans(owner, inner.items, graph)
+        elif isinstance(inner, nodes.FuncDef):
+            yield each.line, last, f"{owner}.{inner.name}"
+        elif isinstance(inner, nodes.AssignmentStmt):
+            yield from ((each.line, last, f"{owner}.{n.name}") for n in inner.lvalues if isinstance(n, nodes.NameExpr))
+        elif isinstance(inner, nodes.ClassDef):
+            name = f"{owner}.{inner.name}"
+            yield each.line, last, name
+            methods = list(spans(name, inner.defs.body, graph))
+            yield from methods
+            outside = inner.info.fallback_to_any  # a library calls its methods: Lightning, torch
+            called = {m for _, _, m in methods if outside or m.startswith(f"{name}.__")}
+            graph.setdefault(name, set()).update(m for m in called if not m.startswith(CONFIGS))
+
+
+@pytest.fixture(scope="module")
+def graph() -> dict[str, set[str]]:
+    options = Options()
+    options.export_types = options.preserve_asts = options.explicit_package_bases = True
+    options.check_untyped_defs = options.ignore_errors = True
+    options.incremental = False
+    options.follow_imports = "skip"  # what libraries hold reads no config
+    source = ROOT / "src"
+    paths = [(path, ROOT) for path in scripts().values()] + [(path, source) for path in source.rglob("*.py")]
+    modules = {".".join(p.relative_to(top).with_suffix("").parts).removesuffix(".__init__"): p for p, top in paths}
+    built = mypy_build.build([BuildSource(str(path), name) for name, path in modules.items()], options)
+    found: dict[str, set[str]] = {}
+    for module in modules:
+        tree = built.graph[module].tree
+        assert tree is not None
+        owner_of: dict[int, str] = {}
+        for first, last, name in spans(module, tree.defs, found):
+            owner_of |= dict.fromkeys(range(first, last + 1), name)
+        for each in named_in(tree.defs, set()):
+            names = found.setdefault(owner_of.get(each.line, module), set())
+            if "." in each.fullname:  # a local variable is named by itself alone, as a module may be
+                names.add(each.fullname)
+            if isinstance(each, nodes.MemberExpr):
+                kinds = [base for one in instances(built.types.get(each.expr)) for base in one.type.mro]
+                names.update(f"{base.fullname}.{each.name}" for base in kinds if each.name in base.names)
+    return found
+
+
+def reached(graph: dict[str, set[str]], start: str) -> set[str]:
+    seen: set[str] = set()
+    ahead = [start]
+    while ahead:
+        if (name := ahead.pop()) not in seen:
+            seen.add(name)
+            ahead += graph.get(name, ())
+    return seen
+
+
+def leaves(schema: type, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Each key as it is typed, and the field that it fills."""
+    for field in fields(schema):
+        if field.name in GROUPS:
+            yield from leaves(GROUPS[field.name], f"{field.name}.")
+        else:
+            owner = next(
+                kind for kind in reversed(schema.__mro__) if field.name in vars(kind).get("__annotations__", {})
+            )
+            yield prefix + field.name, f"{owner.__module__}.{owner.__qualname__}.{field.name}"
+
+
+@pytest.mark.parametrize("command", scripts())
+def test_every_key_is_read_or_refused(command: str, graph: dict[str, set[str]]) -> None:
+    module = command if command in SCRIPTS else f"experiments.{command}"
+    schema = get_type_hints(importlib.import_module(module).main)["config"]
+    read = reached(graph, f"{module}.main")
+    by_name = BY_NAME | set(BY_NAME_OF.get(command, "").split())
+    keys, silent = dict(leaves(schema)), unread(scripts()[command], schema)
+    for key, field in keys.items():
+        if field not in read and key not in by_name:
+            with pytest.raises(BadInput, match=f"{key}=1: {command} (does not read|reads no text)"):
+                refuse_what_is_not_read(scripts()[command], schema, [f"{key}=1"])
+    assert silent <= set(keys)
+    of_recipes = "optim." if command == "speedrun" else "-"  # it reads that of each recipe, not its own
+    wrong = [key for key in silent if keys[key] in read and not key.startswith(of_recipes)]
+    assert wrong == [], "refused, but read"
+
+
+def test_the_refusal_names_command_and_key_before_any_work(capsys: pytest.CaptureFixture[str]) -> None:
+    ran = lambda config: pytest.fail("it ran")  # noqa: E731
+    assert run(ran, ExperimentConfig, ["measure.repeats=5"], script=scripts()["memory"]) == 2
+    assert capsys.readouterr().err == (
+        "error: measure.repeats=5: memory does not read measure.repeats, so it would change nothing; "
+        "leave this key out\n"
+    )
+    with pytest.raises(BadInput, match="measure=none: layers does not read"):
+        refuse_what_is_not_read(scripts()["layers"], ExperimentConfig, ["measure=none"])
+
+
+@pytest.mark.parametrize("override", ["data=shakespeare", "data.source=hub", *(f"{key}=1" for key in TEXT_KEYS)])
+def test_a_key_of_text_is_refused_where_no_text_is_read(override: str) -> None:
+    key = override.partition("=")[0]
+    with pytest.raises(BadInput, match=f"{key}=.*kv_cache reads no text"):
+        refuse_what_is_not_read(scripts()["kv_cache"], ExperimentConfig, ["data.batch=2", override])
+    if key != "data.workers":
+        refuse_what_is_not_read(scripts()["precision"], ExperimentConfig, [override])
+    refuse_what_is_not_read(scripts()["train"], TrainConfig, [override])
+
+
+def test_keys_that_are_read_and_random_tokens_pass() -> None:
+    read = ["data.batch=2", "data.length=8", "data=synthetic", "model=tiny", "measure.prompt=8"]
+    refuse_what_is_not_read(scripts()["kv_cache"], ExperimentConfig, read)
