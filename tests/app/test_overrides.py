@@ -69,7 +69,10 @@ def test_what_hydra_takes_for_missing_is_refused_by_name() -> None:
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_a_prompt_reaches_its_command_as_it_was_typed(text: str) -> None:
+def test_a_prompt_reaches_its_command_as_it_was_typed(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where a sweep leaves its directory
     seen: list[str | None] = []
     for arguments in ([f"prompt={text}"], [f"prompt={text}", "-m"]):
         main = lambda config: seen.append(config.prompt)  # noqa: E731
