@@ -104,11 +104,11 @@ def product(a: Tensor, b: Tensor) -> int:
     return 2 * prod(a.shape) * b.shape[-1]
 
 
-def attention(q: Tensor, k: Tensor, *, triangle: bool) -> int:
-    """q (B, H, T, D) on k (B, K, S, D): scores, and values weighted by them. A triangle has S = T."""
+def attention(q: Tensor, k: Tensor, v: Tensor, *, triangle: bool) -> int:
+    """q (B, H, T, D) on k (B, K, S, D) and v (B, K, S, E): scores, and what they weigh. A triangle has S = T."""
     B, H, T, D = q.shape
     pairs = T * (T + 1) // 2 if triangle else T * k.shape[-2]
-    return 4 * B * H * D * pairs
+    return 2 * B * H * (D + v.shape[-1]) * pairs
 
 
 def decomposed(mode: TorchDispatchMode, operator: Any, args: Any, kwargs: Any) -> Any:
@@ -150,12 +150,12 @@ class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return int(2 * prod(x.shape) * weight.shape[0])  # a packed weight has no transpose
         causal = self.convention == "causal"
         if operator is aten._scaled_dot_product_flash_attention_for_cpu.default:
-            q, k, *_ = args
+            q, k, v, *_ = args
             is_causal = args[4:5] == (True,)  # not there where it is the default
-            return attention(q, k, triangle=causal and is_causal)
+            return attention(q, k, v, triangle=causal and is_causal)
         if operator is aten._scaled_dot_product_flash_attention_for_cpu_backward.default:
-            _, q, k, _, _, _, _, is_causal = args
-            forward = attention(q, k, triangle=causal and is_causal)
+            _, q, k, v, _, _, _, is_causal = args
+            forward = attention(q, k, v, triangle=causal and is_causal)
             return forward // 2 * (5 if self.convention == "hardware" else 4)
         return 0
 
@@ -174,8 +174,10 @@ def fused_attention() -> Iterator[None]:
         attn_mask: Tensor | None = None,
         dropout_p: float = 0.0,
         is_causal: bool = False,
-        **_: object,
+        **more: object,
     ) -> Tensor:
+        if v.shape[-1] != q.shape[-1]:  # no fused operator takes them: latent attention is two products everywhere
+            return original(q, k, v, attn_mask, dropout_p, is_causal, **more)  # type: ignore[arg-type]
         operator = aten._scaled_dot_product_flash_attention_for_cpu
         return operator(q, k, v, 0.0, is_causal, attn_mask=attn_mask)[0]  # type: ignore[no-any-return]
 
