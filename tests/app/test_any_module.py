@@ -94,6 +94,15 @@ def test_what_is_printed_and_written_is_what_was_measured(tmp_path: Path) -> Non
         found.time("inference", "decode")
 
 
+def test_a_step_has_its_gradients_where_the_caller_has_switched_them_off() -> None:
+    """Case 26 of what people bring."""
+    model, batch = torch.nn.Linear(4, 3), (torch.randn(6, 4), torch.randint(3, (6,)))
+    with torch.no_grad():
+        told = compare_phases(model, batch, loss=torch.nn.functional.cross_entropy, repeats=5, warmup=1)
+        assert not torch.is_grad_enabled()
+    assert "backward" in str(told)
+
+
 def test_the_public_names_are_few_and_documented() -> None:
     assert len(isoforward.__all__) <= 13
     assert all(getattr(isoforward, name).__doc__ for name in isoforward.__all__)

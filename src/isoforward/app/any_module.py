@@ -39,6 +39,7 @@ from isoforward.show.phases import Phases
 NAME = "compare_phases"
 
 
+@torch.enable_grad()  # whatever the caller has switched off: a step needs gradients
 def compare_phases(
     model: nn.Module,
     batch: tuple[Tensor, Tensor],
