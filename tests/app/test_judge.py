@@ -15,6 +15,7 @@ import pytest
 
 from isoforward.app import judge
 from isoforward.base.config import MeasureConfig
+from isoforward.base.disturbance import Reading
 from isoforward.base.errors import BadInput
 from isoforward.base.results import Environment, Row, write
 from isoforward.base.statistics import summarise
@@ -35,6 +36,10 @@ class Simulated(judge.Commands):
         (time_s,) = map(float, words)  # type: ignore[call-overload]  # one word
         slower = 1.5 if next(self.ran) > 60 else 1.0
         self.now_s += time_s * slower * self.draw.lognormvariate(0, 0.05)
+
+    def look(self) -> Reading:
+        """The machine that the test runs on takes nothing again."""
+        return Reading(time_s=self.now_s, run_delay_s=None, stolen_s=None, busy_s=None, own_s=0.0, throttled=None)
 
 
 @pytest.fixture
