@@ -275,6 +275,15 @@ def test_gpt2_is_read_as_openai_released_it_without_a_head_and_with_its_masks(
     assert_same(load(tmp_path), model)
 
 
+@pytest.mark.parametrize("wrapped", ["_orig_mod.{}", "module.{}", "_orig_mod.module.{}"])
+def test_weights_are_read_under_the_names_that_compile_and_ddp_gave_them(wrapped: str, tmp_path: Path) -> None:
+    model = theirs("gpt2")
+    model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    save_file({wrapped.format(name): tensor for name, tensor in tensors.items()}, tmp_path / "model.safetensors")
+    assert_same(load(tmp_path), model)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
 def test_floats_of_16_and_of_64_bits_are_served_in_fp32(dtype: torch.dtype, tmp_path: Path) -> None:
     model = theirs("llama grouped").to(dtype)

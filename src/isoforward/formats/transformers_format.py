@@ -334,6 +334,14 @@ def config_in(path: Path) -> ModelConfig:
         raise BadInput(f"{file}: {error}") from error
 
 
+def unwrapped(name: str) -> str:
+    """Without what torch.compile and DistributedDataParallel put before the names of what they wrap."""
+    name = name.replace("_orig_mod.", "")
+    while name.startswith("module."):
+        name = name.removeprefix("module.")
+    return name
+
+
 def read_transformers(directory: Path, tensors: Mapping[str, Stored] | None = None) -> Checkpoint:
     """A directory as `save_pretrained` leaves it, today's or an earlier one's; its `tensors` where they are elsewhere.
 
@@ -346,7 +354,8 @@ def read_transformers(directory: Path, tensors: Mapping[str, Stored] | None = No
     prefix = outer[0].partition(".")[0] + "."  # which a model saved without its head leaves out
     own = {name.removeprefix(prefix).partition(".")[0] for name in (*outer, form.names.outer.get("positions", ""))}
     named, others = {}, []
-    for name, tensor in tensors.items():
+    for stored, tensor in tensors.items():
+        name = unwrapped(stored)
         if name.endswith(BUFFERS):
             continue
         if name.startswith((prefix, "lm_head.")):
