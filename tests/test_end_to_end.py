@@ -120,6 +120,18 @@ def test_an_experiment_runs_on_the_trained_model(trained: tuple[Path, str]) -> N
     assert only(read(trained[0] / "runs" / "question" / "results.jsonl"), quantity="identity").value == 0
 
 
+@pytest.mark.slow
+def test_measuring_allocates_for_measure_context_whatever_the_model_could_do(tmp_path: Path) -> None:
+    """Case 11 of what people bring: a cache for 524,288 positions alone would hold 2 GB."""
+    asked = ["model=tiny_llama", "model.context=524288", "measure.context=64", "data.length=32", "data.batch=2"]
+    few = ["measure=quick", "measure.repeats=5", "measure.processes=1", "tracking=none", "run_dir=run"]
+    command("experiments/phase_costs.py", *asked, *few, where=tmp_path)
+    rows = read(tmp_path / "run" / "results.jsonl").rows
+    held = [row.number for row in rows if row.quantity == "memory" and row.value]
+    assert held and max(held) < 2**28
+    assert max(int(str(row.conditions.get("context", 0))) for row in rows if row.phase == "decode") <= 64
+
+
 def test_training_again_gives_the_same_weights_and_measuring_changes_nothing(
     trained: tuple[Path, str], tmp_path: Path
 ) -> None:
