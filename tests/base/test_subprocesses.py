@@ -183,7 +183,7 @@ def test_a_case_that_takes_too_long_is_ended_and_reported() -> None:
 @pytest.mark.parametrize("target", [allocate, allocate_tensor])
 def test_memory_is_bounded_beyond_the_imports(target: Callable[[int], int]) -> None:
     assert run_isolated(allocate, 2**20, memory_bytes=2**29) == 2**20
-    failed = run_isolated(target, 2**32, memory_bytes=2**31)
+    failed = run_isolated(target, 2**36, memory_bytes=2**34)  # more than any build of torch maps when it is imported
     assert isinstance(failed, Failed)
     assert failed.reason.startswith("out of memory (")
 

@@ -16,6 +16,7 @@ from isoforward.model.gpt import GPT
 
 def hold_for_a_phase(size: int) -> dict[str, int]:
     memory = ProcessMemory()
+    torch.ones(1)  # builds for GPUs load what they need at the first call
     peaks = PeakOf(memory, memory.now())
     with peaks("before"):
         pass

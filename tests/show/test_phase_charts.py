@@ -46,6 +46,19 @@ def test_the_cache_is_drawn_over_the_contexts_that_were_timed() -> None:
     ]
 
 
+@pytest.mark.parametrize("trained", [640.0, 0.0])
+def test_a_life_that_needed_no_page_of_its_own_is_drawn_without_a_ratio(trained: float) -> None:
+    """As it is of a tiny model, whose few tensors fit into what the process had."""
+    rows = [
+        row(life, phase, value, quantity="memory", unit="byte", conditions={"category": category})
+        for life, phase, value in (("training", "step", trained), ("inference", "forward", 0.0))
+        for category in ("measured peak", "optimizer state")
+    ]
+    chart = phase_charts.memory([("", replace(PLANTED, rows=tuple(rows)))])
+    assert isinstance(chart, Chart)
+    assert chart.title == "Memory at its peak, by what it is kept for"
+
+
 def test_what_cannot_be_drawn_says_what_is_missing() -> None:
     assert "several contexts" in str(phase_charts.cache(curve(64)))
     assert "no peak" in str(phase_charts.roofline(compare(PLANTED)))

@@ -115,11 +115,12 @@ def memory(runs: Sequence[tuple[str, Results]]) -> Chart | str:
     title = "Memory at its peak, by what it is kept for"
     if len(lanes) == 2 and len(runs) == 1:
         kept, (trained, served) = by_purpose(lanes[0][1]), (whole(rows) for _, rows in lanes)
-        most = max(kept, key=kept.__getitem__)
-        title = (
-            f"At its peak a training step holds {units.size(trained)}, {units.times(trained / served)} what inference "
-            f"holds ({units.size(served)}); {kept[most] / sum(kept.values()):.0%} of it is {most}"
-        )
+        if kept and served:  # a small model may need no page that its process did not have
+            most = max(kept, key=kept.__getitem__)
+            title = (
+                f"At its peak a training step holds {units.size(trained)}, {units.times(trained / served)} what "
+                f"inference holds ({units.size(served)}); {kept[most] / sum(kept.values()):.0%} of it is {most}"
+            )
     return ledgers("memory", title, lanes)
 
 
