@@ -26,6 +26,17 @@ def test_a_directory_is_one_runs_alone_and_marked_once_it_is_done(tmp_path: Path
         pytest.fail("it was taken again")
 
 
+def test_a_run_that_was_refused_leaves_its_name_free(tmp_path: Path) -> None:
+    config = TrainConfig(run_dir=str(tmp_path / "run"))
+    with pytest.raises(BadInput, match="no such model"), claim(config):
+        raise BadInput("no such model")
+    with pytest.raises(BadInput, match="in the midst"), claim(config) as directory:
+        (directory / "results.jsonl").touch()
+        raise BadInput("in the midst")
+    with pytest.raises(BadInput, match="holds a run already"), claim(config):
+        pytest.fail("what was measured would be written over")
+
+
 def test_a_run_that_fails_is_not_done_and_can_be_gone_on_with(tmp_path: Path) -> None:
     config = TrainConfig(run_dir=str(tmp_path / "run"))
     with pytest.raises(NonFinite), claim(config):

@@ -37,6 +37,7 @@ from isoforward.base.storage import DONE, remove, sha256_of, write_atomically
 from isoforward.base.terminal import print_what_can_be_encoded
 
 Config = TypeVar("Config")
+LOCK = ".lock"
 GROUPS = {
     "model": schemas.ModelConfig,
     "data": schemas.DataConfig,
@@ -195,7 +196,7 @@ def explain(error: Exception, schema: type) -> BadInput:
 def claim(config: Any, *, resuming: bool = False) -> Iterator[Path]:
     """The run's directory, this process' alone while it runs, with the resolved config in it; marked once all is done.
 
-    A directory that holds a run is taken only to go on with it.
+    A directory that holds a run is taken only to go on with it. One refused before it wrote anything is free again.
     """
     directory = Path(config.run_dir)
     with lock(directory):
@@ -206,7 +207,12 @@ def claim(config: Any, *, resuming: bool = False) -> Iterator[Path]:
             text = OmegaConf.to_yaml(OmegaConf.structured(config)).encode()
             write_atomically(kept, lambda file: file.write(text))
         remove(directory / DONE)
-        yield directory
+        try:
+            yield directory
+        except BadInput:
+            if not resuming and {path.name for path in directory.iterdir()} <= {kept.name, LOCK}:
+                remove(kept)
+            raise
         write_atomically(directory / DONE, lambda file: file.write(sha256_of(kept).encode()))
 
 
@@ -215,7 +221,7 @@ def lock(directory: Path) -> Iterator[None]:
     with ExitStack() as held:
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            held.enter_context(locked(directory / ".lock", wait=False))
+            held.enter_context(locked(directory / LOCK, wait=False))
         except OSError as error:
             raise StorageFailed(f"run_dir={directory} cannot be written: {error.strerror}; choose another") from error
         except InUse:
