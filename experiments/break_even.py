@@ -230,11 +230,11 @@ def answer(results: Results) -> str:
 
 
 def shown(console: "Console", results: Results) -> None:
-    from isoforward.show.tables import trust
+    from isoforward.show.tables import verdicts
 
     console.print(assumed(results), style="dim", markup=False, highlight=False)
     console.print(table(results))
-    trust(console, [reason for verdict in results.verdicts for reason in verdict.reasons])
+    verdicts(console, results)
 
 
 def main(config: BreakEven) -> None:

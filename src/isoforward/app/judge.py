@@ -136,9 +136,9 @@ class Commands:
             except OSError as error:
                 raise BadInput(f"{name}: {words[0]} cannot be run: {error.strerror}") from error
             try:
-                with suppress(AttributeError, OSError, ValueError, IndexError):  # where the system does not tell
+                with suppress(AttributeError, OSError):  # where the system cannot wait so
                     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it is still there to be asked
-                    self.waited_s += int(Path(f"/proc/{process.pid}/schedstat").read_text().split()[1]) * 1e-9
+                    self.waited_s += disturbance.run_delay_s(process.pid) or 0.0
                 code = process.wait()
             finally:
                 process.kill()
@@ -154,7 +154,7 @@ class Commands:
 
 def judge_runs(first: Path, second: Path, wanted: dict[str, str], margin: float) -> Judged:
     (_, one), (_, other) = named([first, second])
-    rows = row_of(one, wanted, first), row_of(other, wanted, second)
+    rows = time_in(one, wanted, first), time_in(other, wanted, second)
     refuse_unlike(one.place_of(rows[0]), other.place_of(rows[1]))
     unlike = [key for key in ("life", "phase", "per") if getattr(rows[0], key) != getattr(rows[1], key)]
     unlike += [key for key in WORK if rows[0].conditions.get(key) != rows[1].conditions.get(key)]
@@ -168,7 +168,7 @@ def judge_runs(first: Path, second: Path, wanted: dict[str, str], margin: float)
     return Judged(judgement=judgement, estimates=estimates, reasons=tuple(dict.fromkeys(reasons))[:2])
 
 
-def row_of(results: Results, wanted: dict[str, str], where: Path) -> Row:
+def time_in(results: Results, wanted: dict[str, str], where: Path) -> Row:
     """The one time that is as `wanted`; the training step, or the only one, where nothing is."""
     times = select(results, quantity="time")
     fields = Row.__dataclass_fields__
@@ -177,13 +177,15 @@ def row_of(results: Results, wanted: dict[str, str], where: Path) -> Row:
     if not wanted and len(times) > 1:
         times = select(times, life="training", phase="step") or times
     if not times:
-        there = ", ".join(dict.fromkeys(f"life={r.life} phase={r.phase}" for r in select(results, quantity="time")))
-        raise BadInput(f"{where} has no such time; it has {there or 'none'}")
+        raise BadInput(f"{where} has no such time; it has {phases(select(results, quantity='time')) or 'none'}")
     try:
         return only(times)
     except BadInput as several:
-        phases = ", ".join(dict.fromkeys(f"life={r.life} phase={r.phase}" for r in times))
-        raise BadInput(f"{where}: {several}; of {phases}") from several
+        raise BadInput(f"{where}: {several}; of {phases(times)}") from several
+
+
+def phases(rows: Sequence[Row]) -> str:
+    return ", ".join(dict.fromkeys(f"life={row.life} phase={row.phase}" for row in rows))
 
 
 def estimate_of(row: Row, where: Path) -> Estimate:

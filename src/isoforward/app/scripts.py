@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import re
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1]
@@ -31,6 +32,7 @@ class Script:
         return self.path.stem
 
 
+@cache  # a command asks for its help, and for what it does not read
 def read_script(path: Path) -> Script:
     docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or path.stem
     chapter = re.search(r"^:chapter: (.+)$", docstring, re.M)

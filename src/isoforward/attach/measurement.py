@@ -155,6 +155,10 @@ class Watching:
         self.results, self.clock = results, clock
         self.measurement: Measurement | None = None
         self.phases: Phases | None = None
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Before the trainer enters its loop."""
 
     def begin(self, roots: Iterable[nn.Module]) -> Hooks:
         self.measurement = Measurement(self.sampling, clock=self.clock)

@@ -19,9 +19,8 @@ class PhaseCostsCallback(Watching, TrainerCallback):  # type: ignore[misc]
     they are appended to `phase_costs/results.jsonl` in its output directory, or to `results`.
     """
 
-    def __init__(self, **how: Any) -> None:
-        super().__init__(**how)
-        close_after_failures()  # before the first training enters its loop
+    def prepare(self) -> None:
+        close_after_failures()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.end(Path(args.output_dir), ended=False)  # what an earlier training left, where it failed

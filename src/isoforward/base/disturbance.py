@@ -78,7 +78,7 @@ def look() -> Reading:
         stolen = sum(t[7] for t in ticks) / per_s
     return Reading(
         time_s=time.perf_counter(),
-        run_delay_s=_run_delay_s(),
+        run_delay_s=run_delay_s(),
         stolen_s=stolen,
         busy_s=busy,
         own_s=times.user + times.system + times.children_user + times.children_system,
@@ -122,10 +122,10 @@ def busiest(before: Mapping[tuple[int, str], float], after: Mapping[tuple[int, s
     return name, time_s
 
 
-def _run_delay_s() -> float | None:
-    """Nanoseconds waited on a run queue: the second number of schedstat, summed over our threads."""
+def run_delay_s(process: int | str = "self") -> float | None:
+    """Waited on a run queue: the second number of schedstat, in ns, summed over the threads that there are."""
     total, found = 0, False
-    for path in Path("/proc/self/task").glob("*/schedstat"):
+    for path in Path(f"/proc/{process}/task").glob("*/schedstat"):
         with suppress(OSError, ValueError, IndexError):  # a thread that has ended meanwhile
             total += int(path.read_text().split()[1])
             found = True

@@ -102,10 +102,8 @@ def time_apart(case: Case, build: Build, more: Sequence[object], command: str) -
         except KeyboardInterrupt:
             if child.running or not isinstance(outcome := child.outcome(), Told):
                 raise
-    if isinstance(outcome, Failed):
-        raise BadInput(f"{case.experiment} could not be measured: {outcome.reason}")
-    assert isinstance(outcome, Told)
-    return outcome
+    told: Told = measured_or_refused(outcome, case.experiment)
+    return told
 
 
 def call_apart(
@@ -116,7 +114,10 @@ def call_apart(
     what: str = "it",
 ) -> Any:
     """What `function(*arguments)` gives in a fresh process; its failure is a BadInput with the reason."""
-    outcome = run_isolated(function, *arguments, threads=threads, env=env)
+    return measured_or_refused(run_isolated(function, *arguments, threads=threads, env=env), what)
+
+
+def measured_or_refused(outcome: Any, what: str) -> Any:
     if isinstance(outcome, Failed):
         raise BadInput(f"{what} could not be measured: {outcome.reason}")
     return outcome

@@ -20,7 +20,6 @@ DISTURBED_SHARE = 0.10  # of the samples kept although disturbed
 DRIFT = 0.10  # of a reference kernel, from the first to the last round
 ENOUGH_FOR_A_TREND = 50
 MOST_REASONS = 2
-STOPPED = "stopped early by Ctrl-C"
 OR_LESS = "or a larger measure.precision"
 
 
@@ -86,7 +85,7 @@ def verdict(experiment: str, found: Sequence[Findings], plan: MeasureConfig, *, 
     figures = counts | shares(over) | {"throttled": over.throttled, "drift": drift}
     reasons = []
     if any(one.stopped for one in found):
-        reasons.append(f"{STOPPED}: what was measured until then is kept")
+        reasons.append("stopped early by Ctrl-C: what was measured until then is kept")
     if (disturbance := disturbed_by(found)) is not None:
         reasons.append(disturbance)
     imprecise = max((one.imprecise for one in found), key=len)

@@ -28,7 +28,7 @@ def show_rows(console: Console, results: Results) -> None:
     for quantity in dict.fromkeys(row.quantity for row in rows):
         console.print(of_quantity(quantity, [row for row in rows if row.quantity == quantity]))
     explain_intervals(console, rows)
-    trust(console, [reason for verdict in results.verdicts for reason in verdict.reasons])
+    verdicts(console, results)
 
 
 def explain_intervals(console: Console, rows: Sequence[Row]) -> None:
@@ -90,6 +90,10 @@ def plain(value: Condition) -> str:
 def spread(row: Row) -> str:
     assert row.low is not None and row.high is not None and row.value
     return f"{(row.high - row.low) / 2 / abs(row.value):.0%}"
+
+
+def verdicts(console: Console, results: Results) -> None:
+    trust(console, [reason for verdict in results.verdicts for reason in verdict.reasons])
 
 
 def trust(console: Console, warnings: list[str]) -> None:
