@@ -1,12 +1,13 @@
 """Do the numbers of this tool hold: are equals told apart, what does measuring cost, is planted work found?
 
     python experiments/self_check.py
-    python experiments/self_check.py rounds=20
+    python experiments/self_check.py rounds=40 hog=true
+    python experiments/self_check.py rounds=40 longer=[step] seconds=60 little=false
 
-What measuring and tracking cost is measured alone, and from steps with and without them. On a little model with short
-phases, equals are compared `rounds` times and must not be told apart more often than the stated rate. A sleep, a matrix
-product, a cast and a tensor that stays are each planted in a phase: they must be found in that phase, in the right
-amount, and in no other.
+What measuring and tracking cost is measured alone, and from steps with and without them. A sleep, a matrix product, a
+cast and a tensor that stays are each planted in a phase: they must be found in that phase, in the right amount, and in
+no other. Then `rounds` comparisons of each kind show how often the rule decides rightly: a step with itself, with one
+that takes 2% more, and with one of which a single phase takes 5% more. `hog` lets another process compute meanwhile.
 
 :chapter: Trust
 :unread: measure.context measure.energy measure.new_tokens optim.min_lr optim.schedule optim.warmup_steps
@@ -15,13 +16,14 @@ amount, and in no other.
 import dataclasses
 import itertools
 import os
+import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -32,7 +34,7 @@ import torch
 from isoforward.app.command_line import run
 from isoforward.app.question import ask
 from isoforward.base import units
-from isoforward.base.config import ExperimentConfig, ModelConfig, TrackingConfig, at_least
+from isoforward.base.config import ExperimentConfig, ModelConfig, TrackingConfig, at_least, one_of
 from isoforward.base.device import device_of
 from isoforward.base.results import Results, Row, RowFields, only, select
 from isoforward.base.stopwatch import Stopwatch
@@ -42,6 +44,7 @@ from isoforward.measure.case import Case, batch_of, frozen_of, master_of
 from isoforward.measure.flops import FlopCounter, Scope, by_phase, layers_of
 from isoforward.measure.memory_ledger import training_ledger
 from isoforward.measure.passes import Bench, derived
+from isoforward.measure.trust import findings, verdict
 from isoforward.model import steps
 from isoforward.model.gpt import KVCache
 from isoforward.model.optim import build
@@ -51,18 +54,24 @@ SLEEP_S = 0.02
 SIDE = 768  # of the planted product's matrices, and of what is planted to stay
 CAST = 6 * 2**20  # numbers
 EVERY = 10  # steps between two words to the tracker, in training
-COMPARISON_S = 3.0
-PLANTED = 0.02  # more than a step takes
+LONGER = {"nothing": 0.0, "step": 0.02, "loss": 0.05, "optimizer": 0.05, "decode": 0.05}  # by what share
 LITTLE = ModelConfig(layers=2, heads=4, width=64, context=64, vocab=256)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SelfCheck(ExperimentConfig):
-    rounds: int = 20
+    rounds: int = 20  # comparisons of each kind
+    seconds: float = 3.0  # for each, at most
+    longer: list[str] = field(default_factory=lambda: list(LONGER))  # what takes more in the second of a comparison
+    little: bool = True  # compare steps of a little model; false: of `model`
+    hog: bool = False  # beside a process that computes all the time
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least("rounds", self.rounds, 1)
+        at_least("seconds", self.seconds, 0.1)
+        for name in self.longer:
+            one_of("longer", name, tuple(LONGER))
 
 
 def planting(work: Callable[[], object], planted_in: str, phase: steps.Phase) -> steps.Phase:
@@ -113,7 +122,7 @@ class BothLives:
         return training_ledger(self.master, self.optimizer, self.tokens, self.targets, step=step).retained
 
 
-def bench(case: Case, rounds: int, directory: str) -> Bench:
+def bench(case: Case, asked: SelfCheck, directory: str) -> Bench:
     lives = BothLives(case)
     little = BothLives(dataclasses.replace(case, model=LITTLE, export=None, batch=2, length=48))
     os.environ["WANDB_MODE"] = "offline"  # its cost is ours; a network's is not
@@ -154,7 +163,7 @@ def bench(case: Case, rounds: int, directory: str) -> Bench:
         tracker.finish()
         yield from planted.rows(measured)
         yield from exactly(little)
-        yield from decided(little, rounds)
+        yield from decided(little if asked.little else lives, asked)
 
     return Bench(works=[bare, *others, *instruments, *planted.works], pairs=pairs, rows=rows)
 
@@ -194,7 +203,7 @@ class Planted:
         planted in, and the other one that most was found in."""
         for (kind, planted_in), (with_, without) in self.plants.items():
             alone_s = measured.estimate(*self.alone[kind].parts).median
-            pairs = measured.paired(with_.part, without.part)
+            pairs = measured.paired(*with_.parts, *without.parts)
             more = {
                 phase: [(each[n] - each[n + len(PHASES)]) / alone_s for each in pairs] for n, phase in enumerate(PHASES)
             }
@@ -245,33 +254,73 @@ def life_of(phase: str) -> str:
     return "inference" if phase in ("prefill", "decode") else "training"
 
 
-def decided(lives: BothLives, rounds: int) -> Iterator[Row]:
-    """How many of `rounds` comparisons come out how: of a step with itself, and with a step that takes PLANTED more.
+def decided(lives: BothLives, asked: SelfCheck) -> Iterator[Row]:
+    """How many of `rounds` comparisons come out how, whether their verdict trusts them, and whether it names the hog.
 
-    Each has the budget that one comparison needs, and the four looks of the stopping rule.
+    Each has the budget of one comparison, and the four looks of the stopping rule.
     """
     case = lives.case
-    plan = dataclasses.replace(case.measure, repeats=None, budget=COMPARISON_S)
-    (step_s,) = timed(case.clock, case.step("step"), lives.step).run(10)
+    plan = dataclasses.replace(case.measure, repeats=None, budget=asked.seconds)
+    with hog() if asked.hog else nullcontext():
+        for longer in asked.longer:
+            counts: Counter[tuple[str, str]] = Counter()
+            for number in range(asked.rounds):
+                first, second = one_longer(lives, longer)
+                pairs = list(zip(first.parts, second.parts, strict=True))
+                measured = measure([first, second], pairs, plan, seed=number)
+                for pair in pairs:
+                    found = measured.judgement(pair)
+                    counts[pair[0].phase, "differs" if found.differs else found.outcome] += 1
+                told = verdict("self_check", [findings(measured)], plan)
+                counts["run", "trusted"] += told.trusted
+                counts["run", "names another process"] += any("mostly" in reason for reason in told.reasons)
+            phases = dict.fromkeys(phase for phase, _ in counts if phase != "run")
+            outcomes = [(phase, outcome) for phase in phases for outcome in ("differs", "equal", "undecided")]
+            for phase, outcome in (*outcomes, ("run", "trusted"), ("run", "names another process")):
+                about: RowFields = {"life": life_of(phase), "phase": phase, "quantity": "decided", "per": "run"}
+                conditions = case.conditions(
+                    longer=longer, outcome=outcome, comparisons=asked.rounds, seconds=asked.seconds, hog=asked.hog
+                )
+                yield case.row(about, value=float(counts[phase, outcome]), conditions=conditions)
 
-    def longer() -> None:
-        lives.step()
-        until = time.perf_counter() + PLANTED * step_s
-        while time.perf_counter() < until:
-            pass
 
-    for compared, work in (("a step with itself", lives.step), (f"a step with one {PLANTED:.0%} longer", longer)):
-        outcomes: Counter[str] = Counter()
-        for number in range(rounds):
-            first = timed(case.clock, case.step("step", compared="first"), work)
-            second = timed(case.clock, case.step("step", compared="second"), lives.step)
-            pair = (first.part, second.part)
-            found = measure([first, second], [pair], plan, seed=number).judgement(pair)
-            outcomes["differs" if found.differs else found.outcome] += 1
-        for outcome in ("differs", "equal", "undecided"):
-            about: RowFields = {"life": "training", "phase": "step", "quantity": "decided", "per": "run"}
-            conditions = case.conditions(compared=compared, outcome=outcome, comparisons=rounds)
-            yield case.row(about, value=float(outcomes[outcome]), conditions=conditions)
+def one_longer(lives: BothLives, longer: str) -> tuple[Work, Work]:
+    """What takes its share more in one place, and the same without. A whole step, or both lives phase by phase."""
+    case = lives.case
+    if longer in ("nothing", "step"):
+        bare = timed(case.clock, case.step("step", longer="no"), lives.step)
+        (step_s,) = bare.run(10)
+
+        def longer_step() -> None:
+            lives.step()
+            spin(LONGER[longer] * step_s)
+
+        return timed(case.clock, case.step("step", longer="yes"), longer_step), bare
+
+    def work(label: str, more: Callable[[], object]) -> Work:
+        of = {name: case.training(longer=label) for name in PHASES}
+        parts = {name: Part(life=life_of(name), phase=name, per="step", conditions=of[name]) for name in PHASES}
+        return phased(case.clock, parts, partial(lives.run_with, more, longer))
+
+    bare = work("no", partial(spin, 0.0))
+    phase_s = bare.run(10)[list(PHASES).index(longer)]
+    return work("yes", partial(spin, LONGER[longer] * phase_s)), bare
+
+
+def spin(seconds: float) -> None:
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        pass
+
+
+@contextmanager
+def hog() -> Iterator[None]:
+    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
 
 
 def answer(results: Results) -> str:
@@ -295,25 +344,33 @@ def answer(results: Results) -> str:
         for row in select(results, quantity=quantity)
         if row.value != (size if row.phase == row.conditions["planted_in"] else 0)
     ]
-    told = []
-    for compared in dict.fromkeys(row.conditions["compared"] for row in select(results, quantity="decided")):
-        counts = {
-            row.conditions["outcome"]: row.number for row in select(results, quantity="decided", compared=compared)
-        }
-        shown = ", ".join(f"{outcome} {count:.0f}" for outcome, count in counts.items())
-        told.append(f"{compared}: {shown}")
     return (
-        f"Of {sum(counts.values()):.0f} comparisons each, {'; '.join(told)}. "
-        f"The meter takes {cost('meter', metered, 1)}, tracking "
+        f"{decisions(select(results, quantity='decided'))} The meter takes {cost('meter', metered, 1)}, tracking "
         f"{cost('tracker', tracked, 1 / EVERY)}. A sleep, a product and a cast planted in each phase in turn were "
         f"found there, {min(there):.0%} to {max(there):.0%} of each, and {max(elsewhere):.1%} at most in any other; "
         f"a product's FLOPs and the bytes of a tensor that stays, {'exactly' if not wrong else 'NOT exactly'}."
     )
 
 
+def decisions(rows: Sequence[Row]) -> str:
+    told = []
+    for longer in dict.fromkeys(str(row.conditions["longer"]) for row in rows):
+        those = [row for row in rows if row.conditions["longer"] == longer]
+        of = {(row.phase, str(row.conditions["outcome"])): row.number for row in those}
+        where = longer if longer in PHASES else "step"
+        counts = ", ".join(f"{outcome} {of[where, outcome]:.0f}" for outcome in ("differs", "equal", "undecided"))
+        others = [of[phase, outcome] for phase, outcome in of if outcome == "differs" and phase != where]
+        elsewhere = f", another phase differs {max(others):.0f} at most" if others else ""
+        what = "a step with itself" if longer == "nothing" else f"with {LONGER[longer]:.0%} more in the {longer}"
+        told.append(f"{what}: {counts}{elsewhere}, trusted {of['run', 'trusted']:.0f}")
+    about = rows[0].conditions
+    beside = " beside a process that computes all the time" if about["hog"] else ""
+    return f"Of {about['comparisons']} comparisons each of at most {about['seconds']:g} s{beside}, {'; '.join(told)}."
+
+
 def main(config: SelfCheck) -> None:
     with tempfile.TemporaryDirectory() as directory:
-        ask(config, "self_check", bench, answer, config.rounds, directory)
+        ask(config, "self_check", bench, answer, config, directory)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,12 @@ from statistics import fmean, median
 import pytest
 
 from isoforward.base.config import MeasureConfig, ModelConfig
+from isoforward.base.disturbance import Disturbance
 from isoforward.base.errors import Stopped
 from isoforward.base.results import Row, only, read
-from isoforward.measure.benchmark import Measured, Work
+from isoforward.measure.benchmark import Measured, Progress, Work
 from isoforward.measure.case import Case
-from isoforward.measure.passes import Bench, derived, measure_apart
+from isoforward.measure.passes import Bench, derived, live_line, measure_apart
 
 CASE = Case(
     experiment="x",
@@ -94,3 +95,26 @@ def test_ctrl_c_keeps_the_rows_and_starts_no_further_process(tmp_path: Path) -> 
     found = read(results)
     assert 5 <= len(only(found, phase="step", quantity="time").samples) < 40
     assert found.verdicts[0].reasons[0].startswith("stopped early by Ctrl-C")
+
+
+def test_the_live_line_says_what_how_precisely_who_disturbs_and_what_is_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    show = live_line("peers")
+    assert show is not None
+    over = Disturbance(elapsed_s=10.0, run_delay_s=4.0, others_s=9.0)
+    progress = Progress(rounds=9, known=3, asked=8, worst=0.071, left_s=12.3, disturbance=over, busiest=("ffmpeg", 8.0))
+    told = (
+        "measuring peers: 3 of 8 known, the others to 7.1%, other processes (mostly ffmpeg) took 40%, at most 12 s more"
+    )
+    for columns in (200, 80, 40):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        show(progress)
+        assert capsys.readouterr().err == f"\r\x1b[K{told[: columns - 1]}"
+    show(replace(progress, disturbance=Disturbance(elapsed_s=10.0), worst=None, left_s=0.0))
+    assert capsys.readouterr().err == "\r\x1b[Kmeasuring peers: 3 of 8 known"
+
+
+def test_there_is_no_live_line_where_there_is_no_terminal() -> None:
+    assert live_line("peers") is None

@@ -24,12 +24,15 @@ from urllib.parse import unquote
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from isoforward.base.results import Environment, Record, Results, Row, Verdict, read, write
 from isoforward.base.statistics import summarise
 from isoforward.base.vocabulary import Condition
 from isoforward.measure.passes import fields
-from isoforward.show import report
+from isoforward.show import report, tables
+from isoforward.show.compare import compare
+from isoforward.show.model_card import about_costs
 from isoforward.show.report import main, write_report
 from tests.browser import Browser, chromium
 
@@ -288,6 +291,31 @@ def test_a_doubt_is_told_at_the_top_and_at_each_time_but_not_at_what_is_counted(
     doubted = {(b["title"] or "").split(";")[0].split(" ")[0] for b in badges if "doubtful" in (b["class"] or "")}
     assert doubted == {"measured"}
     assert any("doubtful" not in (b["class"] or "") for b in badges)
+
+
+@pytest.mark.usefixtures("stubbed")
+def test_a_trusted_run_is_shown_without_any_mark_of_doubt(tmp_path: Path) -> None:
+    page = page_of(tmp_path, two_lives())
+    assert "known as precisely as was asked" in Reader(page).text
+    assert not [1 for tag, attributes in Reader(page).elements if "doubt" in (attributes.get("class") or "")]
+    results = read(tmp_path / "results.jsonl")
+    table = io.StringIO()
+    tables.verdicts(Console(file=table), results)
+    assert "can be trusted" in table.getvalue()
+    card = about_costs(compare(results), ENVIRONMENT.identity)
+    assert "no reason to doubt" in card and "with care" not in card
+
+
+@pytest.mark.usefixtures("stubbed")
+def test_at_most_two_reasons_are_told_wherever_there_are_more(tmp_path: Path) -> None:
+    *rows, _ = two_lives()
+    two = [
+        Verdict(experiment="phase_costs", trusted=False, reasons=(f"{n} first", f"{n} second"), environment="e1")
+        for n in ("one", "other")
+    ]
+    assert Reader(page_of(tmp_path, [*rows, *two])).text.count("with care: one first; other first.") == 1
+    results = read(tmp_path / "results.jsonl")
+    assert results.doubts == compare(results).warnings == ["one first", "other first"]
 
 
 @pytest.mark.usefixtures("stubbed")

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from difflib import get_close_matches
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, TypedDict, Unpack
 
@@ -32,6 +33,7 @@ from isoforward.base.vocabulary import (
 )
 
 SCHEMA = 2
+MOST_REASONS = 2  # to doubt a run that are told
 LONGEST_LINE = 4 * 2**20
 LARGEST_FILE = 256 * 2**20
 
@@ -251,6 +253,12 @@ class Results:
     verdicts: tuple[Verdict, ...]
     comparisons: tuple[Comparison, ...] = ()
     warnings: tuple[str, ...] = ()  # about the file, not about its numbers
+
+    @property
+    def doubts(self) -> list[str]:
+        """Why not to trust these numbers too far: of all verdicts' reasons the first ones, each once, at most two."""
+        ranked = (verdict.reasons[n:][:1] for n in range(MOST_REASONS) for verdict in self.verdicts)
+        return list(dict.fromkeys(chain.from_iterable(ranked)))[:MOST_REASONS]
 
     def judge(self, first: Row, second: Row, *, margin: float = MARGIN) -> Judgement:
         """Of the first's time, seen from the second's: by the pairs that were timed for it, where there are some.

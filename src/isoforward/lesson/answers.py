@@ -24,7 +24,7 @@ def measured(results: Results | None) -> dict[str, Any]:
         "lanes": lanes(results),
         "memory": peaks(results),
         "machine": machine(results),
-        "doubts": [reason for verdict in results.verdicts for reason in verdict.reasons],
+        "doubts": results.doubts,
     }
 
 

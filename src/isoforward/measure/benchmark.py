@@ -145,7 +145,8 @@ class Progress:
     asked: int
     worst: float | None  # relative half-width of the least precise time
     left_s: float
-    lost_share: float  # of the time so far, to others
+    disturbance: Disturbance  # so far
+    busiest: tuple[str, float]  # as of Measured
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -231,7 +232,9 @@ def measure(
                 active = [block for block in active if looks and not _settled(block, plan)]
             if show is not None and elapsed_s - shown > 0.25:
                 shown = elapsed_s
-                show(_progress(blocks, active, plan, rounds, elapsed_s, between_s=disturbance.between(before, look())))
+                so_far = disturbance.between(before, look())
+                by = disturbance.busiest(usage, disturbance.process_times_s()) if so_far.disturbed else ("", 0.0)
+                show(_progress(blocks, active, plan, rounds, so_far, by))
     except KeyboardInterrupt:
         stopped = True
     return Measured(
@@ -341,9 +344,8 @@ def _progress(
     active: Sequence[Block],
     plan: MeasureConfig,
     rounds: int,
-    elapsed_s: float,
-    *,
-    between_s: Disturbance,
+    so_far: Disturbance,
+    busiest: tuple[str, float],
 ) -> Progress:
     widths = [
         summarise(samples).precision for block in active if block.n >= FEWEST for samples in block.samples.values()
@@ -353,6 +355,7 @@ def _progress(
         known=len(blocks) - len(active),
         asked=len(blocks),
         worst=max(widths, default=None),
-        left_s=max(0.0, plan.budget - elapsed_s) if plan.repeats is None else 0.0,
-        lost_share=between_s.lost_share,
+        left_s=max(0.0, plan.budget - so_far.elapsed_s) if plan.repeats is None else 0.0,
+        disturbance=so_far,
+        busiest=busiest,
     )

@@ -34,7 +34,7 @@ from isoforward.base.subprocesses import Child, Failed, run_isolated
 from isoforward.measure.benchmark import Measured, Pair, Part, Progress, Work, measure
 from isoforward.measure.case import Case
 from isoforward.measure.roofline import peak_rows, reference_works
-from isoforward.measure.trust import Findings, Times, findings, imprecise_of, verdict
+from isoforward.measure.trust import Findings, Times, disturbing, findings, imprecise_of, verdict
 
 DIGITS = 7  # significant ones of a sample that is kept
 
@@ -275,8 +275,9 @@ def live_line(what: str) -> Callable[[Progress], None] | None:
         known = f"{progress.known} of {progress.asked} known"
         worst = "" if progress.worst is None else f", the others to {progress.worst:.1%}"
         left = f", at most {progress.left_s:.0f} s more" if progress.left_s else ""
-        lost = f", {progress.lost_share:.0%} of it lost to others" if progress.lost_share > 0.01 else ""
-        line = f"measuring {what}: {known}{left}{worst}{lost}"
+        over = progress.disturbance
+        lost = f", {disturbing(over, progress.busiest)} took {over.lost_share:.0%}" if over.disturbed else ""
+        line = f"measuring {what}: {known}{worst}{lost}{left}"
         room = shutil.get_terminal_size().columns - 1  # a line that wraps would not be written over
         print(f"\r\x1b[K{line[:room]}", end="", file=sys.stderr)
         sys.stderr.flush()

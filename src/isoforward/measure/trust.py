@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from isoforward.base.config import MeasureConfig
 from isoforward.base.disturbance import BUSY_OTHERS, Disturbance
 from isoforward.base.hardware import processors
-from isoforward.base.results import Verdict
+from isoforward.base.results import MOST_REASONS, Verdict
 from isoforward.base.statistics import Estimate, trend
 from isoforward.base.vocabulary import Condition
 from isoforward.measure.benchmark import Measured, Part, half_widths
@@ -19,7 +19,6 @@ from isoforward.measure.benchmark import Measured, Part, half_widths
 DISTURBED_SHARE = 0.10  # of the samples kept although disturbed
 DRIFT = 0.10  # of a reference kernel, from the first to the last round
 ENOUGH_FOR_A_TREND = 50
-MOST_REASONS = 2
 OR_LESS = "or a larger measure.precision"
 
 
@@ -147,20 +146,27 @@ def crowded(over: Disturbance) -> bool:
 
 def disturber(over: Disturbance, busiest: tuple[str, float]) -> str:
     """By whom, and the way out."""
-    cores = len(processors())
     if over.throttled:
         return f"the processor quota of this control group ran out in {over.throttled} periods: grant it more"
+    who = disturbing(over, busiest)
     if over.stolen_s > over.run_delay_s:
         return (
-            f"the hypervisor took {over.stolen_s / over.elapsed_s:.0%} of the time: "
+            f"{who} took {over.stolen_s / over.elapsed_s:.0%} of the time: "
             "run again at a quieter time, or with a larger measure.budget"
         )
-    name, time_s = busiest
-    named = f" (mostly {name})" if name and time_s > 0.3 * over.others_s else ""
     return (
-        f"other processes{named} used {others_cores(over):.1f} of {cores} processors: "
+        f"{who} used {others_cores(over):.1f} of {len(processors())} processors: "
         "run again when they are done, or with a larger measure.budget"
     )
+
+
+def disturbing(over: Disturbance, busiest: tuple[str, float]) -> str:
+    if over.throttled:
+        return "the processor quota"
+    if over.stolen_s > over.run_delay_s:
+        return "the hypervisor"
+    name, time_s = busiest
+    return "other processes" + (f" (mostly {name})" if name and time_s > 0.3 * over.others_s else "")
 
 
 def precision_missed(imprecise: Sequence[Imprecise], times: int, plan: MeasureConfig) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from isoforward.base import units
 from isoforward.base.errors import BadInput
-from isoforward.base.results import Results, Row, at_most_one, select
+from isoforward.base.results import MOST_REASONS, Results, Row, at_most_one, select
 from isoforward.base.statistics import Judgement, Ratio
 from isoforward.base.vocabulary import TRAINING, Condition
 
@@ -148,9 +148,9 @@ def compare(results: Results) -> BothLives:
         raise BadInput("not compared: the time of a decoded token is not there")
     residual = at_most_one(results, life="training", phase="residual", quantity="time")
     share = (residual.value or 0.0) / step_time.value if residual else 0.0
-    warnings = [reason for verdict in results.verdicts for reason in verdict.reasons]
+    warnings = results.doubts
     if residual is not None and open_account(residual, step_time.value):
-        warnings.append(f"phases and whole step differ by {share:+.1%} of the step")
+        warnings = [f"phases and whole step differ by {share:+.1%} of the step", *warnings][:MOST_REASONS]
 
     def against_forward(phases: Iterable[str]) -> float | None:
         """FLOPs of a part of the step."""

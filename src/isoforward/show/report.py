@@ -64,6 +64,7 @@ class View:
     sentence: str
     facts: list[str]
     says: list[tuple[str, str, str]]  # good, doubt or neither; what; why
+    doubted: bool  # whether any figure carries its mark
     tiles: list[Cell]
     sections: list[Section]
     places: list[Place]
@@ -152,6 +153,7 @@ def view(name: str, results: Results, *, most: int = MOST_ROWS, drawn: bool = Tr
         sentence=run.headline if run else printable(names.capitalize() or "No rows"),
         facts=about(run) if run else [f"{len(results.rows)} rows"],
         says=says,
+        doubted=bool(results.doubts or (run and run.warnings)) or any(row.warnings for row in results.rows),
         tiles=ratios(run) if run else [],
         sections=sections[:MOST_SECTIONS],
         places=places(results),
@@ -161,12 +163,15 @@ def view(name: str, results: Results, *, most: int = MOST_ROWS, drawn: bool = Tr
 
 
 def verdict(experiment: str, results: Results) -> tuple[str, str, str]:
-    reasons = dict.fromkeys(reason for each in results.verdicts for reason in each.reasons)
-    if reasons:
-        return "doubt", "Take these numbers with care:", printable(f"{'; '.join(reasons)}.", 2000)
+    if results.doubts:
+        return "doubt", "Take these numbers with care:", printable(f"{'; '.join(results.doubts)}.", 2000)
     if not results.verdicts:
         return "", "Nothing vouches for these numbers:", f"{printable(experiment)} recorded no verdict."
-    return "good", "These numbers can be trusted:", "no spread, contention, throttling or drift beyond the limits."
+    return (
+        "good",
+        "These numbers can be trusted:",
+        "known as precisely as was asked, and nothing disturbed them.",
+    )
 
 
 def identity(run: BothLives) -> tuple[str, str, str]:

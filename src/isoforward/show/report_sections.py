@@ -70,15 +70,19 @@ class Section:
 def experiments(results: Results) -> Iterable[tuple[str, Results, BothLives | str]]:
     """Each with its own rows, and the comparison of both lives; or why, having both, they are not compared."""
     for name in dict.fromkeys(row.experiment for row in results.rows if row.quantity not in PEAKS):
-        part = replace(
-            results,
-            rows=tuple(row for row in results.rows if row.experiment == name or row.quantity in PEAKS),
-            verdicts=tuple(verdict for verdict in results.verdicts if verdict.experiment == name),
-        )
+        part = of_experiment(results, name)
         try:
             yield name, part, compare(part)
         except BadInput as error:
             yield name, part, str(error) if len({row.life for row in part.rows}) > 1 else ""
+
+
+def of_experiment(results: Results, name: str) -> Results:
+    return replace(
+        results,
+        rows=tuple(row for row in results.rows if row.experiment == name or row.quantity in PEAKS),
+        verdicts=tuple(verdict for verdict in results.verdicts if verdict.experiment == name),
+    )
 
 
 def comparison_of(results: Results) -> BothLives | None:
@@ -87,11 +91,8 @@ def comparison_of(results: Results) -> BothLives | None:
 
 def doubts(results: Results) -> dict[str, str]:
     """By experiment, why its numbers are not to be trusted too far."""
-    return {
-        name: "; ".join(dict.fromkeys(reasons))
-        for name in {verdict.experiment for verdict in results.verdicts}
-        if (reasons := [r for verdict in results.verdicts if verdict.experiment == name for r in verdict.reasons])
-    }
+    doubted = {verdict.experiment for verdict in results.verdicts if not verdict.trusted}
+    return {name: "; ".join(of_experiment(results, name).doubts) for name in doubted}
 
 
 def figure(row: Row | None, doubted: Mapping[str, str], divisor: float = 1.0) -> Cell:

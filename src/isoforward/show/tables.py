@@ -93,7 +93,7 @@ def spread(row: Row) -> str:
 
 
 def verdicts(console: Console, results: Results) -> None:
-    trust(console, [reason for verdict in results.verdicts for reason in verdict.reasons])
+    trust(console, results.doubts)
 
 
 def trust(console: Console, warnings: list[str]) -> None:
