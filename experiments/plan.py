@@ -10,9 +10,8 @@ Nothing is run, downloaded or allocated: a config.json is enough. Memory is the 
 10 %. On a calibrated machine time is read operator by operator, as far off as `predict` found it to be. On other
 hardware it is the data sheet's, at the share of it that others published, and as far off as that is for them. Where
 training does not fit, the changes that make it fit are ranked by the device time that they cost, after them those that
-change what is learnt. A model of another
-architecture than ours (model=transformers) is counted on the meta device, without data. batch is of one step, over all
-devices; users are served at once, each with a prompt and an answer.
+change what is learnt. A model of another architecture than ours (model=transformers) is counted on the meta device,
+without data. batch is of one step, over all devices; users are served at once, each with a prompt and an answer.
 
 :chapter: Planning
 :unread: adapter.alpha model.norm_eps model.rope_scaling model.rope_theta
@@ -305,6 +304,7 @@ def amount(row: Row, value: float | None) -> str:
 
 def remedy_table(results: Results, changed: list[Row]) -> "Table":
     shown = new_table("what makes training fit", "holds", "a step", "device time")
+    shown.columns[0].no_wrap = False  # several changes take a line of their own
     asked = only(results, quantity="time", per="step", change=None)
     for row in changed:
         change = row.conditions["change"]

@@ -132,3 +132,13 @@ def test_what_cannot_be_counted_is_unavailable_with_its_reason(monkeypatch: pyte
     found = list(rows(plan, config))
     assert "which experts" in str(only(found, life="training").reason)
     assert select(found, life="inference", quantity="time")
+
+
+def test_the_changes_that_make_it_fit_are_told_whole_at_80_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    asked(tmp_path, "model=llama3_70b", "hardware=h100")
+    shown = capsys.readouterr().out
+    assert "what makes training fit" in shown and "strategy=fsdp" in shown
+    assert "…" not in shown

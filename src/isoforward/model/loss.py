@@ -16,6 +16,7 @@ from isoforward.base.errors import BadInput
 
 IGNORED = -100  # a target that counts for nothing, as torch.nn.functional.cross_entropy has it: a prompt, padding
 SLICE = {"cpu": 2**20, "meta": 2**20}  # elements: what a cache holds; counting on meta is of the same slices
+MOST_ON_META = 32  # of which the memory hardly differs from that of more, and a plan is to be there in seconds
 LARGE_SLICE = 2**26  # of any other device, which wants few and large kernels
 
 
@@ -64,4 +65,6 @@ class SlicedCrossEntropy(torch.autograd.Function):
 
 def slices(logits: Tensor, *more: Tensor) -> Iterator[tuple[Tensor, ...]]:
     rows = max(1, SLICE.get(logits.device.type, LARGE_SLICE) // logits.shape[-1])
+    if logits.is_meta:
+        rows = max(rows, -(-len(logits) // MOST_ON_META))
     return zip(*(torch.split(each, rows) for each in (logits, *more)), strict=True)
