@@ -59,6 +59,24 @@ FAMILIES = [
     "nemotron",
     "persimmon",
     "ernie4_5",
+    "gpt_neo",
+    "mpt",
+    "openai-gpt",
+    "bitnet",
+    "arcee",
+    "seed_oss",
+    "exaone4",
+    "apertus",
+    "hunyuan_v1_dense",
+    "ministral",
+    "olmo3",
+    "vaultgemma",
+    "jais2",
+    "nanochat",
+    "gptj",
+    "codegen",
+    "falcon",
+    "deepseek_v2",
 ]
 LATENT = {
     "q_lora_rank": 16,
@@ -70,10 +88,20 @@ LATENT = {
     "first_k_dense_replace": 2,  # no layer has experts
     "head_dim": 4,
 }
+OF_FAMILY: dict[str, dict[str, Any]] = {  # what these name otherwise, or have besides
+    "gpt_neo": {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 8},
+    "mpt": {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 64, "expansion_ratio": 2},
+    "gptj": {"rotary_dim": 4},
+    "codegen": {"rotary_dim": 4},
+    "deepseek_v2": LATENT | {"v_head_dim": 8},
+}
 
 
 def model_of(family: str, attention: str | None, **more: Any) -> Any:
-    config = AutoConfig.for_model(family, **SIZES | more)
+    sizes = SIZES | OF_FAMILY.get(family, {}) | more
+    if family == "falcon":  # it computes the width of a head
+        del sizes["head_dim"]
+    config = AutoConfig.for_model(family, **sizes)
     return AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
 
 
