@@ -165,8 +165,29 @@ def test_the_refusal_names_command_and_key_before_any_work(capsys: pytest.Captur
         "error: measure.repeats=5: memory does not read measure.repeats, so it would change nothing; "
         "leave this key out\n"
     )
-    with pytest.raises(BadInput, match="measure=none: layers does not read"):
-        refuse_what_is_not_read(scripts()["layers"], ExperimentConfig, ["measure=none"])
+
+
+@pytest.mark.parametrize(
+    ("command", "override"),
+    [("layers", "measure=none"), ("mismatch", "optim=muon"), ("mismatch", "+optim=adamw")],
+)
+def test_an_option_of_a_group_that_sets_only_what_is_not_read_is_refused(command: str, override: str) -> None:
+    group = override.lstrip("+").partition("=")[0]
+    with pytest.raises(BadInput, match=f"{group}=.*: {command} does not read {group}, so it would change nothing"):
+        refuse_what_is_not_read(scripts()[command], ExperimentConfig, [override])
+
+
+@pytest.mark.parametrize(
+    ("command", "override"),
+    [
+        ("layers", "optim=muon"),
+        ("mismatch", "measure=quick"),
+        ("mismatch", "optim=nothing"),
+        ("mismatch", "model=gpt2"),
+    ],
+)
+def test_an_option_of_which_one_key_is_read_passes(command: str, override: str) -> None:
+    refuse_what_is_not_read(scripts()[command], ExperimentConfig, [override])
 
 
 @pytest.mark.parametrize("override", ["data=shakespeare", "data.source=hub", *(f"{key}=1" for key in TEXT_KEYS)])

@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from isoforward.app import sweeps
 from isoforward.app.overrides import as_text
-from isoforward.app.scripts import PACKAGE, read_script
+from isoforward.app.scripts import conf_directory, read_script
 from isoforward.app.unread import refuse_what_is_not_read
 from isoforward.base import config as schemas
 from isoforward.base.datasheets import lookup
@@ -56,12 +56,6 @@ CHOSEN = {  # the option of each group that a command starts from; conf/<command
     "measure": "default",
     "tracking": "auto",
 }
-
-
-def conf_directory() -> Path:
-    """The YAML files that overrides select: beside the package in a clone, inside it when installed."""
-    installed = PACKAGE / "conf"
-    return installed if installed.is_dir() else PACKAGE.parents[1] / "conf"
 
 
 def writable(schema: type) -> DictConfig:

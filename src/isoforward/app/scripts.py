@@ -53,6 +53,12 @@ def scripts() -> dict[str, Path]:
     return {path.stem: path for folder in folders for path in sorted(folder.glob("*.py"))}
 
 
+def conf_directory() -> Path:
+    """The YAML files that overrides select: beside the package in a clone, inside it when installed."""
+    installed = PACKAGE / "conf"
+    return installed if installed.is_dir() else PACKAGE.parents[1] / "conf"
+
+
 def questions() -> list[Script]:
     """By chapter, then by name."""
     found = [read_script(path) for name, path in scripts().items() if name not in SCRIPTS]

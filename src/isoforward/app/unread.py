@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from isoforward.app.scripts import read_script
+from omegaconf import OmegaConf
+
+from isoforward.app.scripts import conf_directory, read_script
 from isoforward.base import config as schemas
 from isoforward.base.errors import BadInput
 
@@ -21,6 +23,14 @@ def unread(script: Path, schema: type) -> set[str]:
     return of_all | read_script(script).unread
 
 
+def set_by(group: str, option: str) -> set[str]:
+    """The keys that choosing `group=option` sets; none where that is no choice of a group."""
+    path = conf_directory() / group / f"{option}.yaml"
+    if not (group.isidentifier() and option.isidentifier() and path.is_file()):
+        return set()
+    return {f"{group}." + str(key) for key in OmegaConf.load(path) if key != "defaults"}
+
+
 def refuse_what_is_not_read(script: Path, schema: type, overrides: Sequence[str]) -> None:
     """A key that changes nothing would make its user believe that it did."""
     command, silent = script.stem, unread(script, schema)
@@ -30,5 +40,6 @@ def refuse_what_is_not_read(script: Path, schema: type, overrides: Sequence[str]
         text = key.startswith("data.") and key not in ("data.batch", "data.length", "data.source")
         if not reads_text and (text or (key in ("data", "data.source") and value != "synthetic")):
             raise BadInput(f"{override}: {command} reads no text, it measures on random tokens; leave this key out")
-        if key in silent or (override == "measure=none" and "measure.enabled" in silent):
+        sets = set_by(key, value)
+        if key in silent or (sets and sets <= silent):
             raise BadInput(f"{override}: {command} does not read {key}, so it would change nothing; leave this key out")
