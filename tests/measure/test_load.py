@@ -128,7 +128,8 @@ def test_what_is_no_address_is_refused(url: str) -> None:
 
 
 def test_the_path_may_end_in_v1_or_have_more_before_it() -> None:
-    assert Endpoint(url="http://host:1/v1", model="m").path("models") == "/v1/models"
+    for end in ("", "/", "/v1", "/v1/"):
+        assert Endpoint(url=f"http://host:1{end}", model="m").path("models") == "/v1/models"
     assert Endpoint(url="http://host/engine/", model="m").path("models") == "/engine/v1/models"
 
 

@@ -11,7 +11,7 @@ import pytest
 from isoforward.base.errors import BadInput
 from isoforward.data.tokenizer import Tokenizer
 from isoforward.serve import endpoint
-from isoforward.serve.endpoint import Endpoint
+from isoforward.serve.endpoint import Endpoint, root_of
 
 TOKENIZER = Tokenizer.from_characters(["the king\n"])
 KING = TOKENIZER.encode("king")
@@ -34,13 +34,16 @@ class Server:
         self.goes_on = threading.Event()  # set: it answers at once
         self.goes_on.set()
         self.asked: list[dict[str, Any]] = []
+        self.paths: list[str] = []
         server = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
+                server.paths.append(self.path)
                 self.reply(200, json.dumps({"data": [{"id": "king"}]}).encode())
 
             def do_POST(self) -> None:
+                server.paths.append(self.path)
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 server.asked.append(body)
                 server.goes_on.wait(5)
@@ -129,8 +132,21 @@ def test_what_a_server_does_wrong_is_told_in_one_line(
 def test_a_server_that_is_not_there_is_told() -> None:
     with pytest.raises(BadInput, match=r"gives no answer .*refused.*start the server"):
         Endpoint("http://127.0.0.1:9/v1", TOKENIZER)
-    with pytest.raises(BadInput, match="must begin with http"):
+    with pytest.raises(BadInput, match=r"endpoint=127\.0\.0\.1:8000/v1 is no address .*write http://HOST:PORT"):
         Endpoint("127.0.0.1:8000/v1", TOKENIZER)
+
+
+@pytest.mark.parametrize("end", ["", "/", "/v1", "/v1/"])
+def test_the_address_of_a_server_is_taken_with_and_without_v1(server: Server, end: str) -> None:
+    server.url = server.url.removesuffix("/v1") + end
+    assert complete(server).tokens == KING
+    assert server.paths == ["/v1/models", "/v1/completions"]
+
+
+@pytest.mark.parametrize("url", ["http://", "ftp://h", "http://h:port/v1", "http://h:0", "h:8000"])
+def test_what_is_no_address_is_refused(url: str) -> None:
+    with pytest.raises(BadInput, match=f"endpoint={url} is no address"):
+        root_of(url)
 
 
 def test_a_server_that_does_not_answer_in_time_is_told(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from isoforward.base.errors import BadInput
+from isoforward.serve.endpoint import root_of
 
 LONGEST_LINE = 2**20  # bytes: more without an end of line is no stream of tokens
 MOST_AT_ONCE = 1024  # requests that wait: one more is a failure of its own
@@ -26,16 +27,14 @@ MOST_AT_ONCE = 1024  # requests that wait: one more is a failure of its own
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
-    """`url` is that of the server, as http://127.0.0.1:8000 or with a path before /v1."""
+    """`url` is the server's, which root_of reads."""
 
     url: str
     model: str
     ignore_eos: bool = True  # an extension of vLLM, SGLang and llama.cpp: every answer has its length
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise BadInput(f"endpoint={self.url} is no address of a server; write http://HOST:PORT")
+        root_of(self.url)
 
     def connect(self, timeout_s: float) -> http.client.HTTPConnection:
         parts = urlsplit(self.url)
@@ -43,7 +42,7 @@ class Endpoint:
         return kind(str(parts.hostname), parts.port, timeout=timeout_s)
 
     def path(self, name: str) -> str:
-        return f"{urlsplit(self.url).path.rstrip('/').removesuffix('/v1')}/v1/{name}"
+        return f"{urlsplit(root_of(self.url)).path}/{name}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from isoforward.base.errors import BadInput
 from isoforward.data.tokenizer import Tokenizer
@@ -32,13 +33,23 @@ class Refused(BadInput):
     """The server answered, and said no."""
 
 
+def root_of(url: str) -> str:
+    """What the paths of a server begin with: `url` up to /v1, which may be left out, without a slash at its end."""
+    try:
+        parts = urlsplit(url)
+        known = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
+    except ValueError:  # a port that is no number
+        known = False
+    if not known:
+        raise BadInput(f"endpoint={url} is no address of a server; write http://HOST:PORT")
+    return f"{url.rstrip('/').removesuffix('/v1').rstrip('/')}/v1"
+
+
 class Endpoint:
-    """`url` ends with /v1. Every failure is a BadInput that names it."""
+    """Every failure is a BadInput that names `url`, which root_of reads."""
 
     def __init__(self, url: str, tokenizer: Tokenizer) -> None:
-        if not url.startswith(("http://", "https://")):
-            raise BadInput(f"endpoint={url} must begin with http:// or https://, and end as OpenAI's do, with /v1")
-        self.url, self.tokenizer = url.rstrip("/"), tokenizer
+        self.url, self.tokenizer = root_of(url), tokenizer
         self.as_text = False  # whether prompts must go as text
         models = field(self.asked("models", None, CONNECT_S), "data", list)
         if not models:
