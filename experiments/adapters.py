@@ -4,7 +4,8 @@
     python experiments/adapters.py model=small ranks=[8] targets=[q,v]
     python experiments/adapters.py model=hf model.path=DIR steps=0
 
-Full training, the head alone, and low-rank maps of several ranks, on the same weights. Training: time, FLOPs, memory
+Full training, the head alone, and low-rank maps of several ranks, on the same weights; those of the first rank over a
+base in int8 too. Training: time, FLOPs, memory
 and optimizer state of each phase. Serving: the adapter beside its base, and merged. Then each way goes on from the same
 base, trained on Shakespeare, with the same text in the other case (TO BE, OR NOT); steps=0 leaves that out. Low-rank
 maps learn at lora_lr times optim.lr (Schulman 2025, "LoRA without regret": about 10).
@@ -78,6 +79,7 @@ def ways(case: Case, config: Adapters) -> list[Case]:
     lora = [AdapterConfig(name="lora", rank=rank, targets=config.targets) for rank in config.ranks]
     for each in lora:
         adapted_maps(case.model, each)  # refuses before anything is measured
+    lora.append(dataclasses.replace(lora[0], base="int8"))
     parts = [dataclasses.replace(case, adapter=each) for each in (AdapterConfig(name="frozen"), *lora)]
     return [dataclasses.replace(case, labels={"adapter": FULL}), *parts]
 

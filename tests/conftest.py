@@ -52,7 +52,7 @@ def lively(model: GPT) -> GPT:
     """Weights large enough for every layer, bias and position to matter to the logits."""
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
-        for parameter in model.parameters():
+        for parameter in filter(torch.Tensor.is_floating_point, model.parameters()):
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.06)
     return model
 

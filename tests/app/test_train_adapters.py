@@ -21,7 +21,7 @@ from isoforward.base.config import (
 from isoforward.base.errors import BadInput, Integrity
 from isoforward.formats import checkpoint_file
 from isoforward.formats.export import fingerprint, load_trainable
-from isoforward.model.adapters import is_low_rank
+from isoforward.model.adapters import hold_in_int8, is_low_rank
 from isoforward.serve.inference import InferenceModule, load
 from isoforward.train import stopping
 from isoforward.train.stopping import refuse_another
@@ -61,17 +61,24 @@ def text(module: InferenceModule) -> str:
     return str(module.generate("a", temperature=0, max_new_tokens=8))
 
 
+@pytest.fixture(params=["full", "int8"])
+def on_either_base(on_base: TrainConfig, request: pytest.FixtureRequest) -> TrainConfig:
+    return replace(on_base, adapter=replace(LORA, base=request.param))
+
+
 def test_an_imported_base_stays_what_it_was_and_the_adapter_is_served_merged_beside_it_and_from_a_checkpoint(
-    on_base: TrainConfig, capsys: pytest.CaptureFixture[str]
+    on_either_base: TrainConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train(on_base)
+    train(on_either_base)
     told = capsys.readouterr().out
     assert "of them trained in fp32" in told and "its adapter is merged there, which moved logits by" in told
-    base = load_trainable(Path(str(on_base.model.path)))
-    for name, tensor in weights(on_base.run_dir).items():
+    base = load_trainable(Path(str(on_either_base.model.path)))
+    if on_either_base.adapter.base == "int8":
+        hold_in_int8(base)
+    for name, tensor in weights(on_either_base.run_dir).items():
         own = name.removeprefix("model.")
         assert is_low_rank(own) or torch.equal(tensor, base.get_parameter(own))
-    run, base_export = Path(on_base.run_dir), str(on_base.model.path)
+    run, base_export = Path(on_either_base.run_dir), str(on_either_base.model.path)
     beside = load(base_export, lora=run / "adapter", kernels="reference")
     (last,) = (run / "checkpoints").glob("last-*.ckpt")
     tokens = torch.arange(8)[None] % 20

@@ -104,7 +104,7 @@ def test_a_preset_that_is_not_there_is_refused() -> None:
 def test_every_rank_is_a_case_of_its_own_and_one_above_the_width_is_refused() -> None:
     case = Case(experiment="adapters", model=MODEL)
     found = adapters.ways(case, adapters.Adapters(ranks=[2, 8], targets=["q", "v"]))
-    told = ["full", "head alone", "LoRA, r=2 on q, v", "LoRA, r=8 on q, v"]
+    told = ["full", "head alone", "LoRA, r=2 on q, v", "LoRA, r=8 on q, v", "LoRA, r=2 on q, v over int8"]
     assert [adapters.way_of(each) for each in found] == told
     with pytest.raises(BadInput, match=r"adapter\.rank=64 is above the width"):
         adapters.ways(case, adapters.Adapters(ranks=[64]))

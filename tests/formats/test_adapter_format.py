@@ -36,6 +36,29 @@ def test_an_adapter_is_read_again_to_the_bit(
     assert torch.equal(read(tokens), freeze(model)(tokens))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_adapter_over_int8_is_read_again_beside_the_weights_before_rounding(
+    tokens: Tensor, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(3)
+    base = lively(GPT(tiny(), dtype=dtype))
+    served = freeze(base)
+    over_int8 = AdapterConfig(name="lora", rank=4, targets=["q", "down"], base="int8")
+    model = adapt(base, over_int8)
+    with torch.no_grad():
+        for _, layer in adapted_linears(model):
+            for beside in layer.pairs().values():
+                beside.b.normal_(std=0.1)  # nothing but what training would change
+    save_adapter(model, tmp_path / "adapter")
+    read = add_adapter(served, tmp_path / "adapter")
+    assert torch.equal(read(tokens), freeze(model)(tokens))
+    other = freeze(lively(GPT(tiny(), dtype=dtype)))
+    with torch.no_grad():
+        other.embedding.weight[0, 0] += 1
+    with pytest.raises(Integrity, match="belongs to another base"):
+        add_adapter(other, tmp_path / "adapter")
+
+
 @pytest.mark.parametrize("shape", ["gpt2", "llama", "qwen3"])
 @pytest.mark.parametrize("targets", TARGETS, ids=" ".join)
 def test_peft_opens_it_on_the_export_of_its_base(

@@ -17,13 +17,16 @@ LLAMA2_7B = ModelConfig(family="llama", layers=32, heads=32, width=4096, ffn=110
 ADAPTERS: list[dict[str, Any]] = [
     {"name": "none"},
     *({"name": "lora", "rank": 3, "targets": targets} for targets in ([], ["q", "v"], ["out"], ["down"], ["v", "up"])),
+    {"name": "lora", "rank": 3, "targets": ["out", "up"], "base": "int8"},
     *({"name": "frozen", "targets": targets} for targets in ([], ["norm"], ["blocks.1"], ["embedding"], ["blocks.0"])),
 ]
 SHAPES = [{"family": "gpt2"}, {"family": "llama", "kv_heads": 2}, {"family": "olmo2", "tied": False}]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape["family"])
-@pytest.mark.parametrize("how", ADAPTERS, ids=lambda how: " ".join([how["name"], *how.get("targets", [])]))
+@pytest.mark.parametrize(
+    "how", ADAPTERS, ids=lambda how: " ".join([how["name"], *how.get("targets", []), how.get("base", "")])
+)
 def test_flops_and_parameters_are_those_of_the_step_that_runs(shape: dict[str, Any], how: dict[str, Any]) -> None:
     config, adapter = tiny(layers=3, **shape), AdapterConfig(**how)
     for convention in cost.CONVENTIONS:
@@ -70,6 +73,10 @@ def test_nothing_trained_beneath_means_no_backward_there() -> None:
         ({"name": "lora", "rank": 33}, "adapter.rank=33 is above the width of q, 32 x 32"),
         ({"name": "lora", "targets": ["q_proj"]}, "'q_proj' matches nothing; did you mean q? there are q, k, v, out"),
         ({"name": "lora", "targets": ["dwon"]}, "'dwon' matches nothing; did you mean down?"),
+        (
+            {"name": "frozen", "base": "int8"},
+            "adapter.base=int8 holds what stays frozen beside adapter=lora, not frozen",
+        ),
         ({"name": "frozen", "targets": ["block.1"]}, "'block.1' matches nothing; did you mean blocks.1"),
         ({"name": "frozen", "targets": ["lm_head"]}, "did you mean head?"),
     ],

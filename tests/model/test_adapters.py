@@ -14,6 +14,7 @@ from isoforward.model.steps import train_step
 from tests.conftest import lively, tiny
 
 LORA = AdapterConfig(name="lora", rank=4)
+INT8 = replace(LORA, targets=["v", "down"], base="int8")
 
 
 def adapted(config: ModelConfig, adapter: AdapterConfig = LORA, **how: Any) -> GPT:
@@ -27,11 +28,12 @@ def test_an_adapter_changes_nothing_before_it_is_trained(config: ModelConfig, to
     assert torch.equal(adapt(model, LORA)(tokens), before)
 
 
+@pytest.mark.parametrize("adapter", [LORA, INT8], ids=lambda adapter: adapter.base)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_both_lives_share_the_bits_with_an_adapter_and_merged(
-    config: ModelConfig, tokens: Tensor, dtype: torch.dtype
+    config: ModelConfig, tokens: Tensor, dtype: torch.dtype, adapter: AdapterConfig
 ) -> None:
-    model = adapted(config, dtype=dtype)
+    model = adapted(config, adapter, dtype=dtype)
     assert torch.equal(freeze(model)(tokens), model(tokens))
     plain = merged(model)
     assert torch.equal(freeze(plain)(tokens), plain(tokens))
@@ -54,7 +56,7 @@ def test_targets_are_maps_of_their_own_within_a_fused_matrix(tokens: Tensor) -> 
     model = adapted(tiny(), replace(LORA, targets=["v"]))
     for path, layer in adapted_linears(model):
         assert path.endswith("attention.qkv")
-        q, k, v = (layer.merged_weight() - layer.weight).split(32)
+        q, k, v = (layer.merged_weight(torch.float32) - layer.weight).split(32)
         assert not q.any() and not k.any() and v.any()
 
 
@@ -80,11 +82,12 @@ def test_a_tied_head_that_is_trained_alone_leaves_the_embedding() -> None:
     assert torch.equal(model.unembedding.weight, model.embedding.weight)
 
 
-def test_gradients_pass_checkpointed_blocks(tokens: Tensor) -> None:
+@pytest.mark.parametrize("adapter", [LORA, INT8], ids=lambda adapter: adapter.base)
+def test_gradients_pass_checkpointed_blocks(tokens: Tensor, adapter: AdapterConfig) -> None:
     """In which an operation in place on what is kept would fail."""
     found = []
     for checkpointing in ("none", "selective", "full"):
-        model = adapted(tiny(), checkpointing=checkpointing)
+        model = adapted(tiny(), adapter, checkpointing=checkpointing)
         model(tokens).square().mean().backward()
         found.append([parameter.grad for parameter in model.parameters() if parameter.requires_grad])
     for other in found[1:]:

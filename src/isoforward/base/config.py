@@ -232,9 +232,13 @@ class AdapterConfig:
     targets: list[str] = field(default_factory=list)  # lora: q, k, v, out, ...; frozen: head, blocks.3, ...
     rank: int = 8
     alpha: float = 16.0  # what a low-rank map gives is multiplied by alpha / rank
+    base: str = "full"  # lora: the blocks' frozen matrices as they are, or in int8
 
     def __post_init__(self) -> None:
         one_of("adapter.name", self.name, ("none", "lora", "frozen"))
+        one_of("adapter.base", self.base, ("full", "int8"))
+        if self.base == "int8" and self.name != "lora":
+            raise BadInput(f"adapter.base=int8 holds what stays frozen beside adapter=lora, not {self.name}")
         sized("adapter.rank", self.rank)
         if not 0 < self.alpha < 2**53:
             raise BadInput(f"adapter.alpha={self.alpha} must be a positive number")
@@ -248,7 +252,8 @@ class AdapterConfig:
         """In a word, as rows name it."""
         named = ", ".join(self.targets)
         if self.name == "lora":
-            return f"LoRA, r={self.rank}" + (f" on {named}" if named else "")
+            on = f" on {named}" if named else ""
+            return f"LoRA, r={self.rank}{on}" + (" over int8" if self.base == "int8" else "")
         return {"none": "full", "frozen": f"{named or 'head'} alone"}[self.name]
 
 

@@ -26,7 +26,7 @@ from isoforward.base.storage import sha256_of
 from isoforward.formats.export import FORMAT, digest_of, fingerprint, replacing, without_adapter, write_json
 from isoforward.formats.transformers_format import FORMATS, a_head_each, written_as
 from isoforward.formats.untrusted import open_file, read_json, shown
-from isoforward.model.adapters import AdaptedLinear, adapt, adapted_linears
+from isoforward.model.adapters import AdaptedLinear, adapt, adapted_linears, hold_in_int8
 from isoforward.model.gpt import GPT
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -131,13 +131,16 @@ def adapter_precision(directory: Path) -> str:
 def add_adapter(model: GPT, directory: Path) -> GPT:
     """In place, beside a frozen base. Integrity where it was trained beside other weights."""
     manifest = read_manifest(directory)
-    if (there := fingerprint(model)) != manifest.get("base"):
+    about = manifest["adapter"]
+    if isinstance(about, dict) and about.get("base") == "int8":
+        hold_in_int8(model)
+    if (there := fingerprint(without_adapter(model))) != manifest.get("base"):
         raise Integrity(
             f"lora={directory} belongs to another base: it was trained beside weights {shown(manifest.get('base'))}, "
             f"in {shown(manifest.get('precision'))}, and these are {there}, in {model.precision}"
         )
     try:
-        adapt(model, AdapterConfig(**manifest["adapter"]))
+        adapt(model, AdapterConfig(**about))
         held = {name: stored.read() for name, stored in open_file(directory / WEIGHTS).items()}
         for path, layer in adapted_linears(model):
             fill(model.config, path, layer, held)

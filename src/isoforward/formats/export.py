@@ -38,7 +38,7 @@ from isoforward.formats.model_card import about_weights, write_card
 from isoforward.formats.transformers_format import pieces, read_transformers, to_transformers
 from isoforward.formats.transformers_tokenizer import has_foreign_tokenizer, read_foreign_tokenizer
 from isoforward.formats.untrusted import FLOATS, Checkpoint, checked, described, names_in, open_file, read_json, shown
-from isoforward.model.adapters import adapt, adapted_linears, is_low_rank
+from isoforward.model.adapters import adapt, adapted_linears, frozen_linears, is_low_rank
 from isoforward.model.gpt import GPT
 
 FORMAT = 1
@@ -68,15 +68,19 @@ def merged(model: GPT) -> GPT:
     plain = without_adapter(model)
     with torch.no_grad():
         for path, layer in adapted_linears(model):
-            plain.get_parameter(f"{path}.weight").copy_(layer.merged_weight())
+            plain.get_parameter(f"{path}.weight").copy_(layer.merged_weight(model.dtype))
     return plain
 
 
 def without_adapter(model: GPT) -> GPT:
-    """A copy of the base, in fp32."""
+    """A copy of the base, in fp32; of one in int8, what its forward sees."""
     base = unfilled(model.config, model.dtype)
     allocate(base, torch.float32, model.embedding.weight.device)
-    base.load_state_dict({name: tensor for name, tensor in model.state_dict().items() if not is_low_rank(name)})
+    kept = {name: tensor for name, tensor in model.state_dict().items() if not is_low_rank(name)}
+    for path, layer in frozen_linears(model):
+        if kept.pop(f"{path}.scales", None) is not None:
+            kept[f"{path}.weight"] = layer.seen_weight(model.dtype)
+    base.load_state_dict(kept)
     return base
 
 
@@ -98,7 +102,8 @@ def unfilled(config: ModelConfig, dtype: torch.dtype, checkpointing: str = "none
 
 def allocate(model: GPT, dtype: torch.dtype, device: torch.device | str) -> None:
     def filled(empty: Tensor) -> Tensor:
-        return torch.empty(empty.shape, dtype=dtype, device=device)
+        own = dtype if empty.is_floating_point() else empty.dtype  # int8 stays what it is
+        return torch.empty(empty.shape, dtype=own, device=device)
 
     model._apply(filled)  # type: ignore[no-untyped-call]  # to_empty would load sympy
     if model.config.tied:

@@ -140,7 +140,9 @@ def beside_matrices(config: ModelConfig, adapter: AdapterConfig) -> Iterator[tup
 
 
 def adapted_training_state(config: ModelConfig, adapter: AdapterConfig, *, optimizer: str = "adamw") -> Parts:
-    """Bytes, all fp32. What is frozen has neither gradients nor states."""
+    """Bytes, fp32 but for an int8 base. What is frozen has neither gradients nor states."""
     trained = trained_parameters(config, adapter)
-    weights = parameters(untied(config, adapter)).total + low_rank_parameters(config, adapter)
-    return Parts(weights=4 * weights, gradients=4 * trained, optimizer=4 * UPDATES[optimizer].states * trained)
+    weights = 4 * (parameters(untied(config, adapter)).total + low_rank_parameters(config, adapter))
+    if adapter.base == "int8":  # 3 bytes less for each weight of the blocks' matrices, and an fp32 scale an output
+        weights -= config.layers * sum(3 * each.weights - 4 * each.outputs for each in block_matrices(config))
+    return Parts(weights=weights, gradients=4 * trained, optimizer=4 * UPDATES[optimizer].states * trained)

@@ -1,4 +1,5 @@
 """Training a part of a model: low-rank maps beside frozen ones (LoRA, Hu 2021), or named parts with the rest frozen.
+What is beside low-rank maps can be held in int8: frozen_linear.py.
 
 The `peft` library cannot give our queries and values adapters of their own: they lie in one matrix, and it wraps whole
 modules. What is saved is in its format all the same: formats/adapter_format.py.
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from isoforward.base.config import AdapterConfig
 from isoforward.model.adapter_cost import adapted_maps, trained_parts, untied
 from isoforward.model.cost import maps
+from isoforward.model.frozen_linear import FrozenLinear
 from isoforward.model.gpt import GPT, Linear
 
 MODULES = {"head": "unembedding"}  # of parts that are called otherwise than their modules
@@ -37,12 +39,11 @@ class LowRank(nn.Module):
         return F.linear(F.linear(x, self.a.to(x.dtype)), self.b.to(x.dtype))
 
 
-class AdaptedLinear(Linear):
+class AdaptedLinear(FrozenLinear):
     """A linear with low-rank maps beside some of the maps it holds: `rows` are the outputs of each, by name."""
 
     def __init__(self, base: Linear, rows: dict[str, int], adapted: list[str], adapter: AdapterConfig) -> None:
-        super().__init__(base.in_features, base.out_features, bias=base.bias is not None, device="meta")
-        self.weight, self.bias = base.weight, base.bias
+        super().__init__(base)
         self.rows, self.scale = rows, adapter.scale
         with base.weight.device:
             beside = {name: LowRank(base.in_features, rows[name], adapter.rank) for name in adapted}
@@ -59,9 +60,10 @@ class AdaptedLinear(Linear):
         return torch.cat([*parts.values()], dim=-1) if len(parts) > 1 else parts.popitem()[1]
 
     @torch.no_grad()
-    def merged_weight(self) -> Tensor:
-        """W + scale B A, in fp32: (out, in)"""
-        parts = dict(zip(self.rows, self.weight.float().split_with_sizes([*self.rows.values()]), strict=True))
+    def merged_weight(self, dtype: torch.dtype) -> Tensor:
+        """W as a product in `dtype` reads it + scale B A, in fp32: (out, in)"""
+        base = self.weight if self.scales is None else self.seen_weight(dtype)
+        parts = dict(zip(self.rows, base.float().split_with_sizes([*self.rows.values()]), strict=True))
         for name, beside in self.pairs().items():
             parts[name] = parts[name] + self.scale * beside.b.float() @ beside.a.float()
         return torch.cat([*parts.values()])
@@ -89,13 +91,33 @@ def adapt(model: GPT, adapter: AdapterConfig) -> GPT:
 
 def add_low_rank(model: GPT, adapter: AdapterConfig) -> None:
     chosen = adapted_maps(model.config, adapter)
+    if adapter.base == "int8":
+        hold_in_int8(model)
     for matrix in dict.fromkeys(each.matrix for each in chosen):
         adapted = [each.name for each in chosen if each.matrix == matrix]
         rows = {each.name: each.outputs for each in maps(model.config) if each.matrix == matrix}
-        room, _, last = matrix.rpartition(".")
         for block in model.blocks:
-            parent = block.get_submodule(room)
-            setattr(parent, last, AdaptedLinear(getattr(parent, last), rows, adapted, adapter))
+            base = block.get_submodule(matrix)
+            assert isinstance(base, Linear)
+            block.set_submodule(matrix, AdaptedLinear(base, rows, adapted, adapter))
+
+
+def hold_in_int8(model: GPT) -> None:
+    """In place, and once: the matrices of every block. Embedding, norms and head stay, as in Dettmers 2023."""
+    for matrix in dict.fromkeys(each.matrix for each in maps(model.config)):
+        for block in model.blocks:
+            base = block.get_submodule(matrix)
+            assert isinstance(base, Linear)
+            if not isinstance(base, FrozenLinear):
+                frozen = FrozenLinear(base)
+                frozen.hold_in_int8(model.dtype)
+                block.set_submodule(matrix, frozen)
+
+
+def frozen_linears(model: GPT) -> Iterator[tuple[str, FrozenLinear]]:
+    for path, module in model.named_modules():
+        if isinstance(module, FrozenLinear):
+            yield path, module
 
 
 def adapted_linears(model: GPT) -> Iterator[tuple[str, AdaptedLinear]]:
