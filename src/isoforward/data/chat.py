@@ -8,10 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING
 
 from isoforward.base.errors import BadInput
 from isoforward.data.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 Message = Mapping[str, str]  # role and content
 
@@ -49,7 +52,7 @@ def template_of(tokenizer: Tokenizer) -> str | None:
     return found
 
 
-def environment() -> Any:
+def environment() -> ImmutableSandboxedEnvironment:
     from jinja2 import TemplateError, nodes
     from jinja2.ext import Extension, loopcontrols
     from jinja2.parser import Parser
@@ -67,8 +70,10 @@ def environment() -> Any:
     def raise_exception(message: str) -> None:
         raise TemplateError(message)
 
-    def tojson(value: object, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)  # Jinja's own escapes HTML
+    def tojson(value: object, ensure_ascii: bool = False, indent: int | None = None, sort_keys: bool = False) -> str:
+        return json.dumps(
+            value, ensure_ascii=ensure_ascii, indent=indent, sort_keys=sort_keys
+        )  # Jinja's own escapes HTML
 
     sandbox = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
     sandbox.filters["tojson"] = tojson

@@ -84,7 +84,7 @@ def prepare(config: DataConfig, tokenizer: Tokenizer | None = None, *, seed: int
 class Tokens(np.memmap[Any, np.dtype[np.unsignedinteger[Any]]]):
     """A worker process opens the file again, where a plain memmap would be copied into it."""
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> str | tuple[object, ...]:
         if isinstance(self.base, mmap.mmap):  # not a slice of one
             return _open_tokens, (self.filename, self.dtype.str, self.size)
         return super().__reduce__()
@@ -278,7 +278,7 @@ def _write_tokens(file: BinaryIO, *, pieces: list[str | None], tokenizer: Tokeni
         file.write(np.array(end if piece is None else next(encoded), dtype).tobytes())
 
 
-def _join(file: BinaryIO, *, shards: list[Path], sha256: Any) -> None:
+def _join(file: BinaryIO, *, shards: list[Path], sha256: hashlib._Hash) -> None:
     for shard in shards:
         block = shard.read_bytes()
         sha256.update(block)

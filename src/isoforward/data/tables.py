@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from isoforward.data.text import NotText
 
@@ -197,7 +197,13 @@ def arrow_values(file: Path, column: str) -> Values:
             yield from scalars(batch.column(0))
 
 
-def scalars(values: Iterable[Any]) -> Values:
+class Scalar(Protocol):
+    """Of Arrow."""
+
+    def as_py(self) -> object: ...
+
+
+def scalars(values: Iterable[Scalar]) -> Values:
     for value in values:
         try:
             yield value.as_py()

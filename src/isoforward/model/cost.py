@@ -19,13 +19,20 @@ Pythia rows (no head), llm-analysis' LLaMA-7B of 6.57G, FlashAttention figure 2'
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 from isoforward.base.config import ModelConfig, at_least, one_of
 
 CONVENTIONS = ("model", "causal", "hardware")
 KERNELS = ("flash", "math")  # of attention: one kernel that never stores the scores, or products and a softmax
 CHECKPOINTING = ("none", "selective", "full")
+
+
+class Lengths(TypedDict):
+    """Of a training batch."""
+
+    batch: int
+    length: int
 
 
 class Parts(dict[str, int]):

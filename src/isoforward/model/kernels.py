@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,19 @@ PAD = 64  # columns of it: cuBLAS has its fast kernels for multiples of 8, and G
 
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # x (rows, in), weight (out, in), bias (out,)
 Kernels = Mapping[tuple[int, int, int], str]  # by rows, out and in, where another than F.linear is the fastest
+
+
+@runtime_checkable
+class MultipliesByRows(Protocol):
+    """A layer whose products of few rows may take another kernel."""
+
+    weight: nn.Parameter
+    few_rows: Mapping[int, Product]
+
+
+@runtime_checkable
+class Attends(Protocol):
+    attend: Callable[..., Tensor]
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, few_rows: Mapping[int, Product]) -> Tensor:
@@ -165,9 +178,8 @@ def timed_products(names: Sequence[str], rows: int, out: int, width: int, dtype:
 
 def use_kernels(model: nn.Module, kernels: Kernels) -> None:
     """In a frozen model, whose weights stay as they are from now on."""
-    layers: Any = model.modules()
-    for layer in layers:
-        if hasattr(layer, "few_rows"):
+    for layer in model.modules():
+        if isinstance(layer, MultipliesByRows):
             weight = layer.weight
             own = {rows: name for (rows, *shape), name in kernels.items() if tuple(shape) == tuple(weight.shape)}
             products = {name: product_of(name, weight) for name in set(own.values())}  # one packed copy for all rows
@@ -194,9 +206,9 @@ BATCH = 4  # sequences that are enough to tell
 def use_backward(model: nn.Module, name: str) -> None:
     """`fused`, torch's own, or `plain`. The forward itself stays the same to the bit."""
     if name == "plain":
-        blocks: Any = model.blocks
-        for block in blocks:
-            block.attention.attend = attend_plainly
+        for module in model.modules():
+            if isinstance(module, Attends):
+                module.attend = attend_plainly
 
 
 def backward_of(config: ModelConfig, dtype: torch.dtype, device: torch.device, *, batch: int, length: int) -> str:

@@ -19,6 +19,7 @@ from torch.optim.adamw import adamw
 from isoforward.base.config import OptimConfig
 from isoforward.model.gpt import GPT
 
+EPS = 1e-8  # Adam's
 FUSED = ("cpu", "cuda", "mps")  # devices with a kernel for the whole update of a parameter
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan 2024: steepest at zero, at the price of ending only near one
 
@@ -31,15 +32,18 @@ def build(model: GPT, config: OptimConfig) -> Optimizer:
     matrices = {n: p for n, p in trained.items() if n.startswith("blocks.") and p.dim() == 2}
     others = [p for n, p in trained.items() if n not in matrices]
     fused = model.embedding.weight.device.type in FUSED
-    adam: dict[str, Any] = {"betas": (config.beta1, config.beta2), "eps": 1e-8, "fused": fused}
+    betas = (config.beta1, config.beta2)
     rest = {"params": others, "weight_decay": 0.0, "peak_lr": config.lr, "lr": config.lr}
     if config.name == "muon":
-        return Muon([*muon_groups(model, matrices, config), rest | adam], dtype=model.dtype)
+        return Muon(
+            [*muon_groups(model, matrices, config), rest | {"betas": betas, "eps": EPS, "fused": fused}],
+            dtype=model.dtype,
+        )
     decaying = rest | {"params": list(matrices.values()), "weight_decay": config.weight_decay}
     if config.name == "sgd":
         return SGD([decaying, rest], momentum=config.momentum, nesterov=config.momentum > 0, fused=fused)
     kind: type[Adam] = {"adam": Adam, "adamw": AdamW}[config.name]
-    return kind([decaying, rest], **adam)
+    return kind([decaying, rest], betas=betas, eps=EPS, fused=fused)
 
 
 def muon_groups(model: GPT, matrices: Mapping[str, Tensor], config: OptimConfig) -> list[dict[str, object]]:

@@ -171,12 +171,12 @@ def forecaster(hardware: Hardware) -> Calibrated | Bound:
 def works_of(case: Case, *, sequences: int = 1) -> dict[str, Work]:
     """By phase, `sequences` being served at once; layers beyond two are not recorded but reckoned."""
     dtype, cached = DTYPES[case.precision], case.prompt + case.new_tokens // 2
-    size: dict[str, Any] = {"batch": case.batch, "length": case.length}
+    size = cost.Lengths(batch=case.batch, length=case.length)
     training, serving = [], []
     for layers in (1, 2):
         model = replace(case.model, layers=layers)
-        how: dict[str, Any] = {"optim": case.optim, "checkpointing": case.checkpointing, "dtype": dtype}
-        training.append(record_training(model, **size, **how).works())
+        taught = record_training(model, **size, optim=case.optim, checkpointing=case.checkpointing, dtype=dtype)
+        training.append(taught.works())
         serving.append(record_serving(model, batch=sequences, length=case.prompt, cached=cached, dtype=dtype).works())
     layers = case.model.layers
     return deepened(training[0], training[1], layers) | deepened(serving[0], serving[1], layers)
@@ -190,7 +190,7 @@ def resident(case: Case, phase: str) -> float:
 def work_of(case: Case) -> tuple[dict[str, int], dict[str, int]]:
     """FLOPs, where there are any, and bytes by phase."""
     model, cached = case.model, case.prompt + case.new_tokens // 2
-    size: dict[str, Any] = {"batch": case.batch, "length": case.length}
+    size = cost.Lengths(batch=case.batch, length=case.length)
     flops = {
         "forward": cost.forward_flops(model, **size).total,
         "loss": 0,
@@ -200,11 +200,10 @@ def work_of(case: Case) -> tuple[dict[str, int], dict[str, int]]:
         "decode": cost.decode_flops(model, batch=1, cached=cached).total,
     }
     moved = footprint.training_bytes(model, **size, dtype=case.precision, optimizer=case.rule)
-    serving: dict[str, Any] = {"batch": 1, "dtype": case.precision}
     return flops, {
         **moved,
-        "prefill": footprint.inference_bytes(model, length=case.prompt, **serving).total,
-        "decode": footprint.inference_bytes(model, cached=cached, **serving).total,
+        "prefill": footprint.inference_bytes(model, batch=1, length=case.prompt, dtype=case.precision).total,
+        "decode": footprint.inference_bytes(model, batch=1, cached=cached, dtype=case.precision).total,
     }
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -37,6 +37,15 @@ COSTS = {  # by name, as tables have it: quantity, unit, how FLOPs are counted
     "money": ("money", "usd", EXACT),
 }
 KINDS, INTERVALS = 1000, 200  # of requests; of time until the break-even that is expected
+
+
+class Answers(TypedDict):
+    """Of a GRPO step."""
+
+    batch: int
+    prompt: int
+    new: int
+    epochs: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +145,7 @@ class Plan:
         return self.trained_token_flops / (self.peak * self.asked.training_mfu)
 
     @property
-    def answers(self) -> dict[str, Any]:
+    def answers(self) -> Answers:
         """Of a GRPO step: as many as are decoded at once."""
         asked = self.asked
         return {"batch": asked.decode_batch, "prompt": asked.prompt, "new": asked.new_tokens, "epochs": asked.epochs}
@@ -152,9 +161,11 @@ class Plan:
         keys and values; hand-over and optimizer by what they move.
         """
         length = prompt + new - 1
-        shape: dict[str, Any] = {"batch": batch, "prompt": prompt, "new": new, "epochs": epochs}
+        shape: Answers = {"batch": batch, "prompt": prompt, "new": new, "epochs": epochs}
         flops, dtype = grpo_flops(self.model, **shape), self.asked.precision
-        moved = grpo_bytes(self.model, **{**shape, "new": 1}, dtype=dtype)  # the decode of all, step by step, is long
+        moved = grpo_bytes(
+            self.model, batch=batch, prompt=prompt, new=1, epochs=epochs, dtype=dtype
+        )  # the decode of all, step by step, is long
         ends = [self.decoded_token_s(cached, batch) for cached in (prompt, max(prompt, length - 1))]
         training, serving = self.peak * self.asked.training_mfu, self.peak * self.asked.prefill_mfu
         return {
@@ -233,11 +244,15 @@ class Plan:
 
     def serving_bytes(self, batch: int) -> int:
         """At most: one prompt is read at a time, beside the caches of all."""
-        size: dict[str, Any] = {"prompt": self.asked.prompt, "new": self.asked.new_tokens}
-        length, dtype = self.asked.prompt + self.asked.new_tokens, self.asked.precision
+        prompt, new, dtype = self.asked.prompt, self.asked.new_tokens, self.asked.precision
+        length = prompt + new
         others = footprint.kv_bytes(self.model, batch=batch - 1, length=length, dtype=dtype)
-        reading = footprint.inference_peaks(self.model, batch=1, dtype=dtype, **size)["prefill"] + others
-        return max(reading, footprint.inference_peaks(self.model, batch=batch, dtype=dtype, **size)["decode"])
+        reading = (
+            footprint.inference_peaks(self.model, batch=1, prompt=prompt, new=new, dtype=dtype)["prefill"] + others
+        )
+        return max(
+            reading, footprint.inference_peaks(self.model, batch=batch, prompt=prompt, new=new, dtype=dtype)["decode"]
+        )
 
     def devices_for(self, held: int) -> int:
         return math.ceil(held / self.hardware.memory_bytes)

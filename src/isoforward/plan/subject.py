@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from isoforward.base.config import AdapterConfig, ModelConfig, at_least, one_of, sized
 from isoforward.base.errors import BadInput
 from isoforward.base.vocabulary import Condition
 from isoforward.model import adapter_cost, cost, footprint
-from isoforward.model.cost import Parts
+from isoforward.model.cost import Lengths, Parts
 
 STRATEGIES = {"ddp": 0, "fsdp": 3}  # as stages of ZeRO: nothing of the state is cut up, or all of it
 
@@ -182,9 +182,9 @@ class Known:
         return held
 
     def step(self, setup: Setup) -> Amount:
-        size: dict[str, Any] = {"batch": setup.batch, "length": setup.length}
-        how: dict[str, Any] = {"convention": "hardware", "checkpointing": setup.checkpointing}
-        forward, backward = cost.forward_flops(self.model, **size), cost.backward_flops(self.model, **size, **how)
+        size = Lengths(batch=setup.batch, length=setup.length)
+        forward = cost.forward_flops(self.model, **size)
+        backward = cost.backward_flops(self.model, **size, convention="hardware", checkpointing=setup.checkpointing)
         update = cost.optimizer_flops(self.model, optimizer=setup.optimizer)["products"]
         if setup.adapter.name != "none":
             update = 0
@@ -203,13 +203,14 @@ class Known:
         return Amount((forward + backward).total + update * setup.devices, passes * setup.devices)
 
     def serving_bytes(self, serving: Serving) -> dict[str, int]:
-        size: dict[str, Any] = {"prompt": serving.prompt, "new": serving.new_tokens, "dtype": serving.precision}
-        alone = footprint.inference_peaks(self.model, batch=1, **size)["prefill"]
+        def peak(phase: str, batch: int) -> int:
+            peaks = footprint.inference_peaks(
+                self.model, batch=batch, prompt=serving.prompt, new=serving.new_tokens, dtype=serving.precision
+            )
+            return peaks[phase]
+
         others = self.kv_bytes(serving) * (serving.users - 1) // serving.users
-        return {
-            "prefill": alone + others,
-            "decode": footprint.inference_peaks(self.model, batch=serving.users, **size)["decode"],
-        }
+        return {"prefill": peak("prefill", 1) + others, "decode": peak("decode", serving.users)}
 
     def kv_bytes(self, serving: Serving) -> int:
         length = serving.prompt + serving.new_tokens
@@ -221,6 +222,7 @@ class Known:
         return Amount(flops.total, moved.total)
 
     def decode(self, serving: Serving) -> Amount:
-        size: dict[str, Any] = {"batch": serving.users, "cached": serving.midway}
-        flops = cost.decode_flops(self.model, **size)
-        return Amount(flops.total, footprint.inference_bytes(self.model, **size, dtype=serving.precision).total)
+        users, cached = serving.users, serving.midway
+        flops = cost.decode_flops(self.model, batch=users, cached=cached)
+        moved = footprint.inference_bytes(self.model, batch=users, cached=cached, dtype=serving.precision)
+        return Amount(flops.total, moved.total)
