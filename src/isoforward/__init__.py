@@ -6,7 +6,7 @@ The names below are the public interface; each is imported when it is first used
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from isoforward.app.any_module import compare_phases as compare_phases
@@ -43,7 +43,7 @@ _HOMES = {
 __all__ = list(_HOMES)
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'isoforward' has no attribute {name!r}")
     return getattr(import_module(f"isoforward.{_HOMES[name]}"), name)

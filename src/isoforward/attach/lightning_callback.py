@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -51,5 +50,6 @@ class PhaseCosts(Watching, Callback):  # type: ignore[misc]
 
 def calls_of(trainer: Trainer) -> object:
     """The module that calls callbacks: lightning.pytorch and pytorch_lightning have one each."""
-    loop: Any = sys.modules[type(trainer.fit_loop.epoch_loop).__module__]
-    return loop.call
+    loop = sys.modules[type(trainer.fit_loop.epoch_loop).__module__]
+    call: object = loop.call
+    return call

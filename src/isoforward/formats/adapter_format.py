@@ -57,7 +57,7 @@ def save_adapter(model: GPT, directory: Path) -> Path:
     return directory
 
 
-def peft_config(model: GPT, ranks: Mapping[str, int]) -> dict[str, Any]:
+def peft_config(model: GPT, ranks: Mapping[str, int]) -> dict[str, object]:
     """`ranks` by the names of modules; a pattern says which differ, and keeps alpha / rank what it is."""
     adapter, family = model.adapter, written_as(model.config)
     ranks = {".".join(name.split(".")[-2:]): rank for name, rank in ranks.items()}  # attn.c_proj is not mlp.c_proj

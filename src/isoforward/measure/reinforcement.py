@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -151,8 +150,15 @@ def counted_rows(loop: Loop) -> Iterator[Row]:
     """FLOPs as they are dispatched in a real step, and the least bytes."""
     case, shape = loop.case, loop.shape
     flops = step_flops(loop)
-    size: dict[str, Any] = {"batch": shape.batch, "prompt": shape.prompt, "new": shape.new_tokens}
-    moved = grpo_bytes(case.model, **size, epochs=shape.epochs, dtype=case.precision, optimizer=case.rule)
+    moved = grpo_bytes(
+        case.model,
+        batch=shape.batch,
+        prompt=shape.prompt,
+        new=shape.new_tokens,
+        epochs=shape.epochs,
+        dtype=case.precision,
+        optimizer=case.rule,
+    )
     how: RowFields
     for phase in PHASES[:-1]:
         about = loop.part(phase).about

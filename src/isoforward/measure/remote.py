@@ -36,7 +36,7 @@ def start(serve: Callable[..., None], *arguments: object) -> Connection:
     return ours
 
 
-def ask(line: Connection, request: Any) -> Any:
+def ask(line: Connection, request: object) -> Any:
     """Raises BadInput where the process has died."""
     try:
         line.send(request)

@@ -6,13 +6,13 @@ Their change over a run is the machine's drift; their best is the roofline that 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import torch
 
 from isoforward.base.datasheets import lookup
 from isoforward.base.device import device_of
 from isoforward.base.results import Row, RowFields
+from isoforward.base.vocabulary import Condition
 from isoforward.measure.benchmark import Part, Work, timed
 from isoforward.measure.case import Case
 from isoforward.serve.inference import DTYPES
@@ -33,8 +33,8 @@ def reference_works(case: Case) -> list[Work]:
     numbers = torch.ones(size // 4, dtype=torch.float32, device=case.device)
     product = torch.empty_like(matrix)
 
-    def part(kernel: str, **more: Any) -> Part:
-        conditions = {"kernel": kernel, "dtype": case.precision, **more}
+    def part(kernel: str, **more: Condition) -> Part:
+        conditions: dict[str, Condition] = {"kernel": kernel, "dtype": case.precision, **more}
         return Part(life="training", phase="run", per="run", conditions=conditions)
 
     return [

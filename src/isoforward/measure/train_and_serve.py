@@ -20,6 +20,7 @@ from isoforward.measure.case import Case, batch_of, frozen_of, identity_row, mas
 from isoforward.measure.energy import open_reader
 from isoforward.measure.passes import Bench, derived
 from isoforward.model import footprint, steps
+from isoforward.model.cost import Lengths
 from isoforward.model.gpt import KVCache
 from isoforward.model.optim import build
 from isoforward.serve.compiled import StaticKVCache, compiled_decode
@@ -214,7 +215,6 @@ def flop_rows(case: Case) -> Iterator[Row]:
     """Counted by dispatch on the meta device, under each convention."""
     middle = case.prompt + case.new_tokens // 2
     for convention in CONVENTIONS:
-        how: dict[str, Any] = {"batch": 1, "convention": convention}
         about: RowFields = {"quantity": "flops", "provenance": "counted", "convention": convention}
         about["life"] = "inference"
         training = list(training_flop_rows(case, convention))
@@ -222,21 +222,20 @@ def flop_rows(case: Case) -> Iterator[Row]:
         at: RowFields = {"phase": "forward", "per": "step", "conditions": case.training()}
         merged = replace(case, adapter=AdapterConfig())  # as it is served
         yield case.row(about, at, value=float(training_flops(merged, convention)["forward"]))
-        prefill = flops.count_prefill(case.model, length=case.prompt, **how)
+        prefill = flops.count_prefill(case.model, batch=1, length=case.prompt, convention=convention)
         at = {"phase": "prefill", "per": "sequence", "conditions": case.prefilling()}
         yield case.row(about, at, value=float(prefill))
         at = {"phase": "decode", "per": "token"}
-        decode = flops.count_decode(case.model, cached=middle, **how)
+        decode = flops.count_decode(case.model, batch=1, cached=middle, convention=convention)
         yield case.row(about, at, value=float(decode), conditions=case.decoding())
         for context in case.contexts:
             yield from context_flop_rows(case, context, convention)
 
 
 def context_flop_rows(case: Case, context: int, convention: str) -> Iterator[Row]:
-    how: dict[str, Any] = {"batch": 1, "convention": convention}
     counts = {
-        True: flops.count_decode(case.model, cached=context - 1, **how),
-        False: flops.count_decode_uncached(case.model, length=context, **how),
+        True: flops.count_decode(case.model, batch=1, cached=context - 1, convention=convention),
+        False: flops.count_decode_uncached(case.model, batch=1, length=context, convention=convention),
     }
     about: RowFields = {"quantity": "flops", "provenance": "counted", "convention": convention}
     about |= {"life": "inference", "phase": "decode", "per": "token"}
@@ -246,17 +245,25 @@ def context_flop_rows(case: Case, context: int, convention: str) -> Iterator[Row
 
 def byte_rows(case: Case) -> Iterator[Row]:
     """The least traffic that each phase needs: what no cache of the machine can spare it."""
-    size: dict[str, Any] = {"batch": case.batch, "length": case.length, "dtype": case.precision}
+    size = Lengths(batch=case.batch, length=case.length)
+    dtype = case.precision
     training: Mapping[str, int] = {}
     if case.adapter.name == "none":
-        training = footprint.training_bytes(case.model, **size, optimizer=case.rule, checkpointing=case.checkpointing)
-    alone: dict[str, Any] = {"batch": 1, "dtype": case.precision}
+        training = footprint.training_bytes(
+            case.model, **size, dtype=dtype, optimizer=case.rule, checkpointing=case.checkpointing
+        )
     middle = case.prompt + case.new_tokens // 2
-    prefill = footprint.inference_bytes(case.model, length=case.prompt, **alone)
-    decode = footprint.inference_bytes(case.model, cached=middle, **alone)
+    prefill = footprint.inference_bytes(case.model, batch=1, length=case.prompt, dtype=dtype)
+    decode = footprint.inference_bytes(case.model, batch=1, cached=middle, dtype=dtype)
     for life, phase, per, moved, conditions in (
         *(("training", phase, "step", moved, case.training()) for phase, moved in training.items()),
-        ("inference", "forward", "step", footprint.forward_bytes(case.model, **size).total, case.training()),
+        (
+            "inference",
+            "forward",
+            "step",
+            footprint.forward_bytes(case.model, **size, dtype=dtype).total,
+            case.training(),
+        ),
         ("inference", "prefill", "sequence", prefill.total, case.prefilling()),
         ("inference", "decode", "token", decode.total, case.decoding()),
     ):

@@ -8,10 +8,13 @@ import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from isoforward.base import units
 from isoforward.base.vocabulary import BESIDE, WHOLES
+
+if TYPE_CHECKING:
+    import altair as alt
 
 # Okabe and Ito's colours, told apart by every kind of eye. A forward is blue in both lives.
 BLUE, SKY, GREEN, ORANGE, RED, PINK, YELLOW = (
@@ -54,7 +57,7 @@ class Chart:
 
     name: str
     title: str
-    spec: dict[str, Any]
+    spec: Record
     table: list[Record]
 
     def png(self, *, scale: float = 2.0) -> bytes:
@@ -267,7 +270,7 @@ def headings(texts: Iterable[tuple[str, str]], *, reserved: int, crossed: bool =
     ]
 
 
-def haloed(chart: Any, **text: Any) -> list[Any]:
+def haloed(chart: alt.Chart, **text: object) -> list[alt.Chart]:
     """Text that stays legible over lines."""
     return [chart.mark_text(stroke=PAPER, strokeWidth=5, color=PAPER, **text), chart.mark_text(color=INK, **text)]
 
@@ -292,7 +295,7 @@ def span(marks: Sequence[Record]) -> object:
     return alt.Scale(type="log") if least > 0 and greatest >= 20 * least else alt.Scale(zero=True)
 
 
-def decades(scale: Any) -> Record:
+def decades(scale: alt.Scale) -> Record:
     return {"values": DECADES} if scale.to_dict().get("type") == "log" else {}
 
 
@@ -335,7 +338,7 @@ def data(records: Iterable[Record]) -> object:
     return alt.Data(values=list(records))
 
 
-def themed(chart: Any, *, height: int) -> dict[str, Any]:
+def themed(chart: alt.LayerChart, *, height: int) -> Record:
     colours = {"labelColor": MUTED, "titleColor": MUTED, "gridColor": LINE, "tickColor": LINE}
     sizes = {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "titlePadding": 8}
     legend = {"labelColor": INK, "labelFontSize": 12, "title": None, "orient": "top", "offset": 12}
@@ -353,7 +356,7 @@ def themed(chart: Any, *, height: int) -> dict[str, Any]:
     return once(spec)
 
 
-def once(spec: dict[str, Any]) -> dict[str, Any]:
+def once(spec: Record) -> Record:
     """Data that several layers draw, held once."""
     names: dict[str, str] = {}
     datasets = {}

@@ -7,10 +7,9 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -110,10 +109,10 @@ class KeepBest(Checkpoint):  # type: ignore[misc]
             self.lowest = loss
             keep(trainer, self.directory, "best")
 
-    def state_dict(self) -> dict[str, object]:
+    def state_dict(self) -> dict[str, float]:
         return {"lowest": self.lowest}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
         self.lowest = state["lowest"]
 
 
