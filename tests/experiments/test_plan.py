@@ -138,7 +138,7 @@ def test_the_changes_that_make_it_fit_are_told_whole_at_80_columns(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    asked(tmp_path, "model=llama3_70b", "hardware=h100")
+    asked(tmp_path, "model=llama3_70b", "batch=64")
     shown = capsys.readouterr().out
     assert "what makes training fit" in shown and "strategy=fsdp" in shown
     assert "…" not in shown
