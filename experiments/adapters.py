@@ -5,10 +5,10 @@
     python experiments/adapters.py model=hf model.path=DIR steps=0
 
 Full training, the head alone, and low-rank maps of several ranks, on the same weights; those of the first rank over a
-base in int8 too. Training: time, FLOPs, memory
-and optimizer state of each phase. Serving: the adapter beside its base, and merged. Then each way goes on from the same
-base, trained on Shakespeare, with the same text in the other case (TO BE, OR NOT); steps=0 leaves that out. Low-rank
-maps learn at lora_lr times optim.lr (Schulman 2025, "LoRA without regret": about 10).
+base in int8 too. Training: time, FLOPs, memory and optimizer state of each phase. Serving: the adapter beside its base,
+and merged. Then each way goes on from the same base, trained on Shakespeare, with the same text in the other case (TO
+BE, OR NOT); steps=0 leaves that out. Low-rank maps learn at lora_lr times optim.lr (Schulman 2025, "LoRA without
+regret": about 10).
 
 A backward pass is two products for each one of the forward: the gradient of the weight and that of the input. A frozen
 weight needs no gradient of its own, so that backward is 1 and not 2, but the gradient still passes through it, down to

@@ -163,9 +163,9 @@ def judge_runs(first: Path, second: Path, wanted: dict[str, str], margin: float)
         shown = ", ".join(f"{key} ({about[0].get(key)} and {about[1].get(key)})" for key in unlike)
         raise BadInput(f"not the same work: {shown}; measure both runs with the same model and data")
     estimates = estimate_of(rows[0], first), estimate_of(rows[1], second)
-    reasons = [reason for run in (one, other) for each in run.verdicts for reason in each.reasons]
     judgement = judge(ratio_of(*estimates), margin=margin)
-    return Judged(judgement=judgement, estimates=estimates, reasons=tuple(dict.fromkeys(reasons))[:2])
+    reasons = dataclasses.replace(one, verdicts=one.verdicts + other.verdicts).doubts
+    return Judged(judgement=judgement, estimates=estimates, reasons=tuple(reasons))
 
 
 def time_in(results: Results, wanted: dict[str, str], where: Path) -> Row:

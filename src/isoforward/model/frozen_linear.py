@@ -29,7 +29,7 @@ class FrozenLinear(Linear):
     def hold_in_int8(self, dtype: torch.dtype) -> None:
         """Rounds what a forward in `dtype` sees of the weight, so that masters and their export give one result."""
         seen = self.weight.to(dtype).float()
-        scales = (seen.abs().amax(dim=1, keepdim=True) / LARGEST).clamp(min=1e-12)
+        scales = scales_of(seen)
         self.weight = nn.Parameter((seen / scales).round().to(torch.int8), requires_grad=False)
         self.scales = nn.Parameter(scales, requires_grad=False)
 
@@ -41,6 +41,11 @@ class FrozenLinear(Linear):
         if self.scales is None:
             return super().forward(x)
         return Int8Product.apply(x, self.weight, self.scales, self.bias)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def scales_of(weight: Tensor) -> Tensor:
+    """(out, in) in fp32 to (out, 1): the largest of each output becomes the code 127."""
+    return (weight.abs().amax(dim=1, keepdim=True) / LARGEST).clamp(min=1e-12)
 
 
 def decoded(codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from isoforward.base.errors import BadInput
+from isoforward.model.frozen_linear import scales_of
 from isoforward.model.gpt import GPT, Linear
 
 
@@ -21,7 +22,7 @@ class Int8Linear(nn.Module):
     def __init__(self, linear: Linear) -> None:
         super().__init__()
         weight = linear.weight.detach().float()
-        scales = (weight.abs().amax(dim=1) / 127).clamp(min=1e-12)
+        scales = scales_of(weight).squeeze(1)
         zeros = torch.zeros(len(weight), dtype=torch.long)
         with warnings.catch_warnings(action="ignore"):  # of the day when torch will have moved this elsewhere
             rounded = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)

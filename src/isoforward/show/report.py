@@ -167,11 +167,7 @@ def verdict(experiment: str, results: Results) -> tuple[str, str, str]:
         return "doubt", "Take these numbers with care:", printable(f"{'; '.join(results.doubts)}.", 2000)
     if not results.verdicts:
         return "", "Nothing vouches for these numbers:", f"{printable(experiment)} recorded no verdict."
-    return (
-        "good",
-        "These numbers can be trusted:",
-        "known as precisely as was asked, and nothing disturbed them.",
-    )
+    return "good", "These numbers can be trusted:", "known as precisely as was asked, and nothing disturbed them."
 
 
 def identity(run: BothLives) -> tuple[str, str, str]:
