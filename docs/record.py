@@ -23,8 +23,11 @@ TRAINED, DRAFT = "checkpoint=runs/record/train", "draft=runs/record/draft"
 PLAIN = ["tracking=none"]
 
 
-def precisely(budget_s: int, *, processes: int = 5) -> list[str]:
-    """So many seconds of timing in each process; each time to 10 %, what differs between processes included."""
+def precisely(budget_s: int, *, processes: int = 16) -> list[str]:
+    """So many seconds of timing in each process; each time to 10 %, what differs between processes included.
+
+    A long look at one process does not say how the next one differs: many short ones know more for the same time.
+    """
     return [f"measure.processes={processes}", f"measure.budget={budget_s}", "measure.precision=0.1", *PLAIN]
 
 
@@ -35,37 +38,37 @@ MODELS = {  # not shown themselves
 }
 QUESTIONS = {
     "calibrate": ["calibrate", *PLAIN],
-    "phase_costs": ["phase_costs", TRAINED, *precisely(10)],
-    "cast_tax": ["cast_tax", *precisely(10)],
-    "cost_ladder": ["cost_ladder", TRAINED, *precisely(8)],
-    "layers": ["layers", TRAINED, *precisely(8)],
+    "phase_costs": ["phase_costs", TRAINED, *precisely(3)],
+    "cast_tax": ["cast_tax", *precisely(3)],
+    "cost_ladder": ["cost_ladder", TRAINED, *precisely(3)],
+    "layers": ["layers", TRAINED, *precisely(3)],
     "memory": ["memory", "data.batch=8", *PLAIN],
-    "one_knob": ["one_knob", TRAINED, *precisely(10)],
-    "one_knob_compile": ["one_knob", "knob=compile", "values=[false,true]", TRAINED, *precisely(10)],
-    "peers": ["peers", *GPT2, "compile=true", "precision=fp32", *precisely(25)],
-    "peers_bf16": ["peers", *GPT2, "compile=true", "precision=bf16", *precisely(25)],
-    "decode_batch": ["decode_batch", "model=gpt2", *precisely(12)],
-    "kv_cache": ["kv_cache", *precisely(8)],
-    "precision": ["precision", TRAINED, *precisely(10)],
-    "speculate": ["speculate", TRAINED, DRAFT, "draft_tokens=[1,2,4]", *precisely(10)],
-    "accumulation": ["accumulation", *precisely(8)],
-    "checkpointing": ["checkpointing", *precisely(8)],
+    "one_knob": ["one_knob", TRAINED, *precisely(3)],
+    "one_knob_compile": ["one_knob", "knob=compile", "values=[false,true]", TRAINED, *precisely(3)],
+    "peers": ["peers", *GPT2, "compile=true", "precision=fp32", *precisely(8)],
+    "peers_bf16": ["peers", *GPT2, "compile=true", "precision=bf16", *precisely(8)],
+    "decode_batch": ["decode_batch", "model=gpt2", *precisely(4)],
+    "kv_cache": ["kv_cache", *precisely(3)],
+    "precision": ["precision", TRAINED, *precisely(3)],
+    "speculate": ["speculate", TRAINED, DRAFT, "draft_tokens=[1,2,4]", *precisely(3)],
+    "accumulation": ["accumulation", *precisely(3)],
+    "checkpointing": ["checkpointing", *precisely(3)],
     "distributed": ["distributed", *PLAIN],
-    "optimizers": ["optimizers", *precisely(10)],
+    "optimizers": ["optimizers", *precisely(3)],
     "speedrun": ["speedrun", *PLAIN],
     "speedrun_bits": ["speedrun", "track=bits", *PLAIN],
-    "throughput": ["throughput", *precisely(10)],
-    "adapters": ["adapters", *precisely(15)],
+    "throughput": ["throughput", *precisely(3)],
+    "adapters": ["adapters", *precisely(5)],
     "rl_step": ["rl_step", *precisely(60, processes=3)],
-    "attach_overhead": ["attach_overhead", *precisely(15)],
+    "attach_overhead": ["attach_overhead", *precisely(5)],
     "break_even": ["break_even", "model=llama3_8b", "hardware=h100", "tokens=15e12", "price_per_hour=2.5", *PLAIN],
     "plan": ["plan", "model=llama3_8b", "hardware=a100", "batch=2", "length=1024", "price_per_hour=2", *PLAIN],
     "lifetime": ["lifetime", "like=13e9", "price_per_hour=2", *PLAIN],
     "fits": ["fits", *PLAIN],
     "predict": ["predict", *PLAIN],
     "scaling": ["scaling", *PLAIN],
-    "mismatch": ["mismatch", TRAINED, "precision=fp32", *precisely(10)],
-    "mismatch_bf16": ["mismatch", TRAINED, "precision=bf16", *precisely(10)],
+    "mismatch": ["mismatch", TRAINED, "precision=fp32", *precisely(3)],
+    "mismatch_bf16": ["mismatch", TRAINED, "precision=bf16", *precisely(3)],
     "saving": ["saving", *PLAIN],
     "self_check": ["self_check", "rounds=40", *PLAIN],
 }

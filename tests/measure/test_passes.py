@@ -97,6 +97,30 @@ def test_ctrl_c_keeps_the_rows_and_starts_no_further_process(tmp_path: Path) -> 
     assert found.verdicts[0].reasons[0].startswith("stopped early by Ctrl-C")
 
 
+def interrupted_late(case: Case, log: str, last: int) -> Bench:
+    """By Ctrl-C in the process of that number."""
+    number = len(Path(log).read_text().splitlines()) + 1 if Path(log).exists() else 1
+    with Path(log).open("a") as file:
+        file.write("process\n")
+    if number == last:
+        return interrupted(case)
+    return Bench(works=[Work(parts=(case.step("step"),), run=lambda n: (float(number),))])
+
+
+@pytest.mark.parametrize(("last", "kept"), [(2, [1]), (3, [1]), (4, [1, 2, 3]), (5, [1, 2, 3, 4])])
+def test_ctrl_c_in_a_later_process_keeps_those_that_were_done(tmp_path: Path, last: int, kept: list[int]) -> None:
+    results, log = tmp_path / "results.jsonl", tmp_path / "log"
+    plan = MeasureConfig(repeats=40, warmup=1, processes=6)
+    with pytest.raises(Stopped):
+        measure_apart(replace(CASE, measure=plan), interrupted_late, str(log), last, results=results, command="x")
+    assert len(log.read_text().splitlines()) == last
+    found = read(results)
+    step = only(found, phase="step", quantity="time")
+    assert sorted(set(step.samples)) == kept
+    assert (step.interval == "across processes") == (len(kept) > 1)
+    assert found.verdicts[0].reasons[0].startswith("stopped early by Ctrl-C")
+
+
 def test_the_live_line_says_what_how_precisely_who_disturbs_and_what_is_left(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
