@@ -3,7 +3,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 TORCH := torch==2.13.0
 
-.PHONY: train test slow soak engine lint gallery record docs clean
+.PHONY: train test slow soak engine engine-llama lint gallery record docs clean
 
 train: $(READY)  ## set-up from nothing, then python train.py; ARGS="model=small" for overrides
 	$(BIN)/python train.py $(ARGS)
@@ -19,11 +19,19 @@ soak: $(READY)  ## an hour, for memory, files and threads
 
 engine: .venv-engine/.ready  ## vLLM for CPUs, in an environment of its own, for tests/engine and mismatch endpoint=
 
-.venv-engine/.ready: tests/engine/requirements.txt
+engine-llama: .venv-llama/.ready  ## llama.cpp's server for the same, built from source in some minutes: a C++ compiler is needed
+
+.venv-engine/.ready: tests/engine/vllm.lock
 	$(PYTHON) -m venv .venv-engine
 	.venv-engine/bin/python -m pip install --quiet $(TORCH)
-	.venv-engine/bin/python -m pip install --quiet --no-deps --requirement tests/engine/requirements.txt
+	.venv-engine/bin/python -m pip install --quiet --no-deps --require-hashes --requirement tests/engine/vllm.lock
 	@touch .venv-engine/.ready
+
+.venv-llama/.ready: tests/engine/llama.lock
+	$(PYTHON) -m venv .venv-llama
+	CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF" .venv-llama/bin/python -m pip install --quiet --no-deps \
+		--require-hashes --requirement tests/engine/llama.lock
+	@touch .venv-llama/.ready
 
 lint: $(READY)  ## ruff, mypy, and which room may import which
 	$(BIN)/ruff check .

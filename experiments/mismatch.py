@@ -267,14 +267,18 @@ def endpoint_rows(case: Case, url: str, tokenizer: Tokenizer, count: int, consol
     try:
         for number, prompt in enumerate(prompts):
             told = engine.complete(prompt, new_tokens=case.new_tokens, temperature=1.0, seed=case.seed + number)
-            served.add(prompt, told.tokens, told.logprobs)
+            if told.tokens:
+                served.add(*told)
             if number < FEW:
                 told = engine.complete(prompt, new_tokens=case.new_tokens, temperature=0.0, seed=case.seed)
-                greedy.add(prompt, told.tokens, told.logprobs)
+                if told.tokens:
+                    greedy.add(*told)
     except BadInput as refusal:
         if not served.texts:
             raise
         stopped = refusal
+    if not served.texts:
+        raise BadInput(f"endpoint={url} gives no token after any of {count} prompts")
     rows = list(rows_of(case, about, served, master, in_double(frozen)))
     mean = next(r.value for r in rows if r.quantity == "difference" and r.conditions.get("statistic") == "mean")
     if mean is not None and mean > ANOTHER:

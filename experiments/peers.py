@@ -35,7 +35,7 @@ from isoforward.base.subprocesses import Failed
 from isoforward.base.terminal import say
 from isoforward.base.vocabulary import TRAINING
 from isoforward.formats.export import export, freeze
-from isoforward.formats.gguf_format import write_gguf
+from isoforward.formats.gguf_writing import write_gguf
 from isoforward.measure.benchmark import Measured, Part, Work, timed
 from isoforward.measure.case import Case, batch_of, frozen_of, identity_row, master_of
 from isoforward.measure.memory import HONEST_MALLOC, account

@@ -38,6 +38,7 @@ from isoforward.base.environment import environment
 from isoforward.base.errors import BadInput
 from isoforward.base.results import Results, Row, RowFields, only, row_of, select, write
 from isoforward.base.terminal import say
+from isoforward.formats.export import load_tokenizer
 from isoforward.measure.benchmark import Part, timed
 from isoforward.measure.case import Case, frozen_of, master_of
 from isoforward.measure.load import Answer, Endpoint, Question, ask, load, models
@@ -48,6 +49,7 @@ from isoforward.model import steps
 from isoforward.plan import economics
 from isoforward.plan.queueing import Expected, expected
 from isoforward.serve.decoding import room_for
+from isoforward.serve.endpoint import Refused, Takes, first_taken
 
 QUANTILES = {"p50": 0.50, "p95": 0.95, "p99": 0.99}
 WORDS = ("the", "of", "and", "to", "in", "a", "is", "that", "for", "it", "was", "with", "be", "by", "on", "not", "he")
@@ -90,16 +92,25 @@ class Serving(ExperimentConfig):
                 within(name, value, 1e-9, 1e9)
 
 
-def questions(config: Serving, case: Case | None, seed: int) -> list[Question]:
+def questions(config: Serving, case: Case | None, seed: int, takes: Takes) -> list[Question]:
     """Each another prompt, so that no engine answers from the cache of one before it."""
-    draw, prompt, new = random.Random(seed), config.measure.prompt, config.measure.new_tokens
+    draw, counted = random.Random(seed), range(config.requests)
     if case is None:
-        texts: list[Any] = [" ".join(draw.choices(WORDS, k=prompt)) for _ in range(config.requests)]
+        texts = [" ".join(draw.choices(WORDS, k=config.measure.prompt)) for _ in counted]
+        return [Question(prompt=text, new_tokens=config.measure.new_tokens) for text in texts]
+    if takes.ids:
+        known = range(case.model.vocabulary)
+        prompts: list[Any] = [draw.choices(known, k=case.prompt) for _ in counted]
+        lengths = [case.prompt for _ in counted]
     else:
-        vocabulary = case.model.vocabulary
-        texts = [[draw.randrange(vocabulary) for _ in range(case.prompt)] for _ in range(config.requests)]
-        new = case.new_tokens
-    return [Question(prompt=text, new_tokens=new) for text in texts]
+        tokenizer = load_tokenizer(Path(str(case.export)))
+        plain = [text for text, id in tokenizer.by_text.items() if id is not None]
+        prompts = ["".join(draw.choices(plain, k=case.prompt)) for _ in counted]
+        lengths = [len(ids) for ids in tokenizer.encode_batch(prompts)]
+    return [
+        Question(prompt=prompt, new_tokens=case.new_tokens, prompt_tokens=length)
+        for prompt, length in zip(prompts, lengths, strict=True)
+    ]
 
 
 def told(quantity: str, value: float | None, phase: str = "run", per: str = "run", **more: Any) -> Row:
@@ -265,7 +276,7 @@ def main(config: Serving) -> None:
         before = look()
         for n, rate in enumerate(config.rates):
             say(console, f"{config.requests} requests to {endpoint.model} at {rate:g} a second")
-            asked = questions(config, case, config.seed + n)
+            asked = questions(config, case, config.seed + n, endpoint.takes)
             answers = load(endpoint, asked, rate=rate, timeout_s=config.timeout, seed=config.seed + n)
             write(results, placed(rows(answers, config, rate), where.id))
         write(results, [alone("serving", between(before, look()), environment=where.id)])
@@ -277,15 +288,16 @@ def main(config: Serving) -> None:
 
 
 def warmed_up(endpoint: Endpoint, config: Serving, case: Case | None) -> Endpoint:
-    """After one request, whose answer is not counted; BadInput where it fails, since then all would."""
-    first = questions(config, case, config.seed - 1)[0]
-    for way in (endpoint, dataclasses.replace(endpoint, ignore_eos=False)):
+    """After a first request, whose answer is not counted, asked as the server takes it; BadInput where it fails."""
+
+    def once(takes: Takes) -> None:
+        first, way = questions(config, case, config.seed - 1, takes)[0], dataclasses.replace(endpoint, takes=takes)
         found = ask(way, first, began=time.perf_counter(), due_s=0.0, timeout_s=config.timeout)
-        if not found.failure:
-            return way
-        if not found.failure.startswith("status 4"):
-            break
-    raise BadInput(f"endpoint={endpoint.url} does not answer a first request: {found.failure}")
+        if found.failure:
+            kind = Refused if found.failure.startswith("status") else BadInput
+            raise kind(f"endpoint={endpoint.url} does not answer a first request: {found.failure}")
+
+    return dataclasses.replace(endpoint, takes=first_taken(once, ids=case is not None))
 
 
 def placed(made: Iterator[Row], where: str) -> list[Row]:

@@ -30,6 +30,7 @@ MODULES = {  # as `python -m` runs them
         ["import"],
         "Turns a Transformers directory or a GGUF file into an export.",
     ),
+    "gguf": ("isoforward.formats.gguf_writing", [], "Writes an export as a GGUF file, for llama.cpp."),
 }
 
 

@@ -20,7 +20,7 @@ def test_every_script_and_every_question_is_a_command_with_a_line_of_help(capsys
     assert command.main(["--help"]) == 0
     shown = capsys.readouterr().out
     questions = {path.stem for path in (ROOT / "experiments").glob("*.py")}
-    for name in {"train", "generate", "lesson", "report", "import"} | questions:
+    for name in {"train", "generate", "lesson", "report", "import", "gguf"} | questions:
         (line,) = (line for line in shown.splitlines() if line.startswith(f"  {name} "))
         assert len(line.split()) > 4
     assert "python" not in shown

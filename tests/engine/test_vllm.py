@@ -3,12 +3,8 @@
 `make engine` sets it up in .venv-engine; nothing else needs that.
 """
 
-import os
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,15 +12,13 @@ import pytest
 
 from isoforward.base.results import only, read, select
 from isoforward.data.tokenizer import Tokenizer
-from isoforward.formats.export import load_tokenizer
 from isoforward.serve.decoding import Sampling
 from isoforward.serve.endpoint import Endpoint
 from isoforward.serve.inference import load
+from tests.engine.servers import ROOT, started
 
-ROOT = Path(__file__).resolve().parents[2]
 PYTHON = ROOT / ".venv-engine" / "bin" / "python"
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-STARTS_S = 300
 
 pytestmark = [
     pytest.mark.slow,
@@ -33,53 +27,12 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("runs") / "train"
-    keys = ["precision=fp32", "trainer.max_steps=40", "measure.enabled=false", "tracking=none", f"run_dir={run}"]
-    subprocess.run([sys.executable, ROOT / "train.py", *keys], cwd=ROOT, check=True, capture_output=True)
-    return run
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
-
-
-@pytest.fixture(scope="module")
 def url(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    port = free_port()
-    path = f"{PYTHON.parent}:{os.environ['PATH']}"
-    environment = {**os.environ, **OFFLINE, "VLLM_CPU_KVCACHE_SPACE": "1", "PATH": path}
-    environment.pop("PYTHONPATH", None)
     command = [str(PYTHON), "-m", "vllm.entrypoints.openai.api_server", "--model", str(trained / "export")]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--enforce-eager", "--dtype", "float32"]
-    log = tmp_path_factory.mktemp("vllm") / "log"
-    with log.open("wb") as file:
-        server = subprocess.Popen(command, env=environment, cwd=log.parent, stdout=file, stderr=file)
-    try:
-        wait_for(f"http://127.0.0.1:{port}/health", server, log)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        server.terminate()
-        server.wait(60)
-
-
-def wait_for(health: str, server: "subprocess.Popen[bytes]", log: Path) -> None:
-    ends = time.monotonic() + STARTS_S
-    while time.monotonic() < ends:
-        try:
-            urllib.request.urlopen(health, timeout=5)
-            return
-        except OSError:
-            assert server.poll() is None, log.read_text("utf-8", "replace")[-3000:]
-            time.sleep(1)
-    pytest.fail(f"vLLM did not start in {STARTS_S} s: {log.read_text('utf-8', 'replace')[-3000:]}")
-
-
-@pytest.fixture(scope="module")
-def tokenizer(trained: Path) -> Tokenizer:
-    return load_tokenizer(trained / "export")
+    command += ["--enforce-eager", "--dtype", "float32"]
+    environment = {**OFFLINE, "VLLM_CPU_KVCACHE_SPACE": "1"}
+    with started(command, environment, "/health", tmp_path_factory.mktemp("vllm")) as url:
+        yield url
 
 
 @pytest.mark.parametrize("prompt", ["ROMEO:", "First Citizen:\n", "The king"])

@@ -73,7 +73,7 @@ class Engine:
         if self.answers < 0:
             raise BadInput("endpoint=x gives no answer (Connection refused)")
         sampling = Sampling(temperature=temperature, seed=seed)
-        answer = Answer([], [])
+        answer = Answer(prompt, [], [])
         for step in forward_passes(self.own, [prompt], max_new_tokens=new_tokens, sampling=sampling):
             answer.tokens.append(step.tokens[0])
             answer.logprobs.append(float(step.logits[0].float().log_softmax(-1)[step.tokens[0]]))

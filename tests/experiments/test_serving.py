@@ -13,6 +13,7 @@ from isoforward.app.command_line import run
 from isoforward.base.config import MeasureConfig
 from isoforward.base.results import only, read, select
 from isoforward.measure.load import Answer, Endpoint
+from isoforward.serve.endpoint import EVERYTHING
 from tests.measure.test_load import endpoint  # noqa: F401 - the planted server
 
 
@@ -66,7 +67,7 @@ def test_idle_is_the_time_in_which_nobody_waited() -> None:
 
 
 def test_no_two_prompts_are_the_same() -> None:
-    prompts = [str(question.prompt) for question in questions(config(), None, 1)]
+    prompts = [str(question.prompt) for question in questions(config(), None, 1, EVERYTHING)]
     assert len(set(prompts)) == len(prompts)
 
 
@@ -91,9 +92,9 @@ def test_a_server_that_refuses_extensions_is_asked_without(endpoint: Endpoint) -
     strict = dataclasses.replace(config(), measure=MeasureConfig(prompt=1, new_tokens=3))
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("experiments.serving.WORDS", ["strict"])
-        assert not warmed_up(endpoint, strict, None).ignore_eos
+        assert not warmed_up(endpoint, strict, None).takes.extensions
         patched.setattr("experiments.serving.WORDS", ["answer"])
-        assert warmed_up(endpoint, strict, None).ignore_eos
+        assert warmed_up(endpoint, strict, None).takes.extensions
 
 
 def test_failures_are_told_and_the_first_one_stops_it(

@@ -78,6 +78,15 @@ class Tokenizer:
         return max(self.learnt, 1 + max((id for id, token in added if not token.special), default=-1))
 
     @cached_property
+    def by_text(self) -> dict[str, int | None]:
+        """Ids by the text of each, less parts of characters; None where several have the same, as all have of none."""
+        found: dict[str, int | None] = {"": None}
+        for id in sorted(self.backend.get_vocab().values()):
+            text = self.decode([id]).replace("\ufffd", "")
+            found[text] = None if text in found else id
+        return found
+
+    @cached_property
     def special(self) -> frozenset[str]:
         """Tokens that stand for no text."""
         added = self.backend.get_added_tokens_decoder().values()

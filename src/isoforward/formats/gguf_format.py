@@ -25,10 +25,9 @@ from isoforward.base.architecture import FAMILIES
 from isoforward.base.config import ModelConfig
 from isoforward.base.errors import BadInput, Integrity
 from isoforward.data.tokenizer import Tokenizer
-from isoforward.formats.transformers_format import FORMATS, Names, pieces, written_as
+from isoforward.formats.transformers_format import FORMATS, Names, written_as
 from isoforward.formats.transformers_tokenizer import read_foreign_tokenizer
 from isoforward.formats.untrusted import Checkpoint, Stored, checked, shown
-from isoforward.model.gpt import GPT
 
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
@@ -63,7 +62,6 @@ GGUF_NAMES = {  # by llama.cpp's architecture, which has the name of our family;
     ),
     "gpt2": replace(BASIC, inner={**BASIC.inner, "attention.qkv": "attn_qkv"}),
 }
-LLAMA_CPP = {"mistral": "llama"}  # its name for ours
 MUST_BE = {  # settings that change what is computed, and what our forward does
     "expert_count": (None, 0),
     "attention.scale": (None, 0.0),
@@ -297,60 +295,9 @@ def rope_scaling_of(settings: Mapping[str, object], family: str) -> dict[str, ob
     return None if factor in (0, 1) else {"type": "linear", "factor": factor}
 
 
-def features_in_pairs(weight: Tensor, heads: int) -> Tensor:
-    """The opposite of features_in_halves."""
-    return weight.reshape(heads, 2, -1, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
-
-
 def features_in_halves(weight: Tensor, heads: int) -> Tensor:
     """llama.cpp turns neighbouring features, 2i with 2i + 1, where Transformers and we turn i with i + D/2."""
     return weight.reshape(heads, -1, 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
-
-
-def write_gguf(model: GPT, path: Path) -> Path:
-    """Weights alone, without a tokenizer: for llama.cpp to be measured on token ids. Norms and biases are fp32."""
-    from gguf import GGUFWriter
-    from gguf.constants import GGMLQuantizationType
-
-    config, family = model.config, written_as(model.config)
-    architecture = LLAMA_CPP.get(str(family), family)
-    if architecture not in GGUF_NAMES:
-        raise BadInput("llama.cpp has no architecture that computes this model")
-    if config.rope_scaling:
-        raise BadInput("rotary frequencies that are scaled are not written to GGUF")
-    writer = GGUFWriter(path, str(architecture))
-    writer.add_context_length(config.context)
-    writer.add_embedding_length(config.width)
-    writer.add_block_count(config.layers)
-    writer.add_feed_forward_length(config.ffn_width)
-    writer.add_head_count(config.heads)
-    writer.add_vocab_size(config.vocabulary)
-    writer.add_tokenizer_model("none")
-    if config.architecture.rope:
-        writer.add_head_count_kv(config.kv_head_count)
-        writer.add_layer_norm_rms_eps(config.norm_eps)
-        writer.add_rope_freq_base(config.rope_theta)
-        writer.add_rope_dimension_count(config.head_width)
-        writer.add_key_length(config.head_width)
-        writer.add_value_length(config.head_width)
-    else:
-        writer.add_layer_norm_eps(config.norm_eps)
-    places = {place.name: (name, place) for name, place in transformers_names(config, str(architecture)).items()}
-    for theirs, views in pieces(model):
-        (name, place), tensor = places[theirs], torch.cat(list(views), dim=-1).detach().cpu()
-        if place.heads is not None:
-            tensor = features_in_pairs(tensor, place.heads)
-        tensor = tensor.T if place.transposed else tensor + place.shift
-        if tensor.dtype == torch.bfloat16 and tensor.dim() == 2:
-            bits = tensor.contiguous().view(torch.uint8).numpy()
-            writer.add_tensor(name, bits, raw_dtype=GGMLQuantizationType.BF16)
-        else:
-            writer.add_tensor(name, tensor.float().contiguous().numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
 
 
 def read_tokenizer(path: Path) -> Tokenizer:

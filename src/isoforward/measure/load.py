@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from isoforward.base.errors import BadInput
-from isoforward.serve.endpoint import root_of
+from isoforward.serve.endpoint import EVERYTHING, Takes, root_of
 
 LONGEST_LINE = 2**20  # bytes: more without an end of line is no stream of tokens
 MOST_AT_ONCE = 1024  # requests that wait: one more is a failure of its own
@@ -31,7 +31,7 @@ class Endpoint:
 
     url: str
     model: str
-    ignore_eos: bool = True  # an extension of vLLM, SGLang and llama.cpp: every answer has its length
+    takes: Takes = EVERYTHING
 
     def __post_init__(self) -> None:
         root_of(self.url)
@@ -49,6 +49,7 @@ class Endpoint:
 class Question:
     prompt: str | list[int]  # text, or tokens
     new_tokens: int
+    prompt_tokens: int = 0  # as we count, for a server that does not
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ class Answer:
     due_s: float
     token_s: tuple[float, ...] = ()  # of each piece that came
     end_s: float = 0.0
-    prompt_tokens: int = 0  # as the server counts
+    prompt_tokens: int = 0  # as the server counts, where it does
     new_tokens: int = 0
     failure: str = ""
 
@@ -131,7 +132,7 @@ def ask(endpoint: Endpoint, question: Question, *, began: float, due_s: float, t
         due_s=due_s,
         token_s=tuple(times),
         end_s=time.perf_counter() - began,
-        prompt_tokens=int(usage.get("prompt_tokens", 0)),
+        prompt_tokens=int(usage.get("prompt_tokens", question.prompt_tokens)),
         new_tokens=int(usage.get("completion_tokens", len(times))),
         failure=failure,
     )
@@ -148,7 +149,7 @@ def events(
         "temperature": 0,
         "stream": True,
         "stream_options": {"include_usage": True},
-        **({"ignore_eos": True} if endpoint.ignore_eos else {}),
+        **({"ignore_eos": True} if endpoint.takes.extensions else {}),  # vLLM, SGLang, llama.cpp: each has its length
     }
     connection.request("POST", endpoint.path("completions"), json.dumps(body), {"Content-Type": "application/json"})
     response = connection.getresponse()

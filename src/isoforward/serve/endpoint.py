@@ -1,7 +1,8 @@
 """A server that speaks OpenAI's completions: its tokens and their log-probabilities.
 
 Prompts go as token ids where the server takes them, so that no tokenizer stands between; else as text. Servers answer
-with ids (vLLM's `return_token_ids`), or with texts that our tokenizer must know one by one.
+with ids (vLLM's `return_token_ids`), or with texts that our tokenizer must know one by one. What a server takes is
+found out once, by its first requests.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import math
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -22,15 +23,43 @@ from isoforward.formats.untrusted import shown
 CONNECT_S = 10.0  # to the list of models
 ANSWER_S = 120.0  # to one answer
 LONGEST = 2**24  # bytes of an answer
+PLAIN = {"top_k": 0, "min_p": 0.0, "repeat_penalty": 1.0}  # llama.cpp's own are others: nothing is cut
 
 
 class Answer(NamedTuple):
+    prompt: list[int]  # as the server read it: text can have other ids than it was made of
     tokens: list[int]
     logprobs: list[float]
 
 
 class Refused(BadInput):
     """The server answered, and said no."""
+
+
+class Takes(NamedTuple):
+    """What a server takes in a request."""
+
+    ids: bool  # prompts of token ids, and not of text alone
+    extensions: bool  # keys that OpenAI's completions do not have
+
+
+WAYS = tuple(Takes(ids=ids, extensions=more) for ids in (True, False) for more in (True, False))  # the best first
+EVERYTHING = WAYS[0]
+
+
+def first_taken(ask: Callable[[Takes], object], *, ids: bool = True) -> Takes:
+    """The first way of asking that is not refused, whatever the status: some servers fall over ids. `ids`: whether
+    there are any. Raises what `ask` raises for the last where none is taken.
+    """
+    *others, last = (way for way in WAYS if ids or not way.ids)
+    for way in others:
+        try:
+            ask(way)
+        except Refused:
+            continue
+        return way
+    ask(last)
+    return last
 
 
 def root_of(url: str) -> str:
@@ -50,11 +79,12 @@ class Endpoint:
 
     def __init__(self, url: str, tokenizer: Tokenizer) -> None:
         self.url, self.tokenizer = root_of(url), tokenizer
-        self.as_text = False  # whether prompts must go as text
         models = field(self.asked("models", None, CONNECT_S), "data", list)
         if not models:
             raise BadInput(f"endpoint={url} serves no model")
         self.model = field(models[0], "id", str)
+        some = [next(id for id in tokenizer.by_text.values() if id is not None)]
+        self.takes = first_taken(lambda way: self.ask(some, way, max_tokens=1))
 
     def asked(self, path: str, body: Mapping[str, Any] | None, timeout_s: float) -> Any:
         data = None if body is None else json.dumps(body).encode()
@@ -71,56 +101,59 @@ class Endpoint:
                 f"endpoint={self.url}/{path} gives no answer ({shown(str(why))}); start the server, or see its log"
             ) from error
 
+    def ask(self, prompt: Sequence[int], way: Takes, **how: Any) -> Any:
+        body: dict[str, Any] = {"model": self.model, "logprobs": 1, "top_p": 1.0, **how}
+        body["prompt"] = list(prompt) if way.ids else self.tokenizer.decode(prompt)
+        if way.extensions:
+            body |= {"return_token_ids": True, **PLAIN}
+        return self.asked("completions", body, ANSWER_S)
+
     def complete(self, prompt: Sequence[int], *, new_tokens: int, temperature: float, seed: int) -> Answer:
-        """Up to `new_tokens` tokens, each with its log-probability."""
-        body = {
-            "model": self.model,
-            "max_tokens": new_tokens,
-            "temperature": temperature,
-            "seed": seed,
-            "logprobs": 1,
-            "return_token_ids": True,
-        }
-        if not self.as_text:
-            try:
-                return self.read(self.asked("completions", {**body, "prompt": list(prompt)}, ANSWER_S), prompt)
-            except Refused:
-                self.as_text = True
-        text = self.tokenizer.decode(prompt)
-        return self.read(self.asked("completions", {**body, "prompt": text}, ANSWER_S), prompt)
+        """Up to `new_tokens` tokens, each with its log-probability; fewer where the server ends the text, or gives a
+        token as a text that is not its own alone, such as a part of a character.
+        """
+        if not self.takes.ids:
+            prompt = self.tokenizer.encode(self.tokenizer.decode(prompt))
+        answer = self.ask(prompt, self.takes, max_tokens=new_tokens, temperature=temperature, seed=seed)
+        return self.read(answer, prompt)
 
     def read(self, answer: Any, prompt: Sequence[int]) -> Answer:
         (choice, *_) = field(answer, "choices", list) or [None]
         told = choice.get("logprobs") if isinstance(choice, dict) else None
-        if not isinstance(told, dict) or not told.get("token_logprobs"):
+        if not isinstance(told, dict) or told.get("token_logprobs") is None:
             raise BadInput(f"endpoint={self.url} gives no log-probabilities for /completions; start it so that it does")
         logprobs = [number(each) for each in field(told, "token_logprobs", list)]
         ids = choice.get("token_ids")
+        named = field(told, "tokens", list) if ids is None else ids
+        if not isinstance(named, list) or len(named) != len(logprobs):
+            raise BadInput(f"endpoint={self.url} gives {len(logprobs)} log-probabilities for {len(named)} tokens")
         if ids is None:
-            ids = [self.id_of(text) for text in field(told, "tokens", list)]
-        if not all(isinstance(one, int) for one in ids) or len(ids) != len(logprobs):
-            raise BadInput(f"endpoint={self.url} gives {len(logprobs)} log-probabilities for {len(ids)} tokens")
+            ids = self.ids_of(named)
+        if not all(isinstance(one, int) for one in ids):
+            raise BadInput(f"endpoint={self.url} gives {shown(str(ids))} for token ids")
         read = answer.get("usage", {}).get("prompt_tokens")
         if read is not None and read != len(prompt):
             raise BadInput(f"{self.another}: it reads {read} tokens in a prompt of {len(prompt)}")
         if ids and max(ids) >= self.tokenizer.vocabulary:
             raise BadInput(f"{self.another}: it gives token {max(ids)}, and here are {self.tokenizer.vocabulary}")
-        return Answer(ids, logprobs)
+        return Answer(list(prompt), ids, logprobs[: len(ids)])
 
     @property
     def another(self) -> str:
         return f"endpoint={self.url} has another tokenizer than the checkpoint's"
 
-    def id_of(self, text: object) -> int:
-        """Of a token that the server names by its text."""
-        name = str(text)
-        found = self.tokenizer.backend.token_to_id(name)
-        if found is None:
-            ids = self.tokenizer.encode(name, special=True)
-            if len(ids) != 1:
-                raise BadInput(f"{self.another}: {shown(name)} is a token there, and {len(ids)} here")
-            (found,) = ids
-        return found
+    def ids_of(self, texts: Sequence[object]) -> list[int]:
+        """Of tokens that the server names by their texts, up to the first whose text is not its own alone."""
+        known, ids = self.tokenizer.by_text, list[int]()
+        for name in map(str, texts):
+            text = name.replace("\ufffd", "")
+            id = known[text] if text in known else self.tokenizer.backend.token_to_id(name)
+            if id is None and text not in known:
+                raise BadInput(f"{self.another}: {shown(name)} is a token there, and none here")
+            if id is None:
+                break
+            ids.append(id)
+        return ids
 
 
 def field(of: Any, key: str, kind: type) -> Any:

@@ -1,0 +1,96 @@
+"""llama.cpp's server serves a GGUF of a training: our greedy text token for token, `mismatch` and `serving endpoint=`.
+
+`make engine-llama` sets it up in .venv-llama; nothing else needs that.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from isoforward.base.results import only, read, select
+from isoforward.data.tokenizer import Tokenizer
+from isoforward.formats.gguf_writing import main as write
+from isoforward.serve.decoding import Sampling
+from isoforward.serve.endpoint import Endpoint
+from isoforward.serve.inference import load
+from tests.engine.servers import ROOT, started
+
+PYTHON = ROOT / ".venv-llama" / "bin" / "python"
+FP32 = "0"  # of ggml's types: its cache is in fp16 where nothing is said
+TEXTS = [
+    "ROMEO:\n",
+    "It's  the king's 12 ships,\n\n\tand cafés — 世界 😀 don't ",
+    " a  b   c\n \n",
+    "\ufffd\u00a0x",
+]
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not PYTHON.exists(), reason="no .venv-llama: make engine-llama sets it up"),
+]
+
+
+@pytest.fixture(scope="module")
+def gguf(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("gguf") / "model.gguf"
+    assert write([str(trained / "export"), str(path)]) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def url(gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    command = [str(PYTHON), "-m", "llama_cpp.server", "--model", str(gguf), "--n_ctx", "0", "--logits_all", "true"]
+    command += ["--type_k", FP32, "--type_v", FP32, "--interrupt_requests", "false"]
+    with started(command, {}, "/v1/models", tmp_path_factory.mktemp("llama")) as url:
+        yield url
+
+
+def test_it_reads_text_as_we_do(gguf: Path, tokenizer: Tokenizer) -> None:
+    script = f"""
+import json
+from llama_cpp import Llama
+llama = Llama({str(gguf)!r}, vocab_only=True, verbose=False)
+print(json.dumps([llama.tokenize(text.encode(), add_bos=False, special=False) for text in {TEXTS!r}]))
+"""
+    done = subprocess.run([PYTHON, "-c", script], check=True, capture_output=True, text=True)
+    assert json.loads(done.stdout) == [tokenizer.encode(text) for text in TEXTS]
+
+
+@pytest.mark.parametrize("prompt", ["ROMEO:", "First Citizen:\n", "The king"])
+def test_its_greedy_text_is_ours_token_for_token(trained: Path, url: str, tokenizer: Tokenizer, prompt: str) -> None:
+    module = load(trained, kernels="reference")
+    ids = module.encode(prompt)
+    theirs = Endpoint(url, tokenizer).complete(ids, new_tokens=48, temperature=0.0, seed=1)
+    (ours,) = module.complete([ids], max_new_tokens=48, sampling=Sampling(temperature=0))
+    assert theirs.tokens == ours.tokens
+
+
+def test_the_mismatch_with_it_is_rounding(trained: Path, url: str, tmp_path: Path) -> None:
+    keys = [f"checkpoint={trained}", "precision=fp32", "sequences=8", "measure.budget=2", "tracking=none"]
+    keys += [f"endpoint={url}", f"run_dir={tmp_path / 'run'}"]
+    script = ROOT / "experiments" / "mismatch.py"
+    subprocess.run([sys.executable, script, *keys], cwd=ROOT, check=True, capture_output=True)
+    results = read(tmp_path / "run" / "results.jsonl")
+    largest = only(results, quantity="difference", statistic="largest", way="endpoint").value
+    assert largest is not None
+    assert 0 < largest < 1e-3
+
+
+def test_it_is_loaded_with_the_texts_of_tokens(trained: Path, url: str, tmp_path: Path) -> None:
+    keys = [f"checkpoint={trained}", "precision=fp32", "rates=[4]", "requests=6", "batches=[1]", "measure.budget=2"]
+    keys += [
+        "measure.prompt=8",
+        "measure.new_tokens=8",
+        "tracking=none",
+        f"endpoint={url}",
+        f"run_dir={tmp_path / 'run'}",
+    ]
+    script = ROOT / "experiments" / "serving.py"
+    subprocess.run([sys.executable, script, *keys], cwd=ROOT, check=True, capture_output=True)
+    results = read(tmp_path / "run" / "results.jsonl")
+    assert only(results, quantity="failed").value == 0
+    assert all(row.number > 0 for row in select(results, quantity="served tokens"))
