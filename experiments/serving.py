@@ -148,7 +148,11 @@ def rows(answers: Sequence[Answer], config: Serving, rate: float) -> Iterator[Ro
     written_s = sum(answer.new_tokens for answer in good) / span_s
     met = [one for one in good if one.ttft_s <= config.ttft and (one.tpot_s or 0.0) <= config.tpot]
     yield told("served tokens", written_s, "decode", **at)
-    yield told("served tokens", read_s, "prefill", **at)
+    if good and not read_s:
+        why = "the server does not count the tokens of a prompt"
+        yield told("served tokens", None, "prefill", provenance="unavailable", reason=why, **at)
+    else:
+        yield told("served tokens", read_s, "prefill", **at)
     yield told("goodput", len(met) / span_s, **at, goal=f"TTFT {config.ttft:g} s, TPOT {config.tpot:g} s")
     if config.price_per_hour is not None:
         a_second = economics.money(1.0, price_per_hour=config.price_per_hour)

@@ -257,3 +257,14 @@ def test_importing_it_brings_nothing_that_serving_does_not_need() -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert heavy.isdisjoint(done.stdout.split())
+
+
+def test_a_token_is_known_by_its_text_where_no_other_has_it() -> None:
+    tokenizer = Tokenizer.train_bpe(["the café, the café. " * 20], 300)
+    the, e_acute = tokenizer.encode("the"), tokenizer.encode("é")
+    assert (len(the), len(e_acute)) == (1, 1)
+    assert (tokenizer.by_text["the"], tokenizer.by_text["é"]) == (the[0], e_acute[0])
+    assert tokenizer.by_text[""] is None  # a byte of a character, and the end of text
+    backend = Backend.from_str(tokenizer.backend.to_str())
+    backend.add_tokens(["the\ufffd"])
+    assert Tokenizer(backend).by_text["the"] is None

@@ -77,7 +77,8 @@ def test_the_mismatch_with_it_is_rounding(trained: Path, url: str, tmp_path: Pat
     results = read(tmp_path / "run" / "results.jsonl")
     largest = only(results, quantity="difference", statistic="largest", way="endpoint").value
     assert largest is not None
-    assert 0 < largest < 1e-3
+    assert 0 < largest < 1e-4
+    assert only(results, quantity="agreed", way="endpoint").value == 64
 
 
 def test_it_is_loaded_with_the_texts_of_tokens(trained: Path, url: str, tmp_path: Path) -> None:

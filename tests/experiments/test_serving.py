@@ -12,8 +12,13 @@ from experiments.serving import Serving, idle, main, quantile, questions, rows, 
 from isoforward.app.command_line import run
 from isoforward.base.config import MeasureConfig
 from isoforward.base.results import only, read, select
+from isoforward.data.tokenizer import Tokenizer
+from isoforward.formats.export import export
+from isoforward.measure.case import Case
 from isoforward.measure.load import Answer, Endpoint
+from isoforward.model.gpt import GPT
 from isoforward.serve.endpoint import EVERYTHING
+from tests.conftest import tiny
 from tests.measure.test_load import endpoint  # noqa: F401 - the planted server
 
 
@@ -95,6 +100,28 @@ def test_a_server_that_refuses_extensions_is_asked_without(endpoint: Endpoint) -
         assert not warmed_up(endpoint, strict, None).takes.extensions
         patched.setattr("experiments.serving.WORDS", ["answer"])
         assert warmed_up(endpoint, strict, None).takes.extensions
+
+
+def test_a_server_that_takes_no_ids_is_asked_in_the_texts_of_tokens(
+    tmp_path: Path,
+    endpoint: Endpoint,  # noqa: F811
+) -> None:
+    tokenizer = Tokenizer.train_bpe(["the king went down to the sea. " * 20], 280)
+    model = GPT(tiny(vocab=tokenizer.vocabulary))
+    place = export(model, tmp_path / "export", tokenizer=tokenizer)
+    case = Case(experiment="serving", model=model.config, export=str(place), measure=MeasureConfig(prompt=8))
+    assert {len(question.prompt) for question in questions(config(), case, 1, EVERYTHING)} == {8}
+    takes = warmed_up(endpoint, config(), case).takes
+    assert takes == (False, True)
+    for question in questions(config(), case, 1, takes):
+        assert isinstance(question.prompt, str) and "\ufffd" not in question.prompt
+        assert question.prompt_tokens == len(tokenizer.encode(question.prompt)) <= 8
+
+
+def test_prompts_that_nobody_counts_are_said_to_be() -> None:
+    answers = [dataclasses.replace(planted(n), prompt_tokens=0) for n in range(10)]
+    found = only(rows(answers, config(), 1.0), quantity="served tokens", phase="prefill")
+    assert (found.value, found.reason) == (None, "the server does not count the tokens of a prompt")
 
 
 def test_failures_are_told_and_the_first_one_stops_it(

@@ -35,6 +35,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if isinstance(asked["prompt"], list):  # as llama.cpp's Python server
+            self.send_error(500)
+            return
         behaviour = asked["prompt"].split()[0]
         self.close_connection = True
         if behaviour == "refuse" or (behaviour == "strict" and "ignore_eos" in asked):
@@ -63,6 +66,8 @@ class Handler(BaseHTTPRequestHandler):
             event = {"choices": [{"text": " a", "finish_reason": "length" if last else None}]}
             self.send(b"data: " + json.dumps(event).encode() + b"\n\n")
         usage = {"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": asked["max_tokens"]}}
+        if behaviour == "uncounted":
+            usage = {"choices": []}
         self.send(b"data: " + json.dumps(usage).encode() + b"\n\ndata: [DONE]\n\n")
 
     def send(self, content: bytes) -> None:
@@ -95,6 +100,12 @@ def test_an_answer_has_the_time_of_each_token_and_the_servers_counts(endpoint: E
     assert list(found.token_s) == sorted(found.token_s)
     assert found.whole_s >= found.ttft_s > 0
     assert sum(found.itl_s) == pytest.approx(found.tpot_s * (TOKENS - 1))
+
+
+def test_where_the_server_does_not_count_our_count_is_taken(endpoint: Endpoint) -> None:
+    question = Question(prompt="uncounted", new_tokens=TOKENS, prompt_tokens=3)
+    found = ask(endpoint, question, began=time.perf_counter(), due_s=0.0, timeout_s=5.0)
+    assert (found.prompt_tokens, found.new_tokens) == (3, TOKENS)
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,8 @@ class Server:
 
     def __init__(self) -> None:
         self.says: tuple[int, bytes] | None = (200, json.dumps(answered()).encode())
-        self.refuses_ids = False
+        self.refuses_ids: int | None = None  # with this status
+        self.knows: set[str] | None = None  # keys; it refuses others
         self.goes_on = threading.Event()  # set: it answers at once
         self.goes_on.set()
         self.asked: list[dict[str, Any]] = []
@@ -48,7 +49,9 @@ class Server:
                 server.asked.append(body)
                 server.goes_on.wait(5)
                 if server.refuses_ids and isinstance(body["prompt"], list):
-                    self.reply(422, b'{"detail": "prompt: Input should be a valid string"}')
+                    self.reply(server.refuses_ids, b'{"detail": "prompt: Input should be a valid string"}')
+                elif server.knows is not None and body.keys() - server.knows:
+                    self.reply(400, b'{"error": "unrecognized arguments"}')
                 elif server.says is not None:
                     self.reply(*server.says)
 
@@ -90,11 +93,61 @@ def test_prompts_go_as_ids_and_tokens_come_with_their_logprobs(server: Server) -
     assert (asked["model"], asked["max_tokens"], asked["temperature"], asked["seed"]) == ("king", 4, 1.0, 7)
 
 
-def test_a_server_that_takes_text_alone_and_gives_texts_is_understood(server: Server) -> None:
-    server.refuses_ids = True
+@pytest.mark.parametrize("status", [422, 500])  # llama.cpp's Python server falls over ids with a 500
+def test_a_server_that_takes_text_alone_and_gives_texts_is_understood(server: Server, status: int) -> None:
+    server.refuses_ids = status
     server.says = (200, json.dumps(answered(token_ids=None)).encode())
     assert complete(server).tokens == KING
     assert server.asked[-1]["prompt"] == "the"
+
+
+def test_what_a_server_takes_is_found_out_once(server: Server) -> None:
+    server.refuses_ids = 422
+    engine = Endpoint(server.url, TOKENIZER)
+    assert engine.takes == (False, True)
+    tries = len(server.asked)
+    server.says = (500, b"out of memory")
+    with pytest.raises(BadInput, match=r"with 500: .*out of memory"):
+        engine.complete(KING, new_tokens=4, temperature=1.0, seed=7)
+    assert len(server.asked) == tries + 1
+
+
+def test_keys_of_other_engines_are_left_out_where_they_are_refused(server: Server) -> None:
+    assert {"return_token_ids", "top_k", "min_p", "repeat_penalty"} < set(complete_asks(server))
+    server.knows = {"model", "prompt", "max_tokens", "temperature", "seed", "logprobs", "top_p"}
+    assert set(complete_asks(server)) == server.knows
+
+
+def complete_asks(server: Server) -> dict[str, Any]:
+    complete(server)
+    return server.asked[-1]
+
+
+BYTES = Tokenizer.train_bpe(["the king " * 20], 300)
+
+
+def test_an_answer_ends_before_a_token_whose_text_is_not_its_own(server: Server) -> None:
+    """llama.cpp gives a part of a character as an empty text."""
+    (space,) = BYTES.encode(" ")
+    for unknown in ("", "\ufffd"):
+        logprobs = {"tokens": ["the", " ", unknown, "the"], "token_logprobs": LOGPROBS}
+        said = answered(token_ids=None, logprobs=logprobs)
+        server.says = (200, json.dumps(said | {"usage": {}}).encode())
+        found = Endpoint(server.url, BYTES).complete(BYTES.encode("the"), new_tokens=4, temperature=1.0, seed=7)
+        assert (found.tokens, found.logprobs) == ([*BYTES.encode("the"), space], LOGPROBS[:2])
+
+
+def test_a_text_is_answered_with_the_ids_that_it_was_read_as(server: Server) -> None:
+    server.refuses_ids = 422
+    apart = [id for letter in "the" for id in BYTES.encode(letter)]
+    server.says = (200, json.dumps(answered(token_ids=None) | {"usage": {"prompt_tokens": 1}}).encode())
+    found = Endpoint(server.url, BYTES).complete(apart, new_tokens=4, temperature=1.0, seed=7)
+    assert found.prompt == BYTES.encode("the") != apart
+
+
+def test_an_answer_may_end_at_once(server: Server) -> None:
+    server.says = (200, broken(token_ids=[], logprobs={"tokens": [], "token_logprobs": []}))
+    assert complete(server).tokens == []
 
 
 def broken(**more: Any) -> bytes:
