@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from isoforward.app.command_line import run
 from isoforward.app.question import ask
-from isoforward.attach.account import Sampling
 from isoforward.attach.measurement import Measurement
+from isoforward.attach.sampling import Sampling
 from isoforward.base import units
 from isoforward.base.config import ExperimentConfig
 from isoforward.base.results import Results, only
@@ -31,7 +31,7 @@ from isoforward.measure.passes import Bench
 from isoforward.model.optim import build
 
 WAYS = ("alone", "watched")
-STEADY = Sampling(warmup=0, count_flops=False)  # what the first few steps take is no cost of each step
+STEADY = Sampling(warmup=1, count_flops=False)  # what the first step takes is no cost of each step
 LEAST = 4  # steps of a sample, so that one of them is timed by phase
 
 
@@ -41,8 +41,8 @@ def bench(case: Case) -> Bench:
     tokens, targets = batch_of(case)
     loader = DataLoader(TensorDataset(tokens, targets), batch_size=case.batch)
 
-    def steps() -> None:
-        for _ in range(LEAST):
+    def steps(count: int = LEAST) -> None:
+        for _ in range(count):
             for inputs, wanted in loader:
                 loss = cross_entropy(model(inputs).flatten(0, 1), wanted.flatten())
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -58,6 +58,7 @@ def bench(case: Case) -> Bench:
         if how == "watched":
             attached.append(Measurement(STEADY, validation_by_mode=True))
             attached[-1].start([model], optimizer)
+        steps(1)
 
     alone, watched = (
         timed(case.clock, case.step("step", how=how), steps, count=LEAST, prepare=partial(prepare, how)) for how in WAYS

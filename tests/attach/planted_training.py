@@ -85,6 +85,17 @@ class Update(torch.optim.SGD):
         return result
 
 
+class Checkpoint:
+    """What torch.save takes its time for."""
+
+    def __init__(self, clock: PlantedClock) -> None:
+        self.clock = clock
+
+    def __getstate__(self) -> dict[str, object]:
+        self.clock.take(CHECKPOINT)
+        return {}
+
+
 class Items(Dataset[Tensor]):
     def __init__(self, clock: PlantedClock, count: int) -> None:
         self.clock, self.count = clock, count
@@ -129,10 +140,13 @@ def slow_clipping(clock: PlantedClock) -> Iterator[None]:
         torch.nn.utils.clip_grad._get_total_norm = original
 
 
+def fetched(batches: int) -> float:
+    return batches * (BATCH * ITEM + COLLATE)
+
+
 def planted(micro_batches: int, **more: float) -> dict[str, float]:
     """What the account of a step of so many micro-batches is, to the digit."""
-    fetch = BATCH * ITEM + COLLATE
-    own = {"data": fetch, "forward": FORWARD, "loss": LOSS, "backward": BACKWARD}
+    own = {"data": fetched(1), "forward": FORWARD, "loss": LOSS, "backward": BACKWARD}
     return {phase: micro_batches * s for phase, s in own.items()} | {"clipping": CLIP, "optimizer": UPDATE} | more
 
 

@@ -1,6 +1,7 @@
-"""Every moment belongs to one phase; where steps are cut; which of them are timed."""
+"""Every moment belongs to one phase; where steps are cut."""
 
-from isoforward.attach.account import COUNTED, TIMED, WARMUP, WHOLE, Account, Sampling
+from isoforward.attach.account import Account
+from isoforward.attach.sampling import Sampling
 from tests.attach.planted_training import PlantedClock, told
 
 ALL = Sampling(every=1, warmup=0, count_flops=False)
@@ -124,12 +125,3 @@ def test_a_loop_that_fetches_nothing_is_cut_at_its_forward() -> None:
         account.step_ended(depth, leads=True)
     account.close()
     assert [told(step.phases) for step in account.steps] == [{"forward": 2}] * 4
-
-
-def test_steps_are_drawn_and_those_at_the_beginning_are_left_out() -> None:
-    sampling = Sampling(every=4, warmup=3)
-    kinds = [sampling.kind(step) for step in range(1004)]
-    assert kinds[:4] == [WARMUP] * 3 + [COUNTED]
-    places = [kinds[at : at + 4].index(TIMED) for at in range(4, 1004, 4)]
-    assert kinds.count(TIMED) == len(places) and kinds.count(WHOLE) == 3 * len(places)  # one in each four
-    assert all(40 < places.count(place) < 90 for place in range(4))  # at no fixed place

@@ -4,7 +4,8 @@ import torch
 from torch import nn
 
 from isoforward.attach import findings
-from isoforward.attach.account import TIMED, WARMUP, Step
+from isoforward.attach.account import Step
+from isoforward.attach.sampling import TIMED, WARMUP
 from tests.attach.planted_training import watched_loop as train
 
 

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from isoforward.attach import hooks
-from isoforward.attach.account import Account, Sampling
+from isoforward.attach.account import Account
+from isoforward.attach.sampling import Sampling
 from tests.attach.planted_training import PlantedClock
 
 

@@ -83,7 +83,7 @@ def test_what_is_planted_in_a_phase_is_found_there(
     (account,) = accounts
     expected = [plant.planted(n, logging=n * plant.CALLBACK) for n in (3, 3, 1)]
     assert [plant.told(step.phases) for step in account.steps] == expected
-    validation = 2 * (plant.VALIDATION + plant.BATCH * plant.ITEM + plant.COLLATE)
+    validation = 2 * plant.VALIDATION + plant.fetched(2)
     assert account.occasions_s == {"validation": validation, "checkpointing": plant.CHECKPOINT}
     assert costs.phases.time("inference", "forward").value == 3 * plant.FORWARD
     assert costs.phases.time("training", "validation").value == validation

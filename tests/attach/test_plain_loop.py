@@ -4,6 +4,7 @@ import asyncio
 import code
 import copy
 import doctest
+import io
 from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -17,8 +18,8 @@ from torch.utils.checkpoint import checkpoint
 
 from isoforward import phase_costs
 from isoforward.attach import plain_loop
-from isoforward.attach.account import Sampling
 from isoforward.attach.measurement import Measurement
+from isoforward.attach.sampling import Sampling
 from isoforward.base.errors import BadInput
 from tests.attach import planted_training as plant
 
@@ -30,28 +31,28 @@ def costs_of(model: nn.Module, optimizer: Optimizer, clock: plant.PlantedClock) 
     return plain_loop.StepCosts(measurement, model, optimizer)
 
 
-def train(clock: plant.PlantedClock, *, batches: int, accumulate: int, attached: bool = True) -> Any:
+def train(clock: plant.PlantedClock, *, batches: int, accumulate: int) -> plain_loop.StepCosts:
+    """Two epochs, so that what comes after the steps of one is followed by a step."""
     model, criterion = plant.Model(clock), plant.Criterion(clock)
     optimizer = plant.update(model, clock)
-    with (
-        plant.slow_clipping(clock),
-        costs_of(model, optimizer, clock) if attached else nullcontext() as costs,
-    ):
-        for index, batch in enumerate(plant.loader(clock, batches)):
-            loss = criterion(model(batch)) / accumulate
-            loss.backward()
-            if (index + 1) % accumulate == 0 or index + 1 == batches:
-                clip_grad_norm_(model.parameters(), 1.0)
-                optimizer.step()
-                optimizer.zero_grad()
-        if attached:
+    with plant.slow_clipping(clock), costs_of(model, optimizer, clock) as costs:
+        for _ in range(2):
+            for index, batch in enumerate(plant.loader(clock, batches)):
+                loss = criterion(model(batch)) / accumulate
+                loss.backward()
+                if (index + 1) % accumulate == 0 or index + 1 == batches:
+                    clip_grad_norm_(model.parameters(), 1.0)
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    clock.take(plant.CALLBACK)
             model.eval()
-            for batch in plant.loader(clock, 1):
+            for batch in plant.loader(clock, 2):
                 with torch.no_grad():
                     model(batch)
                     clock.take(plant.VALIDATION)
             model.train()
-    return costs, model
+            torch.save(plant.Checkpoint(clock), io.BytesIO())
+    return costs
 
 
 @pytest.fixture
@@ -60,28 +61,32 @@ def clock() -> plant.PlantedClock:
 
 
 def test_what_is_planted_in_a_phase_is_found_there_and_nowhere_else(clock: plant.PlantedClock) -> None:
-    costs, _ = train(clock, batches=6, accumulate=1)
+    costs = train(clock, batches=6, accumulate=1)
     steps = costs.measurement.account.steps
-    assert [plant.told(step.phases) for step in steps] == [plant.planted(1)] * 6
+    expected = plant.planted(1, residual=plant.CALLBACK)  # of what a callback is, a plain loop does not tell
+    assert [plant.told(step.phases) for step in steps] == [expected] * 12
     rows = {row.phase: row.value for row in costs.phases.rows if row.quantity == "time" and row.life == "training"}
-    assert plant.told(rows) == plant.planted(1) | {
-        "step": sum(plant.planted(1).values()),
-        "validation": plant.FORWARD + plant.VALIDATION,
+    validation = plant.fetched(2) + 2 * (plant.FORWARD + plant.VALIDATION)
+    assert plant.told(rows) == expected | {
+        "step": sum(expected.values()),
+        "validation": 2 * validation,
+        "checkpointing": 2 * plant.CHECKPOINT,
     }
     assert costs.phases.time("inference", "forward").value == plant.FORWARD
 
 
 def test_three_micro_batches_make_one_step_and_seven_batches_three(clock: plant.PlantedClock) -> None:
-    costs, _ = train(clock, batches=7, accumulate=3)
+    costs = train(clock, batches=7, accumulate=3)
     account = costs.measurement.account
-    assert [plant.told(step.phases) for step in account.steps] == [plant.planted(n) for n in (3, 3, 1)]
+    expected = [plant.planted(n, residual=plant.CALLBACK) for n in (3, 3, 1)] * 2
+    assert [plant.told(step.phases) for step in account.steps] == expected
     assert costs.phases.time("training", "forward").value == 3 * plant.FORWARD
     assert costs.phases.time("training", "forward").conditions["micro_batches"] == 3
     assert costs.phases.time("inference", "forward").value == 3 * plant.FORWARD  # the same three batches
 
 
 def test_every_moment_belongs_to_a_phase(clock: plant.PlantedClock) -> None:
-    costs, _ = train(clock, batches=7, accumulate=3)
+    costs = train(clock, batches=7, accumulate=3)
     steps = costs.measurement.account.steps
     assert all(sum(step.phases.values()) == step.seconds for step in steps)
 
@@ -116,6 +121,36 @@ class Recomputes(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.outer(checkpoint(self.inner, x, use_reentrant=False))  # type: ignore[no-any-return]
+
+
+def validated(clock: plant.PlantedClock, grad: bool, mode: bool) -> plain_loop.StepCosts:
+    """Trained in train mode if `mode`, then in eval mode with or without gradients."""
+    model = plant.Model(clock).train(mode)
+    optimizer = plant.update(model, clock)
+    with costs_of(model, optimizer, clock) as costs:
+        for _ in range(2):
+            for batch in plant.loader(clock, 4):
+                model(batch).sum().backward()
+                optimizer.step()
+            model.eval()
+            with torch.set_grad_enabled(grad):
+                for batch in plant.loader(clock, 1):
+                    model(batch)
+            model.train(mode)
+    return costs
+
+
+def test_a_model_that_is_trained_in_eval_mode_is_not_always_validated(clock: plant.PlantedClock) -> None:
+    account = validated(clock, False, False).measurement.account
+    assert [step.phases["data"] for step in account.steps[:4]] == [plant.fetched(1)] * 4
+    # Batches of both are alike: that of validation is training's, and the next of training validation's.
+    assert plant.told(account.occasions_s) == {"validation": 2 * plant.FORWARD + plant.fetched(1)}
+
+
+def test_eval_mode_with_gradients_is_a_forward_as_in_adversarial_training(clock: plant.PlantedClock) -> None:
+    costs = validated(clock, True, True)
+    assert plant.told(costs.measurement.account.occasions_s) == {"validation": 2 * plant.fetched(1)}
+    assert "forward" in costs.measurement.account.steps[3].phases
 
 
 @pytest.mark.parametrize("way", ["checkpointing", "autocast", "torch.compile"])
@@ -158,6 +193,7 @@ def replaced() -> list[object]:
     return [
         torch.autograd.backward,
         torch.Tensor.to,
+        torch.save,
         Optimizer.zero_grad,
         DataLoader.__iter__,
         dataloader._BaseDataLoaderIter.__next__,

@@ -47,6 +47,9 @@ class Slow(TrainerCallback):  # type: ignore[misc]
     def __init__(self, clock: plant.PlantedClock) -> None:
         self.clock, self.logged = clock, []  # type: ignore[var-annotated]
 
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.clock.take(plant.VALIDATION)
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.clock.take(plant.CALLBACK)
 
@@ -65,13 +68,19 @@ def trainer_of(where: Path, clock: plant.PlantedClock, *callbacks: Any, **more: 
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
 
     model.loss_function = loss
+
+    def collate(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        clock.take(plant.COLLATE)
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
     arguments = TrainingArguments(
         str(where), per_device_train_batch_size=plant.BATCH, use_cpu=True, num_train_epochs=1, disable_tqdm=True,
         report_to=[], logging_steps=1, seed=1, remove_unused_columns=False, **more,
     )  # fmt: skip
     count = 7 * plant.BATCH
     return Trainer(model, arguments, train_dataset=Tokens(clock, count), eval_dataset=Tokens(clock, plant.BATCH),
-                   optimizers=(plant.update(model, clock), None), callbacks=list(callbacks))  # fmt: skip
+                   optimizers=(plant.update(model, clock), None), data_collator=collate,
+                   callbacks=list(callbacks))  # fmt: skip
 
 
 def test_what_is_planted_in_a_phase_is_found_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,14 +93,13 @@ def test_what_is_planted_in_a_phase_is_found_there(tmp_path: Path, monkeypatch: 
     with plant.slow_clipping(clock):
         trainer.train()
     (account,) = accounts
-    fetch = plant.BATCH * plant.ITEM
-    expected = [plant.planted(n, data=n * fetch, logging=plant.CALLBACK) for n in (3, 3, 1)]
+    expected = [plant.planted(n, logging=plant.CALLBACK) for n in (3, 3, 1)]
     found = [plant.told(step.phases) for step in account.steps]
     for step, batches in zip(expected, (4, 3, 0), strict=True):  # accelerate's loader fetches one batch ahead
-        step["data"] = batches * fetch
+        step["data"] = plant.fetched(batches)
     assert found == [plant.told(step) for step in expected]
-    occasions = {"validation": fetch + plant.FORWARD + plant.LOSS, "checkpointing": plant.CHECKPOINT}
-    assert account.occasions_s == occasions
+    validation = plant.fetched(1) + plant.FORWARD + plant.LOSS + plant.VALIDATION
+    assert account.occasions_s == {"validation": validation, "checkpointing": plant.CHECKPOINT}
     assert costs.phases is not None
     assert costs.phases.time("inference", "forward").value == 3 * plant.FORWARD  # without the loss
     assert read(tmp_path / "phase_costs" / "results.jsonl").rows == costs.phases.rows

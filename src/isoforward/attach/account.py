@@ -7,12 +7,12 @@ the run, and no part of a step.
 
 from __future__ import annotations
 
-import random
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
+from isoforward.attach.sampling import COUNTED, TIMED, Draws, Sampling
 from isoforward.base.stopwatch import Clock, Mark
 
 DATA, FORWARD, LOSS, BACKWARD, OPTIMIZER, RESIDUAL = "data", "forward", "loss", "backward", "optimizer", "residual"
@@ -21,26 +21,6 @@ OCCASIONS = ("validation", "checkpointing")
 AFTER_FORWARD = "after forward"  # loss where a backward follows, forward where another forward does
 IGNORED = -1
 RESOLVED_TOGETHER = 64  # steps: resolving waits for the device
-
-TIMED, WHOLE, WARMUP, COUNTED = "timed", "whole", "warmup", "counted"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """Which steps are timed phase by phase. The others have their whole timed, with hooks that return at once."""
-
-    every: int = 4  # one of so many, at a place that is drawn: a fixed stride could fall in with the loop's own
-    warmup: int = 3  # steps left out at the beginning
-    count_flops: bool = True  # in one step after the warm-up, which is not timed
-
-    def kind(self, step: int) -> str:
-        if step < self.warmup:
-            return WARMUP
-        if step == self.warmup and self.count_flops:
-            return COUNTED
-        part, place = divmod(step - self.warmup - self.count_flops, self.every)
-        drawn = random.Random(part).randrange(self.every)  # its own: the training's random state is not touched
-        return TIMED if place == drawn else WHOLE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +45,7 @@ class Account:
 
     def __init__(self, clock: Clock, sampling: Sampling) -> None:
         self.clock = clock
-        self.sampling = sampling
+        self.draws = Draws(sampling)
         self.between_steps: Callable[[str], object] = lambda kind: None  # told the kind of the step that begins
         self.stack: list[str] = []
         self.occasions = 0  # of those that are open
@@ -146,14 +126,14 @@ class Account:
                 if occasion in phases:
                     self.occasions_s[occasion] += phases.pop(occasion)
             if step.complete:
-                kept = dict(phases) if step.kind == TIMED else {}
-                self.steps.append(
-                    Step(kind=step.kind, seconds=sum(phases.values()), phases=kept, backwards=step.backwards)
-                )
+                kept, seconds = dict(phases) if step.kind == TIMED else {}, sum(phases.values())
+                self.steps.append(Step(kind=step.kind, seconds=seconds, phases=kept, backwards=step.backwards))
+                self.draws.took(step.kind, seconds)
         self.unresolved = []
 
     def _begin(self) -> None:
-        self.kind = self.sampling.kind(self.count)
+        self.kind = self.draws.kind(self.count)
+        self.by_phase = self.kind in (TIMED, COUNTED)  # or only what tells where the step ends
         self.between_steps(self.kind)
         self.stepped = self.fetched = False
         self.backwards = 0

@@ -11,11 +11,12 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from isoforward.attach.account import IN_STEP, OCCASIONS, RESIDUAL, TIMED, WHOLE, Account, Step
+from isoforward.attach.account import IN_STEP, OCCASIONS, RESIDUAL, Account, Step
 from isoforward.attach.frozen import Call, time_frozen, time_serving
 from isoforward.attach.hooks import compiled
 from isoforward.attach.modes import distances
 from isoforward.attach.ranks import COMMUNICATION, Ranks, gradients_averaged_s, sharded
+from isoforward.attach.sampling import TIMED, WHOLE
 from isoforward.base.device import device_of
 from isoforward.base.disturbance import Disturbance
 from isoforward.base.environment import environment
@@ -123,7 +124,7 @@ class _Rows:
 
     def occasions(self) -> Iterator[Row]:
         for occasion in OCCASIONS:
-            if seconds := self.watched.account.occasions_s[occasion]:
+            if seconds := self.watched.account.occasions_s.get(occasion):
                 yield row_of(NAME, self._about("training", occasion, "run"), quantity="time", value=seconds)
 
     def flops(self) -> Iterator[Row]:

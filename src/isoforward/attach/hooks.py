@@ -1,5 +1,8 @@
 """Where phases begin and end in code that is not ours, by hooks on what PyTorch itself runs. `undo` leaves none behind.
 
+Steps that are not timed by phase keep only those that tell where they end: on a batch, on the modules that are known to
+be called from outside, on backward and on the optimizer's step. What else was replaced then passes its call on.
+
     data        a DataLoader makes its iterator or fetches a batch
     transfer    outside everything else, a tensor moves to another device
     forward     a module with weights to train that no other one called
@@ -9,14 +12,15 @@
     optimizer   Optimizer.step without what its closure does, Optimizer.zero_grad, and a GradScaler's work
     communication  a collective of torch.distributed that Python calls; DDP's own are within backward
 
-Where a loop has no name for its validation, that is what runs while the model is in eval mode and records no gradient.
+Where a loop has no name for its validation, that is what runs while the model is in eval mode and records no gradient,
+from the first batch that is fetched in this mode. Checkpointing is then torch.save.
 """
 
 from __future__ import annotations
 
 import functools
 import gc
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -26,12 +30,26 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _BaseDataLoaderIter
+from torch.utils.hooks import RemovableHandle
 
-from isoforward.attach.account import BACKWARD, DATA, FORWARD, IGNORED, LOSS, OPTIMIZER, RESIDUAL, TIMED, Account
+from isoforward.attach.account import (
+    BACKWARD,
+    DATA,
+    FORWARD,
+    IGNORED,
+    LOSS,
+    OCCASIONS,
+    OPTIMIZER,
+    RESIDUAL,
+    Account,
+)
 from isoforward.attach.frozen import Call
 from isoforward.attach.ranks import COLLECTIVES, COMMUNICATION, unwrapped
+from isoforward.attach.sampling import TIMED
 
 Function = Callable[..., object]
+
+ALWAYS = (DATA, FORWARD, BACKWARD, *OCCASIONS)  # also in steps that are not timed by phase
 
 
 class Hooks:
@@ -40,7 +58,11 @@ class Hooks:
         self.lead = lead  # None: the first to step
         self.validation_by_mode = validation_by_mode
         self.validation: int | None = None
+        self.trained_in_train_mode = False
         self.roots: list[nn.Module] = []
+        self.modules: list[nn.Module] = []  # that a training step may call
+        self.called: set[nn.Module] = set()  # those of them that were, and by no other one
+        self.hooked: dict[nn.Module, list[RemovableHandle]] = {}
         self.optimizers: list[Optimizer] = []
         self.calls: list[int] = []  # forwards that are open
         self.updates: list[int] = []  # optimizer steps that are open
@@ -69,8 +91,12 @@ class Hooks:
             self.undoing.callback(setattr, owner, name, own)
 
     def during(self, phase: str, function: Function) -> Function:
+        always = phase in ALWAYS
+
         @functools.wraps(function)
         def timed(*args: object, **kwargs: object) -> object:
+            if not (always or self.account.by_phase):
+                return function(*args, **kwargs)
             depth = self.account.enter(phase)
             try:
                 return function(*args, **kwargs)
@@ -95,24 +121,40 @@ class Hooks:
             self.time(torch.amp.GradScaler, name, OPTIMIZER)
         for name in COLLECTIVES if torch.distributed.is_available() else ():
             self.time(torch.distributed, name, COMMUNICATION)
-        self.replace(Tensor, "to", self._moving(Tensor.to))
+        if torch.accelerator.is_available():  # clipping calls it for each gradient
+            self.replace(Tensor, "to", self._moving(Tensor.to))
+        if self.validation_by_mode:
+            self.time(torch, "save", "checkpointing")
         self.undoing.callback(register_optimizer_step_pre_hook(self._before_step).remove)
         self.undoing.callback(register_optimizer_step_post_hook(self._after_step).remove)
 
     def watch_module(self, root: nn.Module) -> None:
         self.roots.append(root)
-        for module in callable_modules(root):
-            before = module.register_forward_pre_hook(self.before_forward, with_kwargs=True, prepend=True)
-            after = module.register_forward_hook(self.after_forward, always_call=True)
-            self.undoing.callback(before.remove)
-            self.undoing.callback(after.remove)
+        self.modules += callable_modules(root)
+        self.undoing.callback(self._hook, ())
         if computes_its_loss(root):
             loss: Any = root.loss_function
             self.replace(root, "_loss_function", self.during(LOSS, loss))
 
+    def _hook(self, modules: Collection[nn.Module]) -> None:
+        """These and no others."""
+        for module in self.hooked.keys() - modules:
+            for handle in self.hooked.pop(module):
+                handle.remove()
+        for module in modules:
+            if module not in self.hooked:
+                before = module.register_forward_pre_hook(self.before_forward, with_kwargs=True, prepend=True)
+                after = module.register_forward_hook(self.after_forward, always_call=True)
+                self.hooked[module] = [before, after]
+
     # Between steps
 
-    def next_step(self) -> None:
+    def step_begins(self) -> None:
+        """What is replaced stays so: a class whose attributes change again and again is no longer cached by Python."""
+        every = self.account.by_phase or not self.called
+        self._hook(self.modules if every else self.called)
+
+    def step_ended(self) -> None:
         if self.capturing:
             self.captured[self.account.backwards] = self.capturing
         self.capturing = []
@@ -136,11 +178,12 @@ class Hooks:
 
     def before_forward(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if self.validation_by_mode:
-            self._follow_mode(leaves=module.training or torch.is_grad_enabled())
+            self._follow_mode(self._in_eval_mode and not torch.is_grad_enabled())
         stack = self.account.stack
         if FORWARD in stack or BACKWARD in stack:  # called by another, or recomputed
             self.calls.append(IGNORED)
             return
+        self.called.add(module)
         depth = self.account.enter(FORWARD)
         self.calls.append(depth)
         if self.account.kind == TIMED and depth >= 0:
@@ -149,12 +192,14 @@ class Hooks:
     def after_forward(self, module: nn.Module, args: object, output: object) -> None:
         self.account.forward_ended(self.calls.pop())
 
-    def _follow_mode(self, *, leaves: bool) -> None:
-        if self.validation is None:
-            evaluates = self.roots and not any(root.training for root in self.roots)
-            if evaluates and not torch.is_grad_enabled():
-                self.validation = self.account.enter("validation")
-        elif leaves:
+    @property
+    def _in_eval_mode(self) -> bool:
+        return bool(self.roots) and not any(root.training for root in self.roots)
+
+    def _follow_mode(self, evaluates: bool) -> None:
+        if evaluates and self.validation is None:
+            self.validation = self.account.enter("validation")
+        elif self.validation is not None and not evaluates:
             self.account.leave(self.validation)
             self.validation = None
 
@@ -164,7 +209,8 @@ class Hooks:
         @functools.wraps(function)
         def fetch(*args: object, **kwargs: object) -> object:
             if self.validation_by_mode:
-                self._follow_mode(leaves=any(root.training for root in self.roots))
+                validates = self.validation is not None or self.trained_in_train_mode
+                self._follow_mode(validates and self._in_eval_mode)
             return timed(*args, **kwargs)
 
         return fetch
@@ -175,7 +221,8 @@ class Hooks:
         @functools.wraps(function)
         def backward(*args: object, **kwargs: object) -> object:
             if self.validation_by_mode:
-                self._follow_mode(leaves=True)
+                self._follow_mode(False)
+                self.trained_in_train_mode = not self._in_eval_mode
             return timed(*args, **kwargs)
 
         return backward
@@ -185,8 +232,10 @@ class Hooks:
 
         @functools.wraps(function)
         def to(tensor: Tensor, *args: object, **kwargs: object) -> object:
-            within = self.account.stack
-            return (function if within or not moves(tensor, args, kwargs) else timed)(tensor, *args, **kwargs)
+            account = self.account
+            if not account.by_phase or account.stack or not moves(tensor, args, kwargs):
+                return function(tensor, *args, **kwargs)
+            return timed(tensor, *args, **kwargs)
 
         return to
 

@@ -12,10 +12,11 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from isoforward.attach.account import AFTER_FORWARD, COUNTED, LOSS, TIMED, Account, Sampling
+from isoforward.attach.account import AFTER_FORWARD, LOSS, Account
 from isoforward.attach.findings import NAME, Watched, phases_of
 from isoforward.attach.hooks import Hooks, compiled, trained_by
 from isoforward.attach.ranks import ALONE, Ranks
+from isoforward.attach.sampling import COUNTED, TIMED, Sampling
 from isoforward.attach.sentence import sentence
 from isoforward.attach.step_flops import StepFlops
 from isoforward.attach.step_memory import StepMemory
@@ -61,7 +62,7 @@ class Measurement:
         self.counting.close()
         self.account.close()
         if self.account.stepped:
-            self.hooks.next_step()
+            self.hooks.step_ended()
         self.after = look()
 
     def finish(self, path: Path, *, ended: bool, command: str = "") -> Phases:
@@ -118,7 +119,8 @@ class Measurement:
             self._watch(trained_by(self.hooks.optimizers))
         if self.ranks is ALONE:
             self.ranks = Ranks.known()
-        self.hooks.next_step()
+        self.hooks.step_ended()
+        self.hooks.step_begins()
         self.counting.close()
         if kind == COUNTED and not compiled(self.hooks.roots):
             flops = self.counting.enter_context(StepFlops(self._phase))

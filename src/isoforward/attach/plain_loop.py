@@ -23,8 +23,8 @@ from typing import Any
 
 from torch import nn
 
-from isoforward.attach.account import Sampling
 from isoforward.attach.measurement import Measurement
+from isoforward.attach.sampling import Sampling
 from isoforward.attach.sentence import sentence
 from isoforward.base.errors import BadInput
 from isoforward.show.phases import Phases
@@ -74,10 +74,11 @@ def phase_costs(
 ) -> StepCosts:
     """Times data, transfer, forward, loss, backward, clipping and optimizer of the training steps in its block.
 
-    One step in `every`, drawn at random, is timed by phase, the others as a whole; `warmup` steps are left out, and
-    the operators of the next are counted if `flops`. `model` None is found by the weights that optimizers update;
-    `optimizer` says whose steps are counted where there are several, else it is the first to step. Hooks are undone at
-    the end. Weights and random state are what they would have been.
+    One step in `every`, drawn at random, is timed by phase, the others as a whole; fewer, where timing them would take
+    more than 1 % of the training. `warmup` steps are left out, and the operators of the next are counted if `flops`.
+    `model` None is found by the weights that optimizers update; `optimizer` says whose steps are counted where there
+    are several, else it is the first to step. Hooks are undone at the end. Weights and random state are what they would
+    have been.
     """
     sampling = Sampling(every=every, warmup=warmup, count_flops=flops)
     return StepCosts(Measurement(sampling, validation_by_mode=True), model, optimizer)

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from isoforward.attach.account import Sampling
 from isoforward.attach.measurement import Measurement
+from isoforward.attach.sampling import Sampling
 from isoforward.base.stopwatch import Clock
 from isoforward.show.phases import Phases
 

@@ -1,0 +1,61 @@
+"""Which steps are timed phase by phase: few enough that the training is hardly slowed, none at a fixed place.
+
+What it costs is measured as the training runs: by how much timed steps are longer than those that are not.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from dataclasses import dataclass
+from math import ceil
+from statistics import median
+
+from isoforward.base.statistics import FEWEST
+
+TIMED, WHOLE, WARMUP, COUNTED = "timed", "whole", "warmup", "counted"
+BOUND = 0.01  # of the time of all steps, that timing some of them may take
+JUDGED = 64  # timed steps, the last, that their cost is had from
+BESIDE = 8  # steps that were not timed by phase, the last before it, that each is held against
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """Which steps are timed phase by phase. The others have their whole timed, with few hooks."""
+
+    every: int = 4  # at most one of so many, at a place that is drawn: a fixed stride could fall in with the loop's own
+    warmup: int = 3  # steps left out at the beginning
+    count_flops: bool = True  # in one step after the warm-up, which is not timed
+
+
+class Draws:
+    """Asked for the kind of every step, one after the other; told what the steps took, it times fewer of them."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        self.sampling = sampling
+        self.every = sampling.every
+        self.end = sampling.warmup + sampling.count_flops  # of the steps of which one was drawn
+        self.drawn = -1
+        self.beside = deque[float](maxlen=BESIDE)
+        self.ratios = deque[float](maxlen=JUDGED)
+
+    def kind(self, step: int) -> str:
+        if step < self.sampling.warmup:
+            return WARMUP
+        if step == self.sampling.warmup and self.sampling.count_flops:
+            return COUNTED
+        if step == self.end:
+            self.every = max(self.sampling.every, ceil(self.cost() / BOUND))
+            self.drawn = step + random.Random(step).randrange(self.every)  # not of the training's random state
+            self.end += self.every
+        return TIMED if step == self.drawn else WHOLE
+
+    def took(self, kind: str, seconds: float) -> None:
+        if kind == WHOLE:
+            self.beside.append(seconds)
+        elif kind == TIMED and self.beside and (usual := median(self.beside)):
+            self.ratios.append(seconds / usual)
+
+    def cost(self) -> float:
+        """Of timing a step by phase, as a share of the step; 0 until enough were timed."""
+        return median(self.ratios) - 1.0 if len(self.ratios) >= FEWEST else 0.0

@@ -1,0 +1,45 @@
+"""Which steps are timed: drawn, after the warm-up, and fewer where timing is dear."""
+
+from isoforward.attach.account import Account
+from isoforward.attach.sampling import BOUND, COUNTED, TIMED, WARMUP, WHOLE, Draws, Sampling
+from tests.attach.planted_training import PlantedClock
+
+
+def test_steps_are_drawn_and_those_at_the_beginning_are_left_out() -> None:
+    draws = Draws(Sampling(every=4, warmup=3))
+    kinds = [draws.kind(step) for step in range(1004)]
+    assert kinds[:4] == [WARMUP] * 3 + [COUNTED]
+    places = [kinds[at : at + 4].index(TIMED) for at in range(4, 1004, 4)]
+    assert kinds.count(TIMED) == len(places) and kinds.count(WHOLE) == 3 * len(places)  # one in each four
+    assert all(40 < places.count(place) < 90 for place in range(4))  # at no fixed place
+
+
+def shares(cost: float, *, steps: int = 8000, every: int = 4) -> tuple[float, float]:
+    """Of steps that are timed, and of time that it takes, once it is known what a timed step costs."""
+    clock = PlantedClock()
+    account = Account(clock, Sampling(every=every, warmup=0, count_flops=False))
+    timed, spent = 0, 0.0
+    for step in range(steps):
+        depth = account.enter("data")
+        before = clock.now
+        drift = 1.0 + step / steps  # steps become longer as they go
+        clock.take(drift * (1.0 + cost * (account.kind == TIMED)))
+        account.leave(depth)
+        depth = account.step_begins(leads=True)
+        account.step_ended(depth, leads=True)
+        if step >= steps // 2:
+            timed += account.kind == TIMED
+            spent += clock.now - before - drift
+    account.close()
+    return timed / (steps / 2), spent / (1.75 * steps / 2)
+
+
+def test_the_dearer_a_timed_step_the_fewer_are_timed() -> None:
+    for cost in (0.0, 0.02, 0.1, 1.0):
+        timed, spent = shares(cost)
+        assert spent <= 1.1 * BOUND
+        assert timed == 0.25 if cost * 0.25 <= BOUND else timed > 0.8 * BOUND / cost  # as many as that allows
+
+
+def test_one_in_one_is_taken_at_its_word() -> None:
+    assert shares(1.0, every=1)[0] == 1.0  # there is no other step to hold it against
