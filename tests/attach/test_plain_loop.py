@@ -305,7 +305,9 @@ def test_cells_of_a_notebook_measure_and_show(capsys: pytest.CaptureFixture[str]
 
     asyncio.run(kernel())
     shown = capsys.readouterr()
-    assert "A training step takes" in shown.out and "its forward in inference" in shown.out
+    told = " ".join(shown.out.split())
+    assert "A training step takes" in told and "its forward in inference" in told
+    assert max(len(line) for line in shown.out.splitlines()) <= 80
     assert not shown.err
 
 

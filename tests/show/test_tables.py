@@ -12,10 +12,10 @@ from isoforward.show.tables import against_forward, fewest, shared, show_rows
 from tests import planted
 
 
-def row(phase: str, value: float, *, quantity: str = "time", **conditions: Condition) -> Row:
+def row(phase: str, value: float, *, quantity: str = "time", per: str = "step", **conditions: Condition) -> Row:
     life = "inference" if phase in ("prefill", "decode") else "training"
     counted: dict[str, Any] = {"provenance": "counted", "convention": "model"} if quantity == "flops" else {}
-    at: dict[str, Any] = {"experiment": "planted", "life": life, "phase": phase, "per": "step"}
+    at: dict[str, Any] = {"experiment": "planted", "life": life, "phase": phase, "per": per}
     return Row(**at, quantity=quantity, value=value, conditions={"layers": 4} | conditions, **counted)
 
 
@@ -33,6 +33,15 @@ def test_what_rows_share_is_said_once_and_what_tells_them_apart_in_front() -> No
         ["context", "phase", "time", "±"],
         ["64", "forward", "2.00", "ms"],
         ["128", "forward", "4.00", "ms"],
+    ]
+
+
+def test_what_a_time_is_of_is_told_where_it_is_not_all_the_same() -> None:
+    text = shown(row("step", 0.002), row("validation", 4.0, per="run"))
+    assert [line.split() for line in text.splitlines()[1:4]] == [
+        ["phase", "per", "time", "±"],
+        ["step", "step", "2.00", "ms"],
+        ["validation", "run", "4.00", "s"],
     ]
 
 

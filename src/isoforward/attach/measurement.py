@@ -17,7 +17,7 @@ from isoforward.attach.findings import NAME, Watched, phases_of
 from isoforward.attach.hooks import Hooks, compiled, trained_by
 from isoforward.attach.ranks import ALONE, Ranks
 from isoforward.attach.sampling import COUNTED, TIMED, Sampling
-from isoforward.attach.sentence import sentence
+from isoforward.attach.sentence import sentence, shown
 from isoforward.attach.step_flops import StepFlops
 from isoforward.attach.step_memory import StepMemory
 from isoforward.base.device import device_of
@@ -74,10 +74,10 @@ class Measurement:
         phases = self.phases(ended=ended, command=command)
         if self.ranks.rank == 0:
             phases.write(path)
-            told = sentence(phases.results)
-            report = write_report(phases.results, path.with_name("report.html"), headline=told, title=command or NAME)
-            tell_open_run(phases.results, report)
-            print(f"{phases}\n{told}\n{report}", file=sys.stderr)
+            found, page = phases.results, path.with_name("report.html")
+            report = write_report(found, page, headline=sentence(found), title=command or NAME)
+            tell_open_run(found, report)
+            print(f"{shown(phases)}\n{report}", file=sys.stderr)
         return phases
 
     def figures(self) -> dict[str, float]:

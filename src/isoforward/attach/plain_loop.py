@@ -25,7 +25,7 @@ from torch import nn
 
 from isoforward.attach.measurement import Measurement
 from isoforward.attach.sampling import Sampling
-from isoforward.attach.sentence import sentence
+from isoforward.attach.sentence import shown
 from isoforward.base.errors import BadInput
 from isoforward.show.phases import Phases
 
@@ -61,7 +61,7 @@ class StepCosts:
         """The table and the sentence, as a notebook shows what its last line gives; while the loop runs, that."""
         if self._phases is None:
             return "phase costs of a loop that has not ended"
-        return f"{self.phases}\n{sentence(self.phases.results)}"
+        return shown(self.phases)
 
 
 def phase_costs(

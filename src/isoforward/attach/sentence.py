@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import textwrap
+
 from isoforward.attach.account import IN_STEP
 from isoforward.attach.modes import ALL, OTHERS
 from isoforward.base import units
 from isoforward.base.results import Results, Row, at_most_one, select
+from isoforward.show.phases import Phases
+
+COLUMNS = 80
+
+
+def shown(phases: Phases) -> str:
+    """The table and the sentence beneath it."""
+    return f"{phases}\n{textwrap.fill(sentence(phases.results), COLUMNS)}"
 
 
 def sentence(found: Results) -> str:

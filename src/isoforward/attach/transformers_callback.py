@@ -15,8 +15,8 @@ from isoforward.attach.measurement import Watching
 class PhaseCostsCallback(Watching, TrainerCallback):  # type: ignore[misc]
     """Times data, transfer, forward, loss, backward, clipping, optimizer, logging, validation and checkpointing.
 
-    What the Trainer logs, to wherever it reports, has `phase/<name>_s` beside it. `phases` has the rows after `train`;
-    they are appended to `phase_costs/results.jsonl` in its output directory, or to `results`.
+    What the Trainer logs of its steps, to wherever it reports, has `phase/<name>_s` beside it. `phases` has the rows
+    after `train`; they are appended to `phase_costs/results.jsonl` in its output directory, or to `results`.
     """
 
     def prepare(self) -> None:
@@ -35,7 +35,7 @@ class PhaseCostsCallback(Watching, TrainerCallback):  # type: ignore[misc]
 
     def _with_phases(self, function: Any) -> Any:
         def on_log(handler: Any, args: Any, state: Any, control: Any, logs: Any, **kwargs: Any) -> Any:
-            if self.measurement is not None:
+            if self.measurement is not None and "loss" in logs:  # not an evaluation's, nor the summary at the end
                 logs |= self.measurement.figures()
             return function(handler, args, state, control, logs, **kwargs)
 

@@ -39,18 +39,19 @@ def explain_intervals(console: Console, rows: Sequence[Row]) -> None:
 
 def of_quantity(quantity: str, rows: list[Row]) -> Table:
     varying = fewest(rows)
-    lives = len({row.life for row in rows}) > 1
+    lives, pers = (len(set(which)) > 1 for which in ([row.life for row in rows], [row.per for row in rows]))
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in varying:  # alone may they take two lines
         table.add_column(name.replace("_", " "), overflow="ellipsis")
-    for name in (*(["life"] if lives else []), "phase"):
+    for name in (*(["life"] if lives else []), "phase", *(["per"] if pers else [])):
         table.add_column(name, no_wrap=True)
-    table.add_column(quantity, justify="right", no_wrap=True)
-    table.add_column("±", justify="right", no_wrap=True)
+    for name in (quantity, "±"):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in rows[:MOST_ROWS]:
         where = [plain(row.conditions.get(key)) for key in varying] + ([row.life] if lives else [])
+        per = [row.per] if pers else []
         interval = "" if row.low is None or row.high is None or not row.value else spread(row)
-        table.add_row(*where, row.phase, units.quantity(row.value, row.unit), interval)
+        table.add_row(*where, row.phase, *per, units.quantity(row.value, row.unit), interval)
     if len(rows) > MOST_ROWS:
         table.caption = f"and {len(rows) - MOST_ROWS} more, in the report"
     return table
