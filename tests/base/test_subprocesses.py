@@ -117,6 +117,7 @@ def write_down_its_end(path: str) -> None:
 
 def test_the_result_comes_back_from_another_process() -> None:
     result = run_isolated(double, 21)
+    assert not isinstance(result, Failed)
     assert result["twice"] == 42
     assert result["process"] != os.getpid()
 

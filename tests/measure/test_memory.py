@@ -7,7 +7,7 @@ import torch
 
 from isoforward.base.config import AdapterConfig, MeasureConfig, ModelConfig
 from isoforward.base.memory_readers import ProcessMemory
-from isoforward.base.subprocesses import run_isolated
+from isoforward.base.subprocesses import Failed, run_isolated
 from isoforward.measure.case import Case
 from isoforward.measure.memory import HONEST_MALLOC, Account, PeakOf, account, tiny_like
 from isoforward.model.adapters import adapt
@@ -30,6 +30,7 @@ def hold_for_a_phase(size: int) -> dict[str, int]:
 def test_the_process_sees_planted_memory_in_its_phase_alone() -> None:
     size = 256 * 2**20
     peaks = run_isolated(hold_for_a_phase, size, env=HONEST_MALLOC)
+    assert not isinstance(peaks, Failed)
     assert peaks["planted"] == pytest.approx(size, rel=0.02)
     assert max(abs(peaks["before"]), abs(peaks["after"])) < 0.02 * size
 

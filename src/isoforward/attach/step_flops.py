@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from isoforward.measure.flops import FlopCounter, Scope
+from isoforward.measure.flops import FlopCounter, Overload, Scope
 
 
 class StepFlops(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -25,7 +24,13 @@ class StepFlops(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.products = FlopCounter(Scope({}), convention="hardware")
         self.flops: Counter[str] = Counter()
 
-    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self,
+        operator: Overload,
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         result = operator(*args, **(kwargs or {}))
         count = self.products.count(operator, args)
         if not count and operator._overloadpacket in flop_registry:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from isoforward.measure.flops import Overload
 
 
 class StepMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -28,7 +29,13 @@ class StepMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for one in held:
             self._hold(one)
 
-    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self,
+        operator: Overload,
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         result = operator(*args, **(kwargs or {}))
         for leaf in tree_leaves((args, kwargs, result)):
             self._hold(leaf)

@@ -17,7 +17,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
 
 PR_SET_PDEATHSIG = 1
 GRACE_S = 5.0  # for a child to end after SIGINT
@@ -28,7 +30,7 @@ class Failed:
     reason: str
 
 
-class Child:
+class Child(Generic[T]):
     """`function(*arguments)` in a process of its own, which dies with this one; `with` ends it in any case.
 
     Function, arguments and result are pickled by cloudpickle: functions and classes of a script, which the child could
@@ -39,7 +41,7 @@ class Child:
 
     def __init__(
         self,
-        function: Callable[..., object],
+        function: Callable[..., T],
         *arguments: object,
         threads: int | None = None,
         env: Mapping[str, str] | None = None,
@@ -65,7 +67,7 @@ class Child:
                 start_new_session=new_session,
             )
 
-    def __enter__(self) -> Child:
+    def __enter__(self) -> Child[T]:
         return self
 
     def __exit__(
@@ -79,7 +81,7 @@ class Child:
     def running(self) -> bool:
         return self.process.poll() is None
 
-    def outcome(self, timeout_s: float | None = None) -> object:
+    def outcome(self, timeout_s: float | None = None) -> T | Failed:
         """Waits for the result; Failed with the reason where there is none, never an exception of the child's."""
         try:
             code = self.process.wait(timeout_s)
@@ -96,17 +98,20 @@ class Child:
             return Failed(f"killed by {name}{hint}")
         self.answer.seek(0)
         answer = self.answer.read()
-        return pickle.loads(answer) if answer else Failed(f"ended with code {code} and said nothing")
+        if not answer:
+            return Failed(f"ended with code {code} and said nothing")
+        result: T | Failed = pickle.loads(answer)
+        return result
 
 
 def run_isolated(
-    function: Callable[..., object],
+    function: Callable[..., T],
     *arguments: object,
     threads: int | None = None,
     env: Mapping[str, str] | None = None,
     timeout_s: float | None = None,
     memory_bytes: int | None = None,
-) -> Any:
+) -> T | Failed:
     """What `function(*arguments)` gives in a fresh process, or Failed, never a raise; see Child for the rest."""
     with Child(function, *arguments, threads=threads, env=env, memory_bytes=memory_bytes) as child:
         return child.outcome(timeout_s)

@@ -11,7 +11,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from isoforward.base.device import device_of
 from isoforward.base.errors import BadInput
@@ -164,7 +164,7 @@ class ZeusCounter:
         from zeus.monitor import ZeusMonitor
 
         gpus = device_of(device).gpus_with_energy_counters()
-        self.monitor: Any = ZeusMonitor(gpu_indices=gpus, cpu_indices=[] if gpus else None)
+        self.monitor = ZeusMonitor(gpu_indices=gpus, cpu_indices=[] if gpus else None)
         if not gpus and not self.monitor.cpu_indices:
             raise LookupError("RAPL is not there or not readable, which takes root or the zeusd service")
         self.counted = f"GPU {gpus[0]}" if gpus else "CPU packages and memory"

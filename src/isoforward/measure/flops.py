@@ -21,16 +21,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from isoforward.base.config import AdapterConfig, ModelConfig, OptimConfig, one_of
 from isoforward.base.vocabulary import CONVENTIONS
 from isoforward.model import steps
 from isoforward.model.adapters import adapt
-from isoforward.model.gpt import GPT, KVCache
+from isoforward.model.gpt import GPT, Block, KVCache
 from isoforward.model.optim import build
 
 aten = torch.ops.aten
+Overload = OpOverload[..., object]
 
 OF_PHASE = {"loss": "loss", "optimizer": "optimizer"}
 
@@ -40,8 +42,8 @@ def layers_of(model: nn.Module) -> dict[nn.Module, str]:
     if not isinstance(model, GPT):
         return {}
     layers: dict[nn.Module, str] = {model.norm: "norm", model.unembedding: "head"}
-    block: Any
     for block in model.blocks:
+        assert isinstance(block, Block)
         layers |= {
             block: "residual",
             block.attention_norm: "norm",
@@ -111,7 +113,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, triangle: bool) -> int:
     return 2 * B * H * (D + v.shape[-1]) * pairs
 
 
-def decomposed(mode: TorchDispatchMode, operator: Any, args: Any, kwargs: Any) -> Any:
+def decomposed(
+    mode: TorchDispatchMode, operator: Overload, args: tuple[object, ...], kwargs: Mapping[str, object]
+) -> object:
     """An operator that is made of others shows them to the mode, which in inference mode would see it alone.
 
     NotImplemented for any other operator.
@@ -130,14 +134,16 @@ class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.convention = convention
         self.flops: Counter[tuple[str, str]] = Counter()
 
-    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, operator: Overload, types: object, args: Any = (), kwargs: Mapping[str, object] | None = None
+    ) -> object:
         self.flops[self.scope.phase, self.scope.kind()] += self.count(operator, args)
         if operator is aten._local_scalar_dense.default and args[0].is_meta:
             return 0  # the one question that a step asks its data: is the gradient not finite?
         result = decomposed(self, operator, args, kwargs or {})
         return operator(*args, **(kwargs or {})) if result is NotImplemented else result
 
-    def count(self, operator: Any, args: Any) -> int:
+    def count(self, operator: Overload, args: Any) -> int:
         if operator in (aten.mm.default, aten.bmm.default, aten._grouped_mm.default):
             return product(args[0], args[1])
         if operator in (aten.addmm.default, aten.baddbmm.default):

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 from urllib.parse import urlsplit
 
 from isoforward.base.errors import BadInput
@@ -81,6 +81,18 @@ class Answer:
         return self.end_s - self.due_s
 
 
+class Choice(TypedDict, total=False):
+    text: str
+    finish_reason: str | None
+
+
+class Event(TypedDict, total=False):
+    """Of a stream: what is read of it, as OpenAI's API has it; a server may send anything."""
+
+    choices: list[Choice]
+    usage: dict[str, int] | None
+
+
 class Refused(Exception):
     """Why a request failed."""
 
@@ -106,7 +118,7 @@ def ask(endpoint: Endpoint, question: Question, *, began: float, due_s: float, t
     """Streams one answer. `timeout_s` counts from when it was due, over all of it."""
     deadline = began + due_s + timeout_s
     times: list[float] = []
-    usage: dict[str, Any] = {}
+    usage: dict[str, int] = {}
     failure, finished = "", False
     connection = endpoint.connect(max(0.001, deadline - time.perf_counter()))
     try:
@@ -140,7 +152,7 @@ def ask(endpoint: Endpoint, question: Question, *, began: float, due_s: float, t
 
 def events(
     connection: http.client.HTTPConnection, endpoint: Endpoint, question: Question, deadline: float
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Event]:
     """Of a stream of server-sent events, until it says [DONE] or ends. Reads never wait beyond the deadline."""
     body = {
         "model": endpoint.model,

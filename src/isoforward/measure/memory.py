@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -99,9 +98,7 @@ def account_of(
     case: Case, live: Callable[[Case], Life], *, threads: int | None = None, timeout_s: float | None = None
 ) -> Account | Failed:
     """Of whatever `live` makes of a case."""
-    how: dict[str, Any] = {"threads": threads or case.threads, "env": HONEST_MALLOC, "timeout_s": timeout_s}
-    found: Account | Failed = run_isolated(audit, case, live, **how)
-    return found
+    return run_isolated(audit, case, live, threads=threads or case.threads, env=HONEST_MALLOC, timeout_s=timeout_s)
 
 
 def audit(case: Case, live: Callable[[Case], Life]) -> Account:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +33,7 @@ from torch.utils._pytree import tree_leaves
 from isoforward.base import device as devices
 from isoforward.base.device import device_of
 from isoforward.base.memory_readers import Memory, Unmeasured
-from isoforward.measure.flops import Scope, decomposed, layers_of
+from isoforward.measure.flops import Overload, Scope, decomposed, layers_of
 from isoforward.model import steps
 from isoforward.model.gpt import GPT, KVCache
 
@@ -151,7 +151,9 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if block is not None:
                 block.name = name
 
-    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, operator: Overload, types: object, args: Any = (), kwargs: Mapping[str, object] | None = None
+    ) -> object:
         if operator is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
             return self.scope.phase != "optimizer"  # masks are the usual ones, and no gradient is infinite
         kind = self.scope.kind()
@@ -252,7 +254,14 @@ def inference_ledger(
 
 
 @torch.inference_mode()
-def generate(model: GPT, tokens: Tensor, cache: KVCache | None, *, new_tokens: int, phase: steps.Phase) -> None:
+def generate(
+    model: steps.Decoder[steps.Cache],
+    tokens: Tensor,
+    cache: steps.Cache | None,
+    *,
+    new_tokens: int,
+    phase: steps.Phase,
+) -> None:
     if not new_tokens:
         with phase("forward"):
             model(tokens)

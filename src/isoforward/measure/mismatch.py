@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from isoforward.base.results import Row, RowFields
+from isoforward.base.vocabulary import Condition
 from isoforward.measure.case import Case
 from isoforward.model.gpt import GPT
 from isoforward.serve.decoding import Pass, Sampling, forward_passes
@@ -52,9 +52,17 @@ class Served:
         return [each[start - 1 : -1] for each, start in zip(logits, self.prompts, strict=True)]
 
 
-def serve(passes: Passes, model: GPT, prompts: Sequence[Sequence[int]], *, batch: int, seed: int, **how: Any) -> Served:
-    """`batch` prompts at a time; `how` is `max_new_tokens` and `sampling`'s temperature."""
-    temperature, new_tokens = how.get("temperature", 1.0), how["new_tokens"]
+def serve(
+    passes: Passes,
+    model: GPT,
+    prompts: Sequence[Sequence[int]],
+    *,
+    batch: int,
+    seed: int,
+    new_tokens: int,
+    temperature: float = 1.0,
+) -> Served:
+    """`batch` prompts at a time."""
     served = Served()
     for start in range(0, len(prompts), batch):
         some = prompts[start : start + batch]
@@ -130,7 +138,7 @@ def agreed(model: GPT, greedy: Served) -> int:
     return min(found)
 
 
-def rows_of(case: Case, way: Mapping[str, Any], served: Served, master: GPT, exact: GPT | None) -> Iterator[Row]:
+def rows_of(case: Case, way: Mapping[str, Condition], served: Served, master: GPT, exact: GPT | None) -> Iterator[Row]:
     """`way` is what conditions say of it; `exact` is the same model in fp64."""
     logits = served.own(trained_logits(master, served.texts))
     trained = logprobs_of(logits, served.texts, served.prompts)
@@ -150,12 +158,12 @@ def closeness(case: Case, master: GPT, frozen: GPT, text: Sequence[int]) -> list
     """The short form, for a training's report: one text served as usual."""
     new_tokens = min(CLOSE_TOKENS, case.model.context // 2)
     served = serve(forward_passes, frozen, [text[:new_tokens]], batch=1, seed=case.seed, new_tokens=new_tokens)
-    way = {"way": "cached decode", "batch": 1, "new_tokens": new_tokens}
+    way: dict[str, Condition] = {"way": "cached decode", "batch": 1, "new_tokens": new_tokens}
     rows = rows_of(case, way, served, master.eval(), None)
     return [each for each in rows if each.conditions.get("statistic") in ("largest", "smallest")]
 
 
-def row(case: Case, quantity: str, value: float, way: Mapping[str, Any], **more: Any) -> Row:
+def row(case: Case, quantity: str, value: float, way: Mapping[str, Condition], **more: Condition) -> Row:
     about: RowFields = {"life": "inference", "phase": "decode", "quantity": quantity, "per": "token"}
     conditions = {**case.conditions(), **way, **{key: told for key, told in more.items() if told is not None}}
     return case.row(about, value=value, conditions=conditions)

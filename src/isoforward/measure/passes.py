@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
 
@@ -35,6 +35,8 @@ from isoforward.measure.benchmark import Measured, Pair, Part, Progress, Work, m
 from isoforward.measure.case import Case
 from isoforward.measure.roofline import peak_rows, reference_works
 from isoforward.measure.trust import Findings, Times, disturbing, findings, imprecise_of, verdict
+
+T = TypeVar("T")
 
 DIGITS = 7  # significant ones of a sample that is kept
 
@@ -100,24 +102,23 @@ def time_apart(case: Case, build: Build, more: Sequence[object], command: str) -
         try:
             outcome = child.outcome()
         except KeyboardInterrupt:
-            if child.running or not isinstance(outcome := child.outcome(), Told):
+            if child.running or isinstance(outcome := child.outcome(), Failed):
                 raise
-    told: Told = measured_or_refused(outcome, case.experiment)
-    return told
+    return measured_or_refused(outcome, case.experiment)
 
 
 def call_apart(
-    function: Callable[..., object],
+    function: Callable[..., T],
     *arguments: object,
     threads: int | None = None,
     env: Mapping[str, str] | None = None,
     what: str = "it",
-) -> Any:
+) -> T:
     """What `function(*arguments)` gives in a fresh process; its failure is a BadInput with the reason."""
     return measured_or_refused(run_isolated(function, *arguments, threads=threads, env=env), what)
 
 
-def measured_or_refused(outcome: Any, what: str) -> Any:
+def measured_or_refused(outcome: T | Failed, what: str) -> T:
     if isinstance(outcome, Failed):
         raise BadInput(f"{what} could not be measured: {outcome.reason}")
     return outcome

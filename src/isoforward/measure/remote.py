@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
-from typing import Any
 
 import cloudpickle
 
@@ -21,8 +20,7 @@ def remote(parts: tuple[Part, ...], serve: Callable[..., None], *arguments: obje
     line = start(serve, *arguments)
 
     def run(n: int) -> Sequence[float]:
-        times: Sequence[float] = ask(line, n)
-        return times
+        return ask(line, n)
 
     return Work(parts=parts, run=run)
 
@@ -36,11 +34,12 @@ def start(serve: Callable[..., None], *arguments: object) -> Connection:
     return ours
 
 
-def ask(line: Connection, request: object) -> Any:
+def ask(line: Connection, executions: int) -> Sequence[float]:
     """Raises BadInput where the process has died."""
     try:
-        line.send(request)
-        return line.recv()
+        line.send(executions)
+        times: Sequence[float] = line.recv()
+        return times
     except (EOFError, BrokenPipeError, ConnectionResetError) as error:
         raise BadInput("a process that runs work on command ended early; its own message is above") from error
 

@@ -110,11 +110,11 @@ class Serving:
 
     def __init__(self, case: Case, frozen: Any, tokens: Tensor, *, cache: Any = None) -> None:
         self.case, self.frozen, self.tokens = case, frozen, tokens
-        model: Any = torch.compile(frozen) if case.compile else frozen
+        model: Callable[[Tensor], Tensor] = torch.compile(frozen) if case.compile else frozen
         reach = max(case.contexts[-1], case.prompt + case.new_tokens)  # what is measured, not what the model could do
         self.text = tokens.flatten().repeat(-(-reach // tokens.numel()))[None]  # (1, at least reach)
         self.token = tokens.flatten()[:1, None]  # laid out as a chosen one is: a compiled step would tell them apart
-        self.decode_step: Any = steps.decode
+        self.decode_step: Callable[..., Tensor] = steps.decode
         if cache is None:
             cache = KVCache(case.model, batch=1, capacity=reach, dtype=frozen.dtype, device=tokens.device)
             cache.fill(0)  # the curve looks at positions that no prompt filled: NaN would be slow arithmetic

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 import torch
 from torch.optim import SGD, Adam, AdamW, Optimizer
@@ -100,8 +100,8 @@ def places(case: Case) -> list[RowFields]:
 
 
 def count(case: Case, convention: str) -> list[int]:
-    model: Any = skeleton(Path(str(case.model.path)))
-    cache: Any = WrappedCache(model)
+    model = skeleton(Path(str(case.model.path)))
+    cache = WrappedCache(model)
     with torch.device("meta"):
         batch = torch.zeros(case.batch, case.length, dtype=torch.long)
         text = torch.zeros(1, max(case.contexts[-1], case.prompt), dtype=torch.long)
@@ -189,9 +189,9 @@ def generation(case: Case) -> Run:
 
 
 def serving(case: Case, *, new_tokens: int) -> Run:
-    model: Any = master_of(case).eval().requires_grad_(False)
+    model = master_of(case).eval().requires_grad_(False)
     tokens, _ = batch_of(case)
-    cache: Any = WrappedCache(model) if new_tokens else None
+    cache = WrappedCache(model) if new_tokens else None
 
     def run(phase: steps.Phase) -> None:
         if cache is not None:

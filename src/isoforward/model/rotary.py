@@ -7,8 +7,7 @@ positions that are asked for, so that a context of a million positions costs not
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +78,7 @@ def by_wavelength(
     return (1 - blend) * frequencies / factor + blend * frequencies
 
 
-def yarn(frequencies: Tensor, theta: float, scaling: dict[str, Any]) -> Tensor:
+def yarn(frequencies: Tensor, theta: float, scaling: Mapping[str, float]) -> Tensor:
     """Peng 2023, section 3.2: by how often a frequency turns within the original context. As Transformers has it."""
     D: int = 2 * len(frequencies)
 
@@ -87,7 +86,7 @@ def yarn(frequencies: Tensor, theta: float, scaling: dict[str, Any]) -> Tensor:
         return D * math.log(scaling["original_context"] / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
     low, high = feature(scaling.get("beta_fast") or 32), feature(scaling.get("beta_slow") or 1)
-    if scaling.get("truncate") is not False:
+    if scaling.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, D - 1)
     ramp = (torch.arange(D // 2, dtype=torch.float32) - low) / ((high - low) or 0.001)

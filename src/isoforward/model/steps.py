@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +21,17 @@ from isoforward.model.gpt import GPT, KVCache
 from isoforward.model.loss import next_token_loss
 
 Phase = Callable[[str], AbstractContextManager[object]]
+Cache = TypeVar("Cache", contravariant=True)
 
 _nothing = nullcontext()
+
+
+class Decoder(Protocol[Cache]):
+    """A model that serves, and the kind of cache that it fills: ours, or one that is wrapped."""
+
+    def __call__(self, tokens: Tensor, /) -> Tensor: ...
+    def trunk(self, tokens: Tensor, cache: Cache | None = None) -> Tensor: ...
+    def head(self, x: Tensor, /) -> Tensor: ...
 
 
 def unmeasured(name: str) -> AbstractContextManager[object]:
@@ -75,14 +84,14 @@ def micro_batches(batch: Any, count: int) -> Sequence[Any]:
 
 
 @torch.inference_mode()
-def prefill(model: GPT, tokens: Tensor, cache: KVCache, *, phase: Phase = unmeasured) -> Tensor:
+def prefill(model: Decoder[Cache], tokens: Tensor, cache: Cache, *, phase: Phase = unmeasured) -> Tensor:
     """The prompt (B, T) in one forward; logits of its last position, (B, V): serving needs no other."""
     with phase("prefill"):
         return model.head(model.trunk(tokens, cache)[:, -1])
 
 
 @torch.inference_mode()
-def decode(model: GPT, token: Tensor, cache: KVCache, *, phase: Phase = unmeasured) -> Tensor:
+def decode(model: Decoder[Cache], token: Tensor, cache: Cache, *, phase: Phase = unmeasured) -> Tensor:
     """One more token (B, 1) in one forward over the cached past; logits of the next, (B, V)."""
     with phase("decode"):
         return model.head(model.trunk(token, cache)[:, -1])
@@ -96,7 +105,7 @@ def verify(model: GPT, tokens: Tensor, cache: KVCache, *, phase: Phase = unmeasu
 
 
 @torch.inference_mode()
-def decode_uncached(model: GPT, tokens: Tensor, *, phase: Phase = unmeasured) -> Tensor:
+def decode_uncached(model: Decoder[Cache], tokens: Tensor, *, phase: Phase = unmeasured) -> Tensor:
     """The same logits (B, V) with nothing kept: the whole text so far (B, T) goes through the forward again."""
     with phase("decode"):
         return model.head(model.trunk(tokens)[:, -1])
