@@ -11,7 +11,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from isoforward.app.command_line import GROUPS, explain, register, run, typed, unknown_key
+from isoforward.app.command_line import explain, register, run, typed
+from isoforward.app.keys import GROUPS, unknown_key
 from isoforward.app.scripts import CHAPTERS, conf_directory, read_script, scripts
 from isoforward.base.config import ExperimentConfig, GenerateConfig, ModelConfig, OptimConfig, TrainConfig
 from isoforward.base.errors import BadInput

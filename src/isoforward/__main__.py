@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from difflib import get_close_matches
+from importlib.metadata import version
 
 from isoforward.app.scripts import SCRIPTS, questions, read_script, scripts
 from isoforward.base.terminal import print_what_can_be_encoded
@@ -62,7 +63,10 @@ def as_typed_here(text: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     print_what_can_be_encoded()
     command, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    if command in ("--help", "-h"):
+    if command in ("--version", "version"):
+        print(f"isoforward {version('isoforward')}")
+        return 0
+    if command in ("--help", "-h", "help"):
         print(usage())
         return 0
     if command in MODULES:

@@ -26,6 +26,20 @@ def test_a_directory_is_one_runs_alone_and_marked_once_it_is_done(tmp_path: Path
         pytest.fail("it was taken again")
 
 
+def test_runs_that_begin_in_the_same_second_have_a_directory_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = TrainConfig(run_dir="runs/2026-11-27_21-53-43_train")
+    with claim(config) as first, claim(config) as second:
+        assert (first, second) == (Path(config.run_dir), Path(f"{config.run_dir}-2"))
+    with claim(config) as third:
+        assert third == Path(f"{config.run_dir}-3")
+        assert f"run_dir: {third}" in (third / "config.yaml").read_text()
+    with pytest.raises(BadInput, match="in use"), claim(config, resuming=True), claim(config, resuming=True):
+        pytest.fail("two go on with it")
+
+
 def test_a_run_that_was_refused_leaves_its_name_free(tmp_path: Path) -> None:
     config = TrainConfig(run_dir=str(tmp_path / "run"))
     with pytest.raises(BadInput, match="no such model"), claim(config):
@@ -67,3 +81,39 @@ def test_every_end_has_its_code_and_no_traceback(
 
     assert run(end, GenerateConfig, [], script=scripts()["generate"]) == code
     assert len(capsys.readouterr().err.splitlines()) == (code != 130)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--model", "tiny"], "--model: keys are written model=tiny"),
+        (["--optim.lr=3"], "--optim.lr: keys are written optim.lr=3"),
+        (["seed=1", "--max-steps", "trainer.devices=1"], "--max-steps: keys are written max_steps=VALUE"),
+        (["optim.lr=1e-3,3e-3"], "optim.lr=1e-3,3e-3: several values are a sweep; write -m in front of the keys"),
+    ],
+)
+def test_habits_of_other_tools_are_told_how_it_is_done_here(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(lambda config: pytest.fail("it ran"), TrainConfig, arguments, script=scripts()["train"]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_help_may_stand_between_keys_and_the_version_is_this_projects(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["seed=7", "--help", "model.layers=2"], ["-h", "seed=7"]):
+        with pytest.raises(SystemExit, match="0"):
+            run(lambda config: pytest.fail("it ran"), TrainConfig, arguments, script=scripts()["train"])
+        assert "seed: 7" in capsys.readouterr().out
+    assert run(lambda config: pytest.fail("it ran"), TrainConfig, ["--version"], script=scripts()["train"]) == 0
+    assert capsys.readouterr().out.startswith("isoforward ")
+
+
+def test_who_reads_no_further_is_not_told_of_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main(config: TrainConfig) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("isoforward.app.command_line.write_no_more", lambda: None)
+    assert run(main, TrainConfig, [], script=scripts()["train"]) == 130
+    assert capsys.readouterr().err == ""

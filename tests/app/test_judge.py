@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import random
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -103,13 +104,24 @@ def test_what_a_command_waited_for_a_processor_is_known(monkeypatch: pytest.Monk
         (["true", "true", "measure.bugdet=3"], "judge takes measure.budget"),
         (["true", "true", "measure.budget=x"], "measure.budget: "),
         (["true", "true", "measure.margin=0"], "measure.margin=0.0 must lie"),
+        (["true", "true", "measure.repeats=3"], "write measure.repeats=6 or more"),
         (["true", "true", "measure.repeats=5"], "write measure.repeats=6 or more"),
+        (["cd /tmp && true", "true"], "A: && is for a shell, and none runs here; write sh -c 'cd /tmp && true'"),
+        (["true", "echo a > b"], "B: > is for a shell"),
+        (["true", "echo a|cat"], "B: | is for a shell"),
+        (["true", 'echo "$HOME"'], "B: $ is for a shell"),
+        (["true", "echo 'a"], "B: echo 'a: no closing quotation"),
         (["sleep 0.1", "sleep 0.1", "measure.budget=1"], "measure.budget=1 has no room for 7 samples of each"),
     ],
 )
 def test_bad_input_names_the_way_out(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert judge.main(arguments) == 2
     assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["python -c 'print(1 > 0); $x'", 'python -c "a = 1; b & a | c"', r"echo \$HOME a=b"])
+def test_what_stands_in_quotes_is_text(text: str) -> None:
+    assert judge.words_of("A", text) == shlex.split(text)
 
 
 def run(where: Path, time_s: float, *, place: Environment = PLACE, interval: str = "across processes") -> Path:

@@ -19,7 +19,8 @@ from mypy import types as mypy_types
 from mypy.modulefinder import BuildSource
 from mypy.options import Options
 
-from isoforward.app.command_line import GROUPS, run
+from isoforward.app.command_line import run
+from isoforward.app.keys import GROUPS
 from isoforward.app.scripts import SCRIPTS, scripts
 from isoforward.app.unread import refuse_what_is_not_read, unread
 from isoforward.base.architecture import Architecture

@@ -13,6 +13,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import fields, is_dataclass, replace
 from difflib import get_close_matches
 from functools import cache
+from importlib.metadata import version
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from isoforward.app import sweeps
+from isoforward.app.keys import GROUPS, unknown_key
 from isoforward.app.overrides import as_text
 from isoforward.app.scripts import conf_directory, read_script
 from isoforward.app.unread import refuse_what_is_not_read
@@ -38,15 +41,8 @@ from isoforward.base.terminal import print_what_can_be_encoded
 
 Config = TypeVar("Config")
 LOCK = ".lock"
-GROUPS = {
-    "model": schemas.ModelConfig,
-    "data": schemas.DataConfig,
-    "optim": schemas.OptimConfig,
-    "adapter": schemas.AdapterConfig,
-    "trainer": schemas.TrainerConfig,
-    "measure": schemas.MeasureConfig,
-    "tracking": schemas.TrackingConfig,
-}
+BY_THE_CLOCK = re.compile(r"runs/\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_\w+")
+NUMBERS = range(2, 100)
 CHOSEN = {  # the option of each group that a command starts from; conf/<command>.yaml overrides it
     "model": "tiny",
     "data": "synthetic",
@@ -120,24 +116,6 @@ def option(group: str, name: str) -> Any:
     return typed(merged, GROUPS[group])
 
 
-def keys_of(schema: type, prefix: str = "") -> list[str]:
-    keys = []
-    for field in fields(schema):
-        group = GROUPS.get(field.name)
-        if group is None:
-            keys.append(prefix + field.name)
-        else:
-            keys += keys_of(group, f"{field.name}.")
-    return keys
-
-
-def nearest(key: str, known: list[str]) -> str:
-    last = {name.rpartition(".")[2]: name for name in reversed(known)}
-    near = get_close_matches(key, known, n=1, cutoff=0.6)
-    near = near or [last[m] for m in get_close_matches(key.rpartition(".")[2], list(last), n=1, cutoff=0.6)]
-    return f"did you mean {near[0]}? " if near else ""
-
-
 def typed(raw: DictConfig, schema: type[Config]) -> Config:
     """Checks what Hydra lets through: keys added with `+`, values out of range."""
 
@@ -156,15 +134,13 @@ def typed(raw: DictConfig, schema: type[Config]) -> Config:
     return built  # type: ignore[return-value]
 
 
-def unknown_key(key: str, schema: type) -> BadInput:
-    return BadInput(f"{key}: no such key; {nearest(key, keys_of(schema))}--help lists them all")
-
-
 def explain(error: Exception, schema: type) -> BadInput:
     """Hydra's and OmegaConf's errors in one or two lines that name the key and the way out."""
     text, cause = str(error), str(error.__cause__ or "")
     if found := re.search(r"Could not override '([^']+)'", text):
         return unknown_key(found[1], schema)
+    if found := re.search(r"Ambiguous value for argument '([^']+)'", text):
+        return BadInput(f"{found[1]}: several values are a sweep; write -m in front of the keys, or quote a value")
     if found := re.search(r"Could not find '(\w+)/([^']+)'", text):
         options = [
             line.strip()
@@ -192,13 +168,10 @@ def claim(config: Any, *, resuming: bool = False) -> Iterator[Path]:
 
     A directory that holds a run is taken only to go on with it. One refused before it wrote anything is free again.
     """
-    directory = Path(config.run_dir)
-    with lock(directory):
+    with own(config.run_dir, resuming=resuming) as directory:
         kept = directory / "config.yaml"
         if not resuming:
-            if kept.exists():
-                raise BadInput(f"run_dir={directory} holds a run already; choose another run_dir")
-            text = OmegaConf.to_yaml(OmegaConf.structured(config)).encode()
+            text = OmegaConf.to_yaml(OmegaConf.structured(replace(config, run_dir=str(directory)))).encode()
             write_atomically(kept, lambda file: file.write(text))
         remove(directory / DONE)
         try:
@@ -208,6 +181,25 @@ def claim(config: Any, *, resuming: bool = False) -> Iterator[Path]:
                 remove(kept)
             raise
         write_atomically(directory / DONE, lambda file: file.write(sha256_of(kept).encode()))
+
+
+@contextmanager
+def own(run_dir: str, *, resuming: bool) -> Iterator[Path]:
+    """`run_dir`, locked. One named by the clock gets a number where another run began in the same second."""
+    more = NUMBERS if BY_THE_CLOCK.fullmatch(run_dir) and not resuming else range(0)
+    names = [Path(run_dir), *(Path(f"{run_dir}-{number}") for number in more)]
+    for directory in names:
+        with ExitStack() as held:
+            try:
+                held.enter_context(lock(directory))
+                if not resuming and (directory / "config.yaml").exists():
+                    raise BadInput(f"run_dir={directory} holds a run already; choose another run_dir")
+            except BadInput:
+                if directory == names[-1]:
+                    raise
+                continue
+            yield directory
+            return
 
 
 @contextmanager
@@ -234,16 +226,22 @@ def run(main: Callable[[Any], None], schema: type, argv: list[str] | None = None
     print_what_can_be_encoded()
     script = Path(inspect.getfile(main)) if script is None else script
     as_typed = list(sys.argv[1:] if argv is None else argv)
+    if "--version" in as_typed:
+        print(f"isoforward {version('isoforward')}")
+        return 0
     arguments = as_typed
     overrides = [argument for argument in arguments if argument not in ("-m", "--multirun")]
     program, sweep = sys.argv[0], None
     is_sweep = len(overrides) < len(arguments)
     try:
+        refuse_options(overrides)
         typed_out = [as_text(override, schema, sweep=is_sweep) for override in overrides]
     except Refusal as refusal:
         return complain(refusal)
-    # -m goes first wherever it was typed: argparse wants it before or after all keys
-    arguments = ["--multirun", *typed_out] if is_sweep else typed_out
+    # -m and --help go first wherever they were typed: argparse wants them before or after all keys
+    arguments = sorted(typed_out, key=lambda argument: argument not in HELP)
+    if is_sweep:
+        arguments.insert(0, "--multirun")
     if is_sweep and not any(override.startswith("hydra.sweep.dir=") for override in overrides):
         sweep = sweeps.directory_for(script.stem, overrides)
         arguments.append(f"hydra.sweep.dir={sweep}")
@@ -275,6 +273,9 @@ def run(main: Callable[[Any], None], schema: type, argv: list[str] | None = None
                 print(f"error: {' '.join(job.overrides.task)}: {reason}", file=sys.stderr)
             if code == 128 + signal.SIGINT:
                 raise KeyboardInterrupt
+        except BrokenPipeError:  # whoever read the output has enough of it; Hydra would complain
+            write_no_more()
+            codes.append(130)
         except Refusal as refusal:  # told here: in a sweep the other cases go on
             codes.append(complain(refusal))
         except OSError as error:
@@ -304,11 +305,30 @@ def run(main: Callable[[Any], None], schema: type, argv: list[str] | None = None
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        write_no_more()
         return 130
     except Refusal as refusal:
         return complain(refusal)
     return max(codes)
+
+
+def write_no_more() -> None:
+    """Python flushes stdout once more as it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+HELP = ("--help", "-h")
+OPTIONS = (*HELP, "--hydra-help", "--cfg", "--resolve", "--package", "--run", "--shell-completion", "--info")  # Hydra's
+
+
+def refuse_options(arguments: list[str]) -> None:
+    """Keys written as the options of most programs are, which Hydra would answer with a page of its own options."""
+    for argument, after in zip_longest(arguments, arguments[1:], fillvalue=""):
+        name, equals, value = argument.partition("=")
+        if name.startswith("--") and name not in OPTIONS:
+            follows = "VALUE" if "=" in after or after.startswith("-") else after or "VALUE"
+            key = name.lstrip("-").replace("-", "_")
+            raise BadInput(f"{name}: keys are written {key}={value if equals else follows}; --help lists them all")
 
 
 RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "NODE_RANK")

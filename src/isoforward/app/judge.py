@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -41,6 +42,8 @@ UNDECIDED = 10  # the exit code; 0 where it is decided
 PAIRS = 7  # that the interval of the last look needs
 SAMPLES = 6  # that the interval of the only look needs, where their number is fixed
 KEYS = ("budget", "margin", "repeats")
+EXPANDED = re.compile(r"[$`]")  # in double quotes, too
+FOR_A_SHELL = re.compile(r"&&|\|\||[|&;<>$`]")
 # Conditions that are the work itself; all others are ways to do it.
 WORK = [
     "parameters",
@@ -83,10 +86,6 @@ class Judged:
 
 
 def judge_commands(first: str, second: str, plan: MeasureConfig, *, seed: int = 0) -> Judged:
-    if plan.repeats is not None and plan.repeats < SAMPLES:
-        raise BadInput(
-            f"measure.repeats={plan.repeats} pairs give no interval; write measure.repeats={SAMPLES} or more"
-        )
     runner = Commands()
     works = [runner.work("A", first), runner.work("B", second)]
     pair = (works[0].part, works[1].part)
@@ -115,9 +114,7 @@ class Commands:
         return dataclasses.replace(reading, run_delay_s=None if own_s is None else own_s + self.waited_s)
 
     def work(self, name: str, command: str) -> Work:
-        words = shlex.split(command)
-        if not words:
-            raise BadInput(f"{name} is empty; give a command or a run")
+        words = words_of(name, command)
         part = Part(life="command", phase=name, per="run", conditions={})
 
         def run(n: int) -> Sequence[float]:
@@ -150,6 +147,21 @@ class Commands:
                 last = said.read().decode(errors="replace").strip().rpartition("\n")[2][:200]
                 because = f" ({last})" if last else ""
                 raise BadInput(f"{name}: {shlex.join(words)} ended with code {code}{because}; only success is timed")
+
+
+def words_of(name: str, command: str) -> list[str]:
+    """As a shell cuts it; what a shell alone understands is refused, not handed on as text."""
+    outside = re.sub(r"'[^']*'|\\.", "", command)  # of quotes within which everything is text
+    signs = FOR_A_SHELL.findall(re.sub(r'"[^"]*"', lambda found: "".join(EXPANDED.findall(found[0])), outside))
+    if signs:
+        raise BadInput(f"{name}: {signs[0]} is for a shell, and none runs here; write sh -c {shlex.quote(command)}")
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise BadInput(f"{name}: {command}: {str(error).lower()}") from error
+    if not words:
+        raise BadInput(f"{name} is empty; give a command or a run")
+    return words
 
 
 def judge_runs(first: Path, second: Path, wanted: dict[str, str], margin: float) -> Judged:
@@ -238,6 +250,9 @@ def parsed(settings: Sequence[str]) -> tuple[MeasureConfig, dict[str, str]]:
     own = [setting.removeprefix("measure.") for setting in settings if setting.startswith("measure.")]
     if strange := [setting for setting in own if setting.partition("=")[0] not in KEYS]:
         raise BadInput(f"measure.{strange[0]}: judge takes {', '.join(f'measure.{key}' for key in KEYS)}")
+    repeats = dict(setting.split("=", 1) for setting in own).get("repeats", "")
+    if repeats.isdecimal() and int(repeats) < SAMPLES:
+        raise BadInput(f"measure.repeats={repeats} pairs give no interval; write measure.repeats={SAMPLES} or more")
     raw = writable(MeasureConfig)
     try:
         raw.merge_with(OmegaConf.from_dotlist(["budget=60", "precision=1", "warmup=1", *own]))
@@ -267,7 +282,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="isoforward judge", description=USAGE, formatter_class=formatter)
     parser.add_argument("first", metavar="A", help="a command, or a run")
     parser.add_argument("second", metavar="B", help="another of the same kind")
-    parser.add_argument("settings", metavar="key=value", nargs="*")
+    parser.add_argument("settings", metavar="key=value", nargs="*").required = False
     parser.add_argument("--json", action="store_true", help="one line of JSON instead of words")
     asked = parser.parse_intermixed_args(argv)
     names = (asked.first, asked.second)

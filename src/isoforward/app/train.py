@@ -25,6 +25,7 @@ from isoforward.app.question import (
     precision_of,
     tracker_of,
 )
+from isoforward.app.resuming import as_it_began
 from isoforward.base.config import ModelConfig, TrainConfig
 from isoforward.base.device import best_device
 from isoforward.base.environment import environment as environment_of
@@ -125,6 +126,10 @@ def refuse_beyond_memory(config: TrainConfig, model: ModelConfig) -> None:
 def train(config: TrainConfig) -> None:
     """Of several processes only rank 0 shows, tracks, exports, measures and reports; the others train with it."""
     console = Console(quiet=rank() > 0)
+    checkpoint = to_resume(config, console)
+    if checkpoint is not None:
+        config = as_it_began(dataclasses.replace(config, run_dir=str(checkpoint.parent.parent)))
+        refuse_another(config)
     device = best_device(config.trainer.accelerator).where
     refuse_what_cannot_be_shared(config)
     least = config.model
@@ -134,10 +139,6 @@ def train(config: TrainConfig) -> None:
     if config.model.vocab is None and config.model.source != "hf":
         least = dataclasses.replace(least, vocab=config.data.vocab)  # what a tokenizer will have, or nearly so
     precision, why = precision_of(config, least, device)
-    checkpoint = to_resume(config, console)
-    if checkpoint is not None:
-        config = dataclasses.replace(config, run_dir=str(checkpoint.parent.parent))
-        refuse_another(config)
     pretrained = Path(str(config.model.path)) if config.model.source == "hf" else None
     tokenizer = load_tokenizer(pretrained) if pretrained else None
     corpus = prepare(config.data, tokenizer, seed=config.seed)
@@ -146,7 +147,7 @@ def train(config: TrainConfig) -> None:
     if checkpoint is not None:
         refuse_other_tokens(checkpoint, corpus.tokenizer)
     for line in corpus.description:
-        console.print(line, markup=False, highlight=False)
+        say(console, line)
     seed_everything(config.seed, verbose=False)
     model = adapt(fresh_or_loaded(config, corpus, DTYPES[precision]), config.adapter)
     if rank() > 0:
@@ -162,7 +163,7 @@ def train(config: TrainConfig) -> None:
             remove(run_dir / TIME_IS_UP)
             with followers(config, checkpoint, train):
                 module, outcome, stopped = fit(config, model, corpus, run_dir, checkpoint, console, tracker)
-            how = f"go on with: {call('train')} trainer.resume={shlex.quote(str(run_dir))}"
+            how = f"go on with: {call('train')} {shlex.quote(f'trainer.resume={run_dir}')}"
             if stopped is not None:
                 raise Stopped(stopped, f"stopped after step {outcome.steps}; {how}")
             if outcome.ended_by == TIME:
@@ -234,7 +235,8 @@ def finish(
         say(console, f"\n{sample}\n")
     say(console, lesson_of(run_dir))
     point_latest(run_dir, console)
-    say(console, f"text     {call('generate')} checkpoint={run_dir} prompt={prompt!r}")
+    checkpoint = shlex.quote(f"checkpoint={run_dir}")
+    say(console, f"text     {call('generate')} {checkpoint} prompt={shlex.quote(prompt)}")
 
 
 def lesson_of(run_dir: Path) -> str:

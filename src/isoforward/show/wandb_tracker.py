@@ -144,7 +144,10 @@ def to_stderr(line: str) -> None:
 
 
 def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+    first, *more = str(error).strip().splitlines() or [type(error).__name__]
+    if "validation error" in first and len(more) > 1:  # of W&B's settings, which the environment sets
+        first = f"WANDB_{more[0].strip().upper()}: {more[1].strip().partition(' [')[0]}"
+    return first[:160]
 
 
 def open_tracker(

@@ -199,7 +199,10 @@ def refuse_another(config: TrainConfig) -> None:
     if unlike := [
         f"{key}={now.get(key)} (began with {began.get(key)})" for key in keys if began.get(key) != now.get(key)
     ]:
-        raise BadInput(f"{config.run_dir} is a run of another configuration: {', '.join(unlike)}")
+        raise BadInput(
+            f"{config.run_dir} is a run of another configuration: {', '.join(unlike)}; "
+            "with no key but trainer.resume it goes on as it began"
+        )
 
 
 class Plain(yaml.SafeLoader):  # type: ignore[misc]
