@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def data_of(page: str) -> dict[str, Any]:
     return json.loads(found[1])  # type: ignore[no-any-return]
 
 
-def as_the_page_has_them(model: GPT, packed: dict[str, Any]) -> GPT:
+def as_the_page_has_them(model: GPT, packed: Mapping[str, Any]) -> GPT:
     """The weights read back by another reader of the format than the page's."""
     data, at = zlib.decompress(base64.b64decode(packed["weights"]["data"])), 0
     with torch.no_grad():

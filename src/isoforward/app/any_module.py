@@ -44,10 +44,10 @@ NAME = "compare_phases"
 @torch.enable_grad()  # whatever the caller has switched off: a step needs gradients
 def compare_phases(
     model: nn.Module,
-    batch: Any,
+    batch: object,
     *,
     optimizer: Optimizer | None = None,
-    loss: Callable[[Any, Any], Tensor] | None = None,
+    loss: Callable[..., Tensor] | None = None,
     precision: float = 0.03,
     budget: float = 20.0,
     repeats: int | None = None,
@@ -68,8 +68,8 @@ def compare_phases(
     """
     plan = MeasureConfig(precision=precision, budget=budget, repeats=repeats, warmup=warmup)
     pair_given = isinstance(batch, tuple | list) and len(batch) == 2
-    inputs, targets = batch if pair_given else (batch, batch)
-    rate: Callable[[Any, Any], Tensor] = loss or (next_token_loss if pair_given else loss_of_the_model)
+    inputs, targets = batch if isinstance(batch, tuple | list) and len(batch) == 2 else (batch, batch)
+    rate: Callable[..., Tensor] = loss or (next_token_loss if pair_given else loss_of_the_model)
     master, updater = copy.deepcopy((Called(model), optimizer))
     updater = updater or AdamW(master.parameters())
     if isinstance(updater, LBFGS):
@@ -85,7 +85,7 @@ def compare_phases(
         "batch": len(first) if first.dim() else 1,
     }
 
-    def criterion(output: Any, targets: Any) -> Tensor:
+    def criterion(output: object, targets: object) -> Tensor:
         return rate(getattr(output, "logits", output) if pair_given else output, targets)
 
     def step(phase: steps.Phase = steps.unmeasured) -> None:
@@ -125,20 +125,20 @@ class Called(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, inputs: Any) -> Any:
+    def forward(self, inputs: Any) -> object:
         if isinstance(inputs, Mapping):
             return self.model(**inputs)
         return self.model(*inputs) if type(inputs) in (tuple, list) else self.model(inputs)
 
 
-def as_mapping(inputs: Any) -> Any:
+def as_mapping(inputs: object) -> object:
     """A dataclass or another object by its fields, for whoever looks for tensors in it."""
     if isinstance(inputs, Mapping):
         return dict(inputs)
     return inputs if isinstance(inputs, Tensor | tuple | list) else getattr(inputs, "__dict__", inputs)
 
 
-def loss_of_the_model(output: Any, batch: object) -> Tensor:
+def loss_of_the_model(output: object, batch: object) -> Tensor:
     found = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
     if not isinstance(found, Tensor):
         raise BadInput("the model gives no loss of its own for this batch; pass loss=, or (inputs, targets)")
@@ -146,7 +146,7 @@ def loss_of_the_model(output: Any, batch: object) -> Tensor:
 
 
 def refuse_what_cannot_be_trained(
-    model: nn.Module, inputs: Any, targets: Any, criterion: Callable[[Any, Any], Tensor]
+    model: nn.Module, inputs: object, targets: object, criterion: Callable[..., Tensor]
 ) -> None:
     found = criterion(model(inputs), targets)
     if not isinstance(found, Tensor) or found.numel() != 1:

@@ -16,7 +16,7 @@ from functools import cache
 from importlib.metadata import version
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -162,8 +162,13 @@ def explain(error: Exception, schema: type) -> BadInput:
     return BadInput(first)
 
 
+class Claimed(Protocol):
+    @property
+    def run_dir(self) -> str: ...
+
+
 @contextmanager
-def claim(config: Any, *, resuming: bool = False) -> Iterator[Path]:
+def claim(config: Claimed, *, resuming: bool = False) -> Iterator[Path]:
     """The run's directory, this process' alone while it runs, with the resolved config in it; marked once all is done.
 
     A directory that holds a run is taken only to go on with it. One refused before it wrote anything is free again.
@@ -218,7 +223,9 @@ def lock(directory: Path) -> Iterator[None]:
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 
 
-def run(main: Callable[[Any], None], schema: type, argv: list[str] | None = None, *, script: Path | None = None) -> int:
+def run(
+    main: Callable[[Config], None], schema: type[Config], argv: list[str] | None = None, *, script: Path | None = None
+) -> int:
     """Runs `main` on the config that `argv` describes; gives the exit code.
 
     The command is named, and explained, by the file that `main` is of, unless `script` is given.
@@ -249,12 +256,13 @@ def run(main: Callable[[Any], None], schema: type, argv: list[str] | None = None
     for line in filter(None, (forget_stray_ranks(), follow_quota())):
         print(line, file=sys.stderr)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    config_name = register(script, schema)
+    shape: type = schema
+    config_name = register(script, shape)
 
     codes, here = [0], os.getpid()
 
     def task(raw: DictConfig) -> None:
-        job: Any = HydraConfig.get()
+        job = HydraConfig.get()
         sys.argv = [program, *as_typed]  # which rows record, without our quotes
         try:
             built: Any = typed(raw, schema)
@@ -344,10 +352,10 @@ def forget_stray_ranks() -> str | None:
     return f"{', '.join(stray)}: not set by torchrun, so not heeded" if stray else None
 
 
-def refuse_what_is_not_here(config: Any) -> None:
+def refuse_what_is_not_here(config: object) -> None:
     """Before any work starts."""
-    if getattr(config, "hardware", "here") != "here":
-        lookup(config.hardware)
+    if (hardware := getattr(config, "hardware", "here")) != "here":
+        lookup(hardware)
     if getattr(config, "compile", False):
         from isoforward.base.device import best_device  # and torch with it, which follows the quota
 

@@ -42,6 +42,8 @@ class Tracked(Protocol):
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[object]]]
 
     @property
+    def run_dir(self) -> str: ...
+    @property
     def tracking(self) -> TrackingConfig: ...
 
 

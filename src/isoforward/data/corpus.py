@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -81,7 +81,17 @@ def prepare(config: DataConfig, tokenizer: Tokenizer | None = None, *, seed: int
     return corpus
 
 
-class Tokens(np.memmap[Any, np.dtype[np.unsignedinteger[Any]]]):
+class Text(TypedDict):
+    """The whole of a corpus, as corpus.json has it."""
+
+    sha256: str
+    documents: int
+    empty: int
+    characters: int
+    bytes: int
+
+
+class Tokens(np.memmap[tuple[int], np.dtype[np.uint16 | np.uint32]]):
     """A worker process opens the file again, where a plain memmap would be copied into it."""
 
     def __reduce__(self) -> str | tuple[object, ...]:
@@ -119,7 +129,7 @@ def _cached(source: Source, config: DataConfig, tokenizer: Tokenizer | None) -> 
     return _open(kept / name, source, read)
 
 
-def _told(text: dict[str, object], files: Sequence[str]) -> list[str]:
+def _told(text: Text, files: Sequence[str]) -> list[str]:
     empty = f", {text['empty']:,} without text passed over" if text["empty"] else ""
     documents = f"{text['documents']:,} document{'s'[: text['documents'] != 1]}{empty}"
     of = f"{documents}, {text['characters']:,} characters, {text['bytes']:,} bytes"
@@ -130,7 +140,7 @@ def _cache_dir(config: DataConfig) -> Path:
     return cache_directory() if config.cache_dir is None else Path(config.cache_dir).expanduser()
 
 
-def _survey(source: Source, share: float) -> tuple[dict[str, object], Split]:
+def _survey(source: Source, share: float) -> tuple[Text, Split]:
     """What the text is, and which of it is held out: the documents that the source declares, else those whose own
     hash falls below `share`, else, where they are so few that this misses `share` by a factor of two, the tail.
     """
@@ -155,8 +165,13 @@ def _survey(source: Source, share: float) -> tuple[dict[str, object], Split]:
             documents += 1
             characters += length
         document, length, one = document + 1, 0, hashlib.sha256()
-    text = {"sha256": whole.hexdigest(), "documents": documents, "characters": characters}
-    text |= {"bytes": text_bytes, "empty": document - documents}
+    text: Text = {
+        "sha256": whole.hexdigest(),
+        "documents": documents,
+        "characters": characters,
+        "bytes": text_bytes,
+        "empty": document - documents,
+    }
     if not characters:
         raise BadInput(f"{source.name}: {document} documents hold no text, 0 characters")
     if source.held_out is not None:
@@ -234,7 +249,7 @@ def _alone(directory: Path) -> Iterator[None]:
         yield
 
 
-def _write(directory: Path, source: Source, split: Split, text: dict[str, Any], tokenizer: Tokenizer) -> None:
+def _write(directory: Path, source: Source, split: Split, text: Text, tokenizer: Tokenizer) -> None:
     """corpus.json comes last: without it nothing here counts but the shards, which a killed run leaves to the next."""
     remove_partials(directory)
     dtype = _dtype(tokenizer)

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO, cast
 
 from isoforward.base.errors import BadInput
 from isoforward.data import tables
@@ -107,8 +107,8 @@ class TextFile:
                 separators = "\t" if self.format == "tsv" else tables.SEPARATORS
                 yield from tables.csv_values(blocks, column, separators=separators)
 
-    def opened(self) -> Any:
-        return OPENERS[self.compression](self.path, "rb")
+    def opened(self) -> BinaryIO:
+        return cast(BinaryIO, OPENERS[self.compression](self.path, "rb"))
 
 
 @dataclass(kw_only=True)

@@ -11,7 +11,7 @@ from functools import cache
 from html import unescape
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from isoforward.base.config import DataConfig
 from isoforward.base.errors import BadInput
@@ -19,6 +19,9 @@ from isoforward.base.storage import sha256_of
 from isoforward.data.files import found
 from isoforward.data.tables import ROWS, scalars
 from isoforward.data.text import NotText, Pieces, cleaned, pieces
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 HELD_OUT_PLAYS = (  # one of each genre, 13 % of the text
     "comedies/the-comedy-of-errors",
@@ -131,7 +134,7 @@ def hub(config: DataConfig) -> Source:
     )
 
 
-def _splits(named: str) -> Mapping[str, Any]:
+def _splits(named: str) -> Mapping[str, Dataset]:
     from datasets import load_dataset, load_from_disk
 
     directory = Path(named).expanduser()

@@ -13,7 +13,6 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -107,7 +106,7 @@ def joined(config: ModelConfig, path: str, layer: AdaptedLinear) -> tuple[Tensor
     return a, torch.cat(a_head_each(config, b.t()), dim=-1).t() if path.endswith("qkv") else b
 
 
-def read_manifest(directory: Path) -> dict[str, Any]:
+def read_manifest(directory: Path) -> dict[str, object]:
     path = directory / "manifest.json"
     if not path.is_file():
         raise BadInput(f"lora={directory} holds no adapter of python train.py adapter=lora (no manifest.json)")
@@ -132,7 +131,9 @@ def add_adapter(model: GPT, directory: Path) -> GPT:
     """In place, beside a frozen base. Integrity where it was trained beside other weights."""
     manifest = read_manifest(directory)
     about = manifest["adapter"]
-    if isinstance(about, dict) and about.get("base") == "int8":
+    if not isinstance(about, dict):
+        raise Integrity(f"{directory / 'manifest.json'} has no settings of an adapter")
+    if about.get("base") == "int8":
         hold_in_int8(model)
     if (there := fingerprint(without_adapter(model))) != manifest.get("base"):
         raise Integrity(

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 import torch
 from safetensors import SafetensorError
@@ -110,6 +110,19 @@ def allocate(model: GPT, dtype: torch.dtype, device: torch.device | str) -> None
         model.unembedding.weight = model.embedding.weight
 
 
+class Manifest(TypedDict):
+    """What manifest.json says, beside the digest of all this."""
+
+    format: int
+    isoforward: str
+    model: dict[str, object]
+    dtype: str
+    parameters: int
+    fingerprint: str
+    files: dict[str, str]
+    about: dict[str, object]
+
+
 def export(
     model: GPT, directory: Path, *, tokenizer: Tokenizer | None, about: Mapping[str, object] | None = None
 ) -> Path:
@@ -127,7 +140,7 @@ def export(
         shutil.copymode(stage / "config.json", stage / "model.safetensors")  # safetensors lets none but its writer read
         if tokenizer is not None:
             tokenizer.save(stage / "tokenizer.json", context=model.config.context)
-        manifest = {
+        manifest: Manifest = {
             "format": FORMAT,
             "isoforward": __version__,
             "model": described(model.config),
@@ -142,9 +155,13 @@ def export(
     return directory
 
 
-def weights_section(model: GPT, manifest: Mapping[str, Any]) -> str:
-    facts = {name: manifest[name] for name in ("parameters", "dtype", "fingerprint")}
-    return about_weights(model.config, **facts)
+def weights_section(model: GPT, manifest: Manifest) -> str:
+    return about_weights(
+        model.config,
+        parameters=manifest["parameters"],
+        dtype=manifest["dtype"],
+        fingerprint=manifest["fingerprint"],
+    )
 
 
 def must_fit(tokenizer: Tokenizer, config: ModelConfig) -> None:
@@ -361,7 +378,7 @@ def hub_hint(path: str | Path) -> str:
     )
 
 
-def read_manifest(directory: Path, verify: bool = False) -> dict[str, Any] | None:
+def read_manifest(directory: Path, verify: bool = False) -> Manifest | None:
     """What an export says of itself, or None where nothing does; `verify` compares its files with their digests."""
     path = directory / "manifest.json"
     if not path.is_file():
@@ -381,7 +398,7 @@ def read_manifest(directory: Path, verify: bool = False) -> dict[str, Any] | Non
             raise Integrity(f"{directory}: {shown(name)} is missing, there or in manifest.json")
         if verify and sha256_of(directory / name) != files[name]:
             raise Integrity(f"{directory / name} was damaged or changed: it is not what manifest.json says")
-    return manifest
+    return cast(Manifest, manifest)  # which its own digest vouches for
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -5,18 +5,36 @@ A question whose rows are not there, or not the only ones of their kind, is left
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TypedDict
 
 from isoforward.base.results import Results, Row, select
 from isoforward.base.vocabulary import TRAINING
 from isoforward.show.compare import cache_curve, memory_ledger
 
-Answer = dict[str, Any]
+
+class Answer(TypedDict):
+    """Of one question. `at` is where it was measured; `low` and `high` are there with an interval."""
+
+    name: str
+    unit: str
+    value: float
+    low: float | None
+    high: float | None
+    interval: str | None
+    provenance: str
+    at: Mapping[str, int | None]
 
 
-def measured(results: Results | None) -> dict[str, Any]:
-    """`questions`, `lanes` (seconds by life and phase), `memory` (peaks, bytes), `machine`, and the run's `doubts`."""
+class Measured(TypedDict):
+    questions: list[Answer]
+    lanes: dict[str, dict[str, float]] | None  # seconds by life and phase
+    memory: dict[str, float] | None  # peaks, bytes
+    machine: str
+    doubts: list[str]
+
+
+def measured(results: Results | None) -> Measured:
     if results is None:
         return {"questions": [], "lanes": None, "memory": None, "machine": "", "doubts": []}
     return {
@@ -88,7 +106,7 @@ def compared(
     *,
     unit: str = "x",
     tokens: float | None = 1.0,
-    at: Answer | None = None,
+    at: Mapping[str, int | None] | None = None,
 ) -> Answer | None:
     """A ratio of times with its interval, of one token of the second, which takes `tokens` at a time."""
     if first is None or second is None or not tokens or not (first.samples and second.samples):
@@ -107,13 +125,26 @@ def compared(
 
 
 def quotient(
-    name: str, first: float | None, second: float | None, provenance: str, at: Answer | None = None, unit: str = "x"
+    name: str,
+    first: float | None,
+    second: float | None,
+    provenance: str,
+    at: Mapping[str, int | None] | None = None,
+    unit: str = "x",
 ) -> Answer | None:
     """Of two single numbers, so that there is no interval."""
     if not first or not second:
         return None
-    whole: Answer = {"name": name, "unit": unit, "value": first / second, "low": None, "high": None}
-    return whole | {"interval": None, "provenance": provenance, "at": at or {}}
+    return {
+        "name": name,
+        "unit": unit,
+        "value": first / second,
+        "low": None,
+        "high": None,
+        "interval": None,
+        "provenance": provenance,
+        "at": at or {},
+    }
 
 
 def share(name: str, part: float | None, whole: float | None) -> Answer | None:

@@ -6,7 +6,7 @@ import base64
 import json
 import zlib
 from collections.abc import Mapping
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +20,19 @@ from isoforward.model.gpt import GPT
 LARGEST_HALF = 65504.0
 
 
-def packed_model(model: GPT, bits: int) -> dict[str, Any]:
-    """`config`, and `weights`: matrices in `bits`, vectors in fp32, deflated. weights.js is the way back."""
+class Weights(TypedDict):
+    tensors: list[dict[str, object]]  # name, shape and bits of each
+    data: str  # of one after the other, deflated, in base64
+
+
+class PackedModel(TypedDict):
+    config: dict[str, object]
+    weights: Weights
+    bits: int
+
+
+def packed_model(model: GPT, bits: int) -> PackedModel:
+    """`weights`: matrices in `bits`, vectors in fp32, deflated. weights.js is the way back."""
     c = model.config
     config = {
         "family": c.family,
@@ -38,7 +49,7 @@ def packed_model(model: GPT, bits: int) -> dict[str, Any]:
         "rope_theta": c.rope_theta,
         "rope_scaling": c.rope_scaling,
     }
-    tensors, parts = [], []
+    tensors, parts = list[dict[str, object]](), list[bytes]()
     for name, parameter in model.named_parameters():
         values = parameter.detach().float().cpu().numpy()
         kept, data = pack(values, bits)
@@ -92,5 +103,6 @@ def packed_tokenizer(tokenizer: Tokenizer) -> dict[str, object]:
     }
 
 
-def is_gpt2_like(before: Mapping[str, Any]) -> bool:
-    return before.get("type") == "ByteLevel" and not before.get("add_prefix_space") and before.get("use_regex", True)
+def is_gpt2_like(before: Mapping[str, object]) -> bool:
+    plain = before.get("type") == "ByteLevel" and not before.get("add_prefix_space")
+    return plain and bool(before.get("use_regex", True))

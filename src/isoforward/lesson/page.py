@@ -12,7 +12,6 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from isoforward.base.errors import BadInput, Refusal
 from isoforward.base.results import Results, read
@@ -101,7 +100,7 @@ def build_page(
     generation: Mapping[str, object] | None = None,
 ) -> str:
     """The page as text. `generation` are the passes of one generation, which the page then shows first."""
-    tokenizer = refuse_unpackable(module)
+    tokenizer, text = refuse_unpackable(module), json.loads((HERE / "text.json").read_text("utf-8"))
     told = {
         "name": name,
         "tokenizer": tokenizer,
@@ -109,10 +108,10 @@ def build_page(
         "prompt": generation["prompt"] if generation else first_known(module, PROMPTS),
         "sentence": first_known(module, SENTENCES),
         "generation": generation,
-        "text": json.loads((HERE / "text.json").read_text("utf-8")),
+        "text": text,
     }
     for bits in BITS:
-        page = filled(told | {"model": packed_model(module.model, bits)})
+        page = filled(told | {"model": packed_model(module.model, bits)}, [*text["noscript"].values()])
         if len(page.encode()) <= LIMIT:
             return page
     raise too_large(len(page.encode()))
@@ -127,13 +126,13 @@ def refuse_unpackable(module: InferenceModule) -> dict[str, object]:
     return tokenizer
 
 
-def filled(told: Mapping[str, Any]) -> str:
+def filled(told: Mapping[str, object], noscript: Sequence[str]) -> str:
     script = "\n".join((HERE / path).read_text("utf-8") for path in SCRIPTS)
     data = json.dumps(told, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c").replace("\u2028", "\\u2028")
     parts = {
         "hash": f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
         "style": (HERE / "style.css").read_text("utf-8").strip(),
-        "noscript": " ".join(told["text"]["noscript"].values()),
+        "noscript": " ".join(noscript),
         "data": data,
         "script": script,
     }

@@ -7,11 +7,11 @@ fused kernel's either way, to the bit: it is what both lives share.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction, FunctionCtx
 
 
 def attend_plainly(
@@ -36,7 +36,7 @@ def attend_plainly(
 
 class PlainBackward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """(B, H, T, D) thrice to (B, H, T, D)"""
         y, norms = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, True)
         ctx.save_for_backward(q, k, v, y, norms)  # norms (B, H, T): the log of each row's sum of exponentials
@@ -44,9 +44,9 @@ class PlainBackward(torch.autograd.Function):
         return result
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: BackwardCFunction, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """FlashAttention (Dao 2022, appendix B.2), over the whole square of one sequence at a time."""
-        q, k, v, y, norms = ctx.saved_tensors
+        q, k, v, y, norms = list(ctx.saved_tensors)
         scale = 1 / math.sqrt(q.shape[-1])
         of_q, of_k, of_v = (torch.empty_like(each) for each in (q, k, v))
         for n in range(len(q)):

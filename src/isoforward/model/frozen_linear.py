@@ -6,11 +6,10 @@ anew in the forward and in the backward: made once and kept, they would take the
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction, FunctionCtx
 
 from isoforward.model.gpt import Linear
 
@@ -56,11 +55,11 @@ class Int8Product(torch.autograd.Function):
     """F.linear, whose backward keeps the codes and passes a gradient to x alone."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: FunctionCtx, x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(codes, scales)
         return F.linear(x, decoded(codes, scales, x.dtype), None if bias is None else bias.to(x.dtype))
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        codes, scales = ctx.saved_tensors
+    def backward(ctx: BackwardCFunction, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        codes, scales = list(ctx.saved_tensors)
         return gradient @ decoded(codes, scales, gradient.dtype), None, None, None

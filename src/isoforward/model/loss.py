@@ -7,10 +7,10 @@ slices it holds none of them, and on a CPU a slice stays in the cache.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction, FunctionCtx
 
 from isoforward.base.errors import BadInput
 
@@ -36,7 +36,7 @@ def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 class SlicedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, logits: Tensor, targets: Tensor) -> Tensor:
         """logits (N, V), targets (N,) to (). Backward needs both, and the log of each row's sum of exponentials."""
         norms = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
         total, count = norms.new_zeros(()), norms.new_zeros(())
@@ -50,9 +50,9 @@ class SlicedCrossEntropy(torch.autograd.Function):
         return total / count
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: BackwardCFunction, gradient: Tensor) -> tuple[Tensor, None]:
         """The softmax, less one at the target, over N; nothing where the target is left out."""
-        logits, targets, norms, count = ctx.saved_tensors
+        logits, targets, norms, count = list(ctx.saved_tensors)
         gradients = torch.empty_like(logits)
         share = gradient / count
         for part, target, norm, out in slices(logits, targets, norms, gradients):

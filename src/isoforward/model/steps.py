@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -41,12 +41,12 @@ def unmeasured(name: str) -> AbstractContextManager[object]:
 def train_step(
     model: nn.Module,
     optimizer: Optimizer,
-    tokens: Any,
-    targets: Any,
+    tokens: object,
+    targets: object,
     *,
     accumulate: int = 1,
     clip: float | None = None,
-    criterion: Callable[[Tensor, Tensor], Tensor] = next_token_loss,
+    criterion: Callable[..., Tensor] = next_token_loss,
     backward: Callable[[Tensor], object] = Tensor.backward,
     synchronise: Callable[[nn.Module], object] | None = None,
     phase: Phase = unmeasured,
@@ -79,8 +79,11 @@ def train_step(
     return sum(losses, torch.zeros_like(losses[0])), norm
 
 
-def micro_batches(batch: Any, count: int) -> Sequence[Any]:
-    return (batch,) if count == 1 else batch.chunk(count)
+def micro_batches(batch: object, count: int) -> Sequence[object]:
+    if count == 1:
+        return (batch,)
+    assert isinstance(batch, Tensor)
+    return batch.chunk(count)
 
 
 @torch.inference_mode()

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from isoforward.model.cost import UPDATES, Parts
 from isoforward.model.footprint import size_of
 from isoforward.plan.subject import Amount, Serving, Setup
 from isoforward.serve.inference import DTYPES
-from isoforward.serve.transformers_model import WrappedCache, described, settings_of, skeleton
+from isoforward.serve.transformers_model import Wrapped, WrappedCache, described, settings_of, skeleton
 
 HELD = {"parameters": "weights", "buffers": "weights", "gradients": "gradients"}
 OPTIMIZERS = {name: update.states for name, update in UPDATES.items() if name != "muon"}  # numbers a parameter
@@ -56,7 +56,7 @@ class Counted:
         self.context = self.model.context
 
     @cached_property
-    def skeleton(self) -> Any:
+    def skeleton(self) -> Wrapped:
         return skeleton(self.directory)
 
     @property
@@ -141,7 +141,7 @@ class Counted:
         counter = FlopCounter(scope := Scope({}))
         try:
             with fused_attention(), torch.inference_mode():
-                room: Any = WrappedCache(wrapped)
+                room = WrappedCache(wrapped)
                 watch = Watch(wrapped, tokens.device)
                 watch.name("weights", (*wrapped.parameters(), *wrapped.buffers()))
 

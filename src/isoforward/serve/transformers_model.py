@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +21,11 @@ from isoforward.base.config import ModelConfig
 from isoforward.base.errors import BadInput, Integrity
 from isoforward.base.vocabulary import Condition
 from isoforward.formats.untrusted import read_json, shown
+
+if TYPE_CHECKING:
+    from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
+
+T = TypeVar("T")
 
 CONTEXTS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 UNBOUNDED = 2048  # positions that are measured of a model that has no last one, as with ALiBi
@@ -29,7 +36,7 @@ class Wrapped(nn.Module):
     the last position alone, as `generate` asks, and `head` has nothing left to do.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
         narrow = "logits_to_keep" in inspect.signature(model.forward).parameters
@@ -64,7 +71,7 @@ class WrappedCache:
 
     def __init__(self, model: Wrapped) -> None:
         self.model = model
-        self.pasts: dict[int, Any] = {}
+        self.pasts: dict[int, DynamicCache] = {}
         self.rewind(0)
 
     @property
@@ -79,7 +86,7 @@ class WrappedCache:
         self.held.layers = [copy.copy(layer) for layer in past.layers]
 
     @torch.inference_mode()
-    def past(self, length: int) -> object:
+    def past(self, length: int) -> DynamicCache:
         from transformers import DynamicCache
 
         cache = DynamicCache(config=self.model.model.config)
@@ -89,18 +96,19 @@ class WrappedCache:
         return cache
 
 
-def quiet_transformers() -> Any:
+def quiet_transformers() -> ModuleType:
     """The library, without its progress bars and advice."""
     if find_spec("transformers") is None:
         raise BadInput("model=transformers needs Transformers: pip install isoforward[hf]")
     import transformers
 
+    library: ModuleType = transformers
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    return transformers
+    return library
 
 
-def settings_of(directory: Path) -> Any:
+def settings_of(directory: Path) -> PretrainedConfig:
     """Transformers' config of a directory; BadInput names a model_type that this Transformers does not know."""
     path = directory / "config.json"
     if not path.is_file():
@@ -116,7 +124,7 @@ def settings_of(directory: Path) -> Any:
     return opened(path, lambda: transformers.AutoConfig.from_pretrained(directory, trust_remote_code=False))
 
 
-def opened(path: Path, open_it: Any) -> Any:
+def opened(path: Path, open_it: Callable[[], T]) -> T:
     from huggingface_hub.errors import StrictDataclassError  # of sizes that contradict
 
     refused = (OSError, ValueError, ImportError, RuntimeError, TypeError, KeyError, AttributeError)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 from isoforward.base.errors import BadInput
@@ -10,7 +11,7 @@ from isoforward.base.vocabulary import TRAINING
 from isoforward.show.panels import CHARTS, JOB_TYPES, Chart
 
 
-def designs() -> tuple[Any, Any]:
+def designs() -> tuple[ModuleType, ModuleType]:
     """`wandb_workspaces.workspaces` and `wandb_workspaces.reports.v2`."""
     try:
         import wandb_workspaces.reports.v2 as reports
@@ -111,7 +112,7 @@ def report(entity: str, project: str, experiment: str | None = None) -> object:
     )
 
 
-def answered(reports: Any) -> list[Any]:
+def answered(reports: ModuleType) -> list[object]:
     return [
         reports.MediaBrowser(title="report.html", media_keys=["report"]),
         reports.WeavePanelSummaryTable(table_name="rows"),

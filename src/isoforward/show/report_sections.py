@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 from urllib.parse import quote
 
 from isoforward.base import units
@@ -153,10 +152,10 @@ def pictured(heading: str, chart: Chart | str, doubted: str = "") -> Section:
     )
 
 
-def told(origin: str, doubted: str = "", **more: Any) -> Cell:
+def told(origin: str, doubted: str = "", *, text: str = "", below: str = "", hint: str = "") -> Cell:
     """A number that no single row holds, or several, with where they come from."""
-    hint = printable("; ".join(filter(None, [origin, doubted])))
-    return Cell(**{"text": "", "origin": origin, "hint": hint, "doubt": bool(doubted), **more})
+    hint = hint or printable("; ".join(filter(None, [origin, doubted])))
+    return Cell(text=text, below=below, origin=origin, hint=hint, doubt=bool(doubted))
 
 
 def judged(found: Judgement, origin: str, doubted: str = "") -> Cell:

@@ -14,13 +14,16 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from types import ModuleType, TracebackType
+from typing import TYPE_CHECKING, Any, Self
 
 from isoforward.base.config import TrackingConfig
 from isoforward.base.errors import BadInput, Refusal, StorageFailed
 from isoforward.base.results import Results
 from isoforward.show.panels import CHARTS, COLUMNS, summary, table
+
+if TYPE_CHECKING:
+    from wandb import Run
 
 INIT_TIMEOUT_S = 10.0  # WANDB_INIT_TIMEOUT
 FINISH_TIMEOUT_S = 60.0  # WANDB_FINISH_TIMEOUT
@@ -63,7 +66,7 @@ class Tracker:
 
 
 class WandbTracker(Tracker):
-    def __init__(self, run: Any, job_type: str, say: Say, *, axes: bool = True) -> None:
+    def __init__(self, run: Run, job_type: str, say: Say, *, axes: bool = True) -> None:
         self.run, self.job_type, self.say = run, job_type, say
         self.told: set[str] = set()
         self.run_id = run.id
@@ -252,7 +255,7 @@ def quieten() -> None:
     os.environ.setdefault("WANDB_HTTP_TIMEOUT", "10")  # seconds; tables and artifacts of an online run ask the host
 
 
-def wants_online(wandb: Any, mode: str, say: Say) -> bool:
+def wants_online(wandb: ModuleType, mode: str, say: Say) -> bool:
     if mode == "wandb":
         os.environ["WANDB_MODE"] = "online"
     elif os.environ.get("WANDB_MODE", "online") != "online":
@@ -267,7 +270,9 @@ def wants_online(wandb: Any, mode: str, say: Say) -> bool:
     return bool(key)
 
 
-def online(wandb: Any, about: Mapping[str, Any], wandb_dir: Path, resume_id: str | None, say: Say) -> Any:
+def online(
+    wandb: ModuleType, about: Mapping[str, object], wandb_dir: Path, resume_id: str | None, say: Say
+) -> Run | None:
     """None where the host does not answer, or does not let us in."""
     before = set(wandb_dir.iterdir())
     try:

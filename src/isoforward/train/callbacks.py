@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -104,9 +104,9 @@ class Track(Callback):  # type: ignore[misc]
     def __init__(self, tracker: LiveTracker, config: TrainConfig, module: LitGPT, every: int = 10) -> None:
         self.tracker, self.every, self.hardware = tracker, every, config.hardware
         self.tokens_per_step = config.data.batch * config.data.length
-        shape: dict[str, Any] = {"batch": config.data.batch, "length": config.data.length}
-        model = module.model.config
-        self.flops_per_step = (cost.forward_flops(model, **shape) + cost.backward_flops(model, **shape)).total
+        model, batch, length = module.model.config, config.data.batch, config.data.length
+        forward = cost.forward_flops(model, batch=batch, length=length)
+        self.flops_per_step = (forward + cost.backward_flops(model, batch=batch, length=length)).total
 
     def on_fit_start(self, trainer: Trainer, module: LitGPT) -> None:
         device = device_of(module.device)

@@ -12,7 +12,6 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 import torch
@@ -52,7 +51,7 @@ class LitGPT(LightningModule):  # type: ignore[misc]
         self.waits_s: deque[float] = deque(maxlen=RECENT)  # for the data of those steps
         self.pace = Pace()
         self.loss = torch.tensor(math.nan)  # of the step before
-        self.restored_step = 0
+        self.restored_step: object = 0
         self.begun = False  # a step is done: whatever was restored has proven itself
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -71,13 +70,13 @@ class LitGPT(LightningModule):  # type: ignore[misc]
         about = {"model": asdict(model.config), "precision": model.precision, "adapter": asdict(model.adapter)}
         checkpoint["isoforward"] = about
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, checkpoint: dict[str, object]) -> None:
         self.restored_step = checkpoint["global_step"]
 
     def on_train_start(self) -> None:
         if self.global_step != self.restored_step:
             raise ValueError(f"its state is of step {self.global_step}, and it says {self.restored_step}")
-        optimizer: Any = self.optimizers()
+        optimizer = self.optimizers()
         for parameter, state in optimizer.optimizer.state.items():  # fused updates look no further than the weights
             for name, value in state.items():
                 if isinstance(value, Tensor) and value.shape != (() if name == "step" else parameter.shape):
@@ -88,7 +87,7 @@ class LitGPT(LightningModule):  # type: ignore[misc]
         self.stopwatch, self.pace = Stopwatch(clock), Pace(clock.settle)
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
-        optimizer: Any = self.optimizers()
+        optimizer = self.optimizers()
         step = self.global_step
         torch.manual_seed(int(np.random.Philox(key=[self.seed, step << 16 | self.global_rank]).random_raw() >> 1))
         set_learning_rate(optimizer.optimizer, learning_rate(step, self.optim, self.plan.max_steps))
