@@ -10,11 +10,8 @@ from typing import Any
 
 import pytest
 
-from isoforward.base.config import ModelConfig
 from isoforward.base.datasheets import TABLE, Hardware, load, lookup, recognise, save
 from isoforward.base.errors import BadInput, Integrity
-from isoforward.measure.case import Case
-from isoforward.measure.roofline import peak_rows
 
 MINE = Hardware(
     name="two cores",
@@ -122,12 +119,6 @@ def test_a_hardware_file_is_taken_like_a_name(tmp_path: Path) -> None:
     path = tmp_path / "here.json"
     save(path, MINE)
     assert lookup(str(path)) == MINE
-
-
-def test_the_hardware_that_is_asked_for_gives_the_peaks_that_rates_are_held_against(tmp_path: Path) -> None:
-    save(tmp_path / "mine.json", MINE)
-    case = Case(experiment="phase_costs", model=ModelConfig(vocab=96), hardware=str(tmp_path / "mine.json"))
-    assert {row.quantity: row.value for row in peak_rows(case, {})} == {"peak_flops": 1.1e11, "peak_bandwidth": 1.2e10}
 
 
 def test_a_file_that_is_not_there_is_named() -> None:

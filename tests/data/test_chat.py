@@ -57,6 +57,21 @@ def test_a_chat_has_the_text_and_the_ids_that_transformers_gives(template: str, 
     assert Tokenizer.load(tmp_path / "tokenizer.json").chat_template == template
 
 
+def test_json_in_a_template_takes_the_separators_order_and_indent_that_transformers_takes(tmp_path: Path) -> None:
+    """As Qwen's and Mistral's templates write tools, say."""
+    transformers = pytest.importorskip("transformers")
+    template = (
+        "{{ messages | tojson(separators=(',', ':')) }}{{ messages[0] | tojson(indent=1, sort_keys=true) }}"
+        "{{ messages[-1].content | tojson(ensure_ascii=true) }}"
+    )
+    ours = chatty(template)
+    ours.save(tmp_path / "tokenizer.json")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    text = chat_text(ours, MESSAGES)
+    assert text == theirs.apply_chat_template(MESSAGES, tokenize=False)
+    assert text.startswith('[{"role":"system","content":"Speak <like> a king."},{')
+
+
 def test_of_several_templates_the_default_is_taken() -> None:
     tokenizer = chatty(None)
     tokenizer.chat_template = [{"name": "tools", "template": "b"}, {"name": "default", "template": "a"}]

@@ -8,18 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from experiments.predict import Predict, main
 from experiments.scaling import AXES, scaled, slopes
 from isoforward.app.command_line import run
-from isoforward.base.config import MeasureConfig, ModelConfig, OptimConfig
+from isoforward.base.config import MeasureConfig, ModelConfig
 from isoforward.base.datasheets import TABLE
 from isoforward.base.errors import Integrity
 from isoforward.base.results import read, select
 from isoforward.base.statistics import summarise
 from isoforward.measure.case import Case
-from isoforward.measure.operators import Operator, Work, deepened, record_training
+from isoforward.measure.operators import Operator, Work
 from isoforward.model import cost
 from isoforward.plan.calibration import beyond
 from isoforward.plan.forecast import HELD_OUT, Beyond, Calibrated, Curve, averaging_s, forecaster, predicted, works_of
@@ -43,23 +42,6 @@ def test_the_recorded_products_are_those_of_the_formulas(family: str) -> None:
     backward = cost.backward_flops(case.model, batch=2, length=16, convention="hardware")  # a fused attention's
     assert products(works["backward"]) == backward.total
     assert products(works["decode"]) == cost.decode_flops(case.model, batch=1, cached=12).total
-
-
-def test_layers_that_are_reckoned_are_those_that_would_be_recorded() -> None:
-    one, two, four = (
-        record_training(
-            dataclasses.replace(SMALL, layers=n), batch=2, length=16, dtype=torch.bfloat16, optim=OptimConfig()
-        ).works()
-        for n in (1, 2, 4)
-    )
-    reckoned = deepened(one, two, 4)
-    for phase in ("forward", "loss", "backward"):
-        assert reckoned[phase] == four[phase]
-    moved = {
-        phase: sum(count * one.work for one, count in of["optimizer"].counts.items())
-        for phase, of in (("reckoned", reckoned), ("recorded", four))
-    }
-    assert moved["reckoned"] == pytest.approx(moved["recorded"], rel=1e-3)
 
 
 def test_a_curve_gives_back_a_planted_law_between_its_points() -> None:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -125,10 +124,10 @@ class Called(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, inputs: Any) -> object:
+    def forward(self, inputs: object) -> object:
         if isinstance(inputs, Mapping):
             return self.model(**inputs)
-        return self.model(*inputs) if type(inputs) in (tuple, list) else self.model(inputs)
+        return self.model(*inputs) if type(inputs) is tuple or type(inputs) is list else self.model(inputs)
 
 
 def as_mapping(inputs: object) -> object:

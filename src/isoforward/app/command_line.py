@@ -16,7 +16,7 @@ from functools import cache
 from importlib.metadata import version
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -162,13 +162,8 @@ def explain(error: Exception, schema: type) -> BadInput:
     return BadInput(first)
 
 
-class Claimed(Protocol):
-    @property
-    def run_dir(self) -> str: ...
-
-
 @contextmanager
-def claim(config: Claimed, *, resuming: bool = False) -> Iterator[Path]:
+def claim(config: sweeps.InDirectory, *, resuming: bool = False) -> Iterator[Path]:
     """The run's directory, this process' alone while it runs, with the resolved config in it; marked once all is done.
 
     A directory that holds a run is taken only to go on with it. One refused before it wrote anything is free again.

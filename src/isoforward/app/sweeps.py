@@ -11,14 +11,25 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Protocol, TypeVar
 
+from isoforward.base.config import TrainConfig
 from isoforward.base.errors import Refusal, StorageFailed
 from isoforward.base.locks import is_locked
 from isoforward.base.storage import DONE, sha256_of, write_atomically
 from isoforward.base.subprocesses import Failed, run_isolated
 
 COMMAND = ".command"  # in the directory of a sweep: the overrides it was started with
+
+
+class InDirectory(Protocol):
+    """The config of a command that writes into a directory of its own."""
+
+    @property
+    def run_dir(self) -> str: ...
+
+
+Config = TypeVar("Config", bound=InDirectory)
 
 
 def directory_for(name: str, overrides: Sequence[str], runs: Path = Path("runs")) -> Path:
@@ -39,14 +50,14 @@ def finish(sweep: Path) -> None:
     write_atomically(sweep / DONE, lambda file: file.write(b""))
 
 
-def run_case(main: Callable[[Any], None], config: Any, script: Path, overrides: Sequence[str]) -> tuple[int, str]:
+def run_case(main: Callable[[Config], None], config: Config, script: Path, overrides: Sequence[str]) -> tuple[int, str]:
     """The exit code of one case, and why where it is not 0."""
     directory = Path(config.run_dir)
     if (directory / DONE).is_file() and (directory / DONE).read_text() == sha256_of(directory / "config.yaml"):
         print(f"{directory} is done already: left as it is")
         return 0, ""
     if (directory / "config.yaml").exists():
-        if hasattr(config, "trainer") and any(directory.glob("checkpoints/*.ckpt")):
+        if isinstance(config, TrainConfig) and any(directory.glob("checkpoints/*.ckpt")):
             config = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, resume=str(directory)))
         else:
             set_aside(directory)
@@ -59,12 +70,12 @@ def run_case(main: Callable[[Any], None], config: Any, script: Path, overrides: 
     return 1, failed(config, outcome.reason, overrides)
 
 
-def failed(config: Any, reason: str, overrides: Sequence[str]) -> str:
+def failed(config: InDirectory, reason: str, overrides: Sequence[str]) -> str:
     from isoforward.base.results import Row, write  # loads numpy, which a mistake in a command need not wait for
 
     row = Row(
         experiment="sweep",
-        life="training" if hasattr(config, "trainer") else "inference",
+        life="training" if isinstance(config, TrainConfig) else "inference",
         phase="run",
         quantity="time",
         per="run",
@@ -85,7 +96,7 @@ def set_aside(directory: Path) -> None:
         raise StorageFailed(f"{directory} could not be set aside: {error.strerror}") from error
 
 
-def run_here(main: Callable[[object], None], config: object, script: Path, arguments: list[str]) -> tuple[int, str]:
+def run_here(main: Callable[[Config], None], config: Config, script: Path, arguments: list[str]) -> tuple[int, str]:
     """In the process of the case: its exit code, and why where it is not 0."""
     sys.argv = arguments
     sys.path.insert(0, str(script.parent))  # under a launcher, too, questions find each other by name

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
@@ -234,7 +233,7 @@ def one_or_all(ends: Sequence[int]) -> int | list[int] | None:
     return list(ends) if len(ends) > 1 else next(iter(ends), None)
 
 
-def _chat_template(path: Path, beside: Mapping[str, Any]) -> str | list[dict[str, str]] | None:
+def _chat_template(path: Path, beside: Mapping[str, object]) -> str | list[dict[str, str]] | None:
     if path.is_file():
         try:
             return path.read_text(encoding="utf-8")
@@ -243,9 +242,11 @@ def _chat_template(path: Path, beside: Mapping[str, Any]) -> str | list[dict[str
     found = beside.get("chat_template")
     if found is None or isinstance(found, str):
         return found
-    entries = found if isinstance(found, list) else [found]
-    if not all(isinstance(entry, dict) and {type(v) for v in entry.values()} == {str} for entry in entries):
-        raise Integrity(f"{path.with_name(BESIDE)}: chat_template is neither a text nor a list of name and template")
+    entries, where = list[dict[str, str]](), path.with_name(BESIDE)
+    for entry in found if isinstance(found, list) else [found]:
+        if not isinstance(entry, dict) or {type(v) for v in entry.values()} != {str}:
+            raise Integrity(f"{where}: chat_template is neither a text nor a list of name and template")
+        entries.append(entry)
     return entries
 
 

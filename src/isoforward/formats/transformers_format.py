@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -99,30 +98,35 @@ LLAMA_KEYS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Format:
-    """How Transformers writes one family down."""
-
-    architectures: tuple[str, ...]  # classes with the same forward; the first is written
-    names: Names = LLAMA_NAMES
-    keys: Mapping[str, str] = field(default_factory=lambda: LLAMA_KEYS)  # of config.json, by ours
-    defaults: Mapping[str, object] = field(default_factory=dict)  # Transformers' own, for keys that a file leaves out
-    fixed: Mapping[str, tuple[object, ...]] = field(default_factory=dict)  # what our forward does; the default first
-    written: Mapping[str, object] = field(default_factory=dict)  # what our forward does, where it must be said
-    biases: Mapping[tuple[bool, ...], str] = field(default_factory=dict)  # by the values of bias_keys
-    bias_keys: tuple[str, ...] = ()
-    conv1d: bool = False  # GPT-2: blocks have matrices as (in, out), biases everywhere, a key head for each query head
-
-
 NOT_QUANTIZED: dict[str, tuple[object, ...]] = {"quantization_config": (None,)}
 SILU: dict[str, tuple[object, ...]] = NOT_QUANTIZED | {"hidden_act": ("silu", "swish")}
 LLAMA_DEFAULTS = {"kv_heads": None, "head_dim": None, "tied": False, "dropout": 0.0, "norm_eps": 1e-6}
 ATTENTION_BIAS: dict[tuple[bool, ...], str] = {(False,): "none", (True,): "attention"}
 
 
-def llama_like(name: str, **more: object) -> Format:
-    same: dict[str, Any] = {"defaults": LLAMA_DEFAULTS, "fixed": SILU, "written": {"hidden_act": "silu"}}
-    return Format(architectures=(f"{name}ForCausalLM", f"{name}Model"), **same | more)
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """How Transformers writes one family down: as Llama, but for what is given."""
+
+    architectures: tuple[str, ...]  # classes with the same forward; the first is written
+    names: Names = LLAMA_NAMES
+    keys: Mapping[str, str] = field(default_factory=lambda: LLAMA_KEYS)  # of config.json, by ours
+    defaults: Mapping[str, object] = field(
+        default_factory=lambda: LLAMA_DEFAULTS
+    )  # Transformers' own, for keys that a file leaves out
+    fixed: Mapping[str, tuple[object, ...]] = field(
+        default_factory=lambda: SILU
+    )  # what our forward does; the default first
+    written: Mapping[str, object] = field(
+        default_factory=lambda: {"hidden_act": "silu"}
+    )  # what our forward does, where it must be said
+    biases: Mapping[tuple[bool, ...], str] = field(default_factory=dict)  # by the values of bias_keys
+    bias_keys: tuple[str, ...] = ()
+    conv1d: bool = False  # GPT-2: blocks have matrices as (in, out), biases everywhere, a key head for each query head
+
+
+def classes(name: str) -> tuple[str, ...]:
+    return f"{name}ForCausalLM", f"{name}Model"
 
 
 FORMATS = {
@@ -141,38 +145,38 @@ FORMATS = {
         written={"activation_function": "gelu_new"},
         conv1d=True,
     ),
-    "llama": llama_like(
-        "Llama",
+    "llama": Format(
+        architectures=classes("Llama"),
         bias_keys=("attention_bias", "mlp_bias"),
         biases={(False, False): "none", (True, False): "attention", (True, True): "all"},
     ),
-    "mistral": llama_like(
-        "Mistral",
+    "mistral": Format(
+        architectures=classes("Mistral"),
         defaults=LLAMA_DEFAULTS | {"kv_heads": 8},
         written={"hidden_act": "silu", "sliding_window": None},
     ),
-    "qwen2": llama_like(
-        "Qwen2",
+    "qwen2": Format(
+        architectures=classes("Qwen2"),
         defaults=LLAMA_DEFAULTS | {"kv_heads": 32},
         written={"hidden_act": "silu", "use_sliding_window": False},
     ),
-    "qwen3": llama_like(
-        "Qwen3",
+    "qwen3": Format(
+        architectures=classes("Qwen3"),
         names=replace(LLAMA_NAMES, inner={**LLAMA_NAMES.inner, **QK_NORMS}),
         defaults=LLAMA_DEFAULTS | {"kv_heads": 32, "head_dim": 128},
         written={"hidden_act": "silu", "use_sliding_window": False},
         bias_keys=("attention_bias",),
         biases=ATTENTION_BIAS,
     ),
-    "olmo2": llama_like(
-        "Olmo2",
+    "olmo2": Format(
+        architectures=classes("Olmo2"),
         names=replace(LLAMA_NAMES, inner={**LLAMA_NAMES.inner, **QK_NORMS, **POST_NORMS}),
         defaults=LLAMA_DEFAULTS | {"norm_eps": 1e-5},
         bias_keys=("attention_bias",),
         biases=ATTENTION_BIAS,
     ),
-    "gemma": llama_like(
-        "Gemma",
+    "gemma": Format(
+        architectures=classes("Gemma"),
         defaults=LLAMA_DEFAULTS | {"kv_heads": 16, "head_dim": 256, "tied": True},
         fixed=NOT_QUANTIZED
         | {
@@ -292,14 +296,15 @@ def from_transformers(raw: Mapping[str, object]) -> ModelConfig:
     return config
 
 
-def bias_of(raw: Mapping[str, Any], form: Format) -> dict[str, str]:
-    flags = tuple(raw.get(key, False) for key in form.bias_keys)
+def bias_of(raw: Mapping[str, object], form: Format) -> dict[str, str]:
     if not form.biases:
         return {}
-    if not all(type(flag) is bool for flag in flags) or flags not in form.biases:
+    flags = [raw.get(key, False) for key in form.bias_keys]
+    bias = form.biases.get(tuple(flag for flag in flags if isinstance(flag, bool)))
+    if bias is None:
         told = ", ".join(f"{key}={shown(flag)}" for key, flag in zip(form.bias_keys, flags, strict=True))
         raise BadInput(f"{told} is not what our forward does: the MLP has biases only where attention has them")
-    return {"bias": form.biases[flags]}
+    return {"bias": bias}
 
 
 def refuse_short_windows(raw: Mapping[str, object], family: str, context: object) -> None:

@@ -1,0 +1,55 @@
+"""Which passes a model goes through, and that all rows hold in one environment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from isoforward.base.config import ModelConfig
+from isoforward.base.environment import environment
+from isoforward.base.results import Row, read, write
+from isoforward.measure import both_lives, transformers_lives
+from isoforward.measure.case import Case
+from isoforward.measure.train_and_serve import bench
+
+OURS = Case(experiment="x", model=ModelConfig(layers=1, heads=2, width=16, context=32, vocab=32))
+WRAPPED = Case(experiment="x", model=ModelConfig(source="transformers", path="there", vocab=32))
+
+
+@pytest.mark.parametrize(
+    ("case", "built", "beside"),
+    [
+        (OURS, bench, ["training", "generation", "forward", "cold"]),
+        (WRAPPED, transformers_lives.bench, ["wrapped training", "wrapped generation", "wrapped forward"]),
+    ],
+    ids=["ours", "wrapped"],
+)
+def test_every_pass_is_taken_and_its_rows_hold_where_it_was_timed(
+    case: Case, built: object, beside: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where, timed = environment("test", torch.device("cpu")), list[object]()
+
+    def measure_apart(case: Case, build: object, *, results: Path, command: str) -> str:
+        timed.append(build)
+        write(results, [where])
+        return where.id
+
+    def rows(kind: str) -> Callable[..., list[Row]]:
+        def made(case: Case, life: str = "cold") -> list[Row]:
+            about = {"change": f"{kind}{life}"}
+            return [case.row(life="training", phase="run", per="run", quantity="memory", value=1.0, conditions=about)]
+
+        return made
+
+    monkeypatch.setattr(both_lives, "measure_apart", measure_apart)
+    monkeypatch.setattr(both_lives, "account_rows", rows(""))
+    monkeypatch.setattr(both_lives, "cold_rows", rows(""))
+    monkeypatch.setattr(transformers_lives, "memory_rows", rows("wrapped "))
+    both_lives.measure_both_lives(case, tmp_path / "results.jsonl", "test")
+    found = read(tmp_path / "results.jsonl").rows
+    assert timed == [built]
+    assert [row.conditions["change"] for row in found] == beside
+    assert {row.environment for row in found} == {where.id}
