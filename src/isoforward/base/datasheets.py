@@ -162,11 +162,6 @@ def kept_here() -> Path:
     return cache_directory("hardware")
 
 
-def known_here(gpu_name: str | None) -> Hardware | None:
-    """The GPU of that name by its data sheet, or this machine's processor as it was calibrated last."""
-    return calibrated_here() if gpu_name is None else recognise(gpu_name)
-
-
 def calibrated_here() -> Hardware | None:
     """By the newest calibration of a machine with our processors."""
     with suppress(StorageFailed):  # no home: nothing is kept

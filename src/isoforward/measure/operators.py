@@ -44,10 +44,6 @@ class Operator(NamedTuple):
     size: tuple[int, ...]  # over which its cost is interpolated
     work: int
 
-    @property
-    def is_product(self) -> bool:
-        return len(self.size) > 1
-
 
 @dataclass(frozen=True, kw_only=True)
 class Work:

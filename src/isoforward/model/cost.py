@@ -231,27 +231,6 @@ def backward_flops(
     return parts
 
 
-def korthikanti_hardware_flops(config: ModelConfig, *, batch: int, length: int, as_printed: bool = True) -> int:
-    """A training step with attention recomputed, Korthikanti 2022, eq. 8 and its text, which differ.
-
-    The equation's s/3h is three more forwards of attention (their published HFUs match it alone), the text's one
-    recomputation would be 2s/9h. Our own convention=hardware, kernel=math, checkpointing=selective follows the text.
-    """
-    forward = forward_flops(config, batch=batch, length=length)
-    return 3 * forward.total + (3 if as_printed else 1) * forward["scores"]
-
-
-def palm_flops(config: ModelConfig, *, length: int, parameters_counted: int | None = None) -> int:
-    """One sequence's training step as T(6N + 12LHDT): PaLM, appendix B, and every MFU that follows it.
-
-    N is without learned positions (nanoGPT) unless given; llm-foundry counts them too. Norms, biases and, untied, the
-    token table are in N though no product: the difference from the exact count.
-    """
-    if parameters_counted is None:
-        parameters_counted = parameters(config).total - learned_positions(config) * config.width
-    return length * (6 * parameters_counted + 12 * config.layers * config.attention_width * length)
-
-
 def decode_flops(
     config: ModelConfig, *, batch: int, cached: int, cache: bool = True, convention: str = "model"
 ) -> Parts:

@@ -102,16 +102,6 @@ def training_bytes(
 # What a training step keeps, and the most that each phase holds at once
 
 
-def llmc_activations(config: ModelConfig, *, batch: int, length: int) -> int:
-    """Elements, with every intermediate in a buffer of its own: llm.c train_gpt2.c, fill_in_activation_sizes.
-
-    18LBTC + 2LBHT^2 + 4LBT + 2BTC + 3BT + 2BTV, where F = 4C and K = H; GPT-2's family.
-    """
-    L, C, BT = config.layers, config.width, batch * length
-    layer = 8 * C + 2 * config.kv_width + 2 * config.ffn_width + 2 * config.heads * length + 4
-    return BT * (L * layer + 2 * C + 3 + 2 * config.vocabulary)
-
-
 def saved_bytes(
     config: ModelConfig,
     *,
