@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from isoforward.base.errors import BadInput
 from isoforward.base.vocabulary import TRAINING
 from isoforward.show.panels import CHARTS, JOB_TYPES, Chart
+
+if TYPE_CHECKING:
+    from wandb_workspaces.reports.v2 import Report
+    from wandb_workspaces.workspaces import Workspace
 
 
 def designs() -> tuple[ModuleType, ModuleType]:
@@ -71,7 +75,7 @@ def custom(chart: Chart) -> object:
     )
 
 
-def workspace(entity: str, project: str) -> object:
+def workspace(entity: str, project: str) -> Workspace:
     """The view "two lives" as a `wandb_workspaces.workspaces.Workspace`, not saved yet."""
     workspaces, _ = designs()
     from wandb_workspaces.expr import Metric
@@ -88,7 +92,7 @@ def workspace(entity: str, project: str) -> object:
     )
 
 
-def report(entity: str, project: str, experiment: str | None = None) -> object:
+def report(entity: str, project: str, experiment: str | None = None) -> Report:
     """A `wandb_workspaces.reports.v2.Report`: the same panels, or what one question's runs found."""
     _, reports = designs()
     from wandb_workspaces.expr import And, Metric, Tags

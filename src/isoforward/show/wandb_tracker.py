@@ -13,9 +13,10 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from isoforward.base.config import TrackingConfig
 from isoforward.base.errors import BadInput, Refusal, StorageFailed
@@ -24,6 +25,8 @@ from isoforward.show.panels import CHARTS, COLUMNS, summary, table
 
 if TYPE_CHECKING:
     from wandb import Run
+    from wandb_workspaces.reports.v2 import Report
+    from wandb_workspaces.workspaces import Workspace
 
 INIT_TIMEOUT_S = 10.0  # WANDB_INIT_TIMEOUT
 FINISH_TIMEOUT_S = 60.0  # WANDB_FINISH_TIMEOUT
@@ -181,20 +184,21 @@ def open_tracker(
 
         ours = {name: value for name, value in OURS.items() if f"WANDB_{name.upper()}" not in os.environ}
         settings = wandb.Settings(**ours)
-        about: dict[str, Any] = {
-            "dir": str(holder),
-            "project": config.project or os.environ.get("WANDB_PROJECT") or "isoforward",
-            "entity": config.entity or os.environ.get("WANDB_ENTITY"),
-            "group": config.group or os.environ.get("WANDB_RUN_GROUP") or group,
-            "job_type": os.environ.get("WANDB_JOB_TYPE") or job_type,
-            "name": os.environ.get("WANDB_NAME") or name,
-            "tags": [*(config.tags or [tag for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag]), *tags],
-            "config": dict(resolved_config),
-            "settings": settings,
-        }
-        run = online(wandb, about, wandb_dir, resume_id, say) if wants_online(wandb, config.mode, say) else None
+        begin = partial(
+            wandb.init,
+            dir=str(holder),
+            project=config.project or os.environ.get("WANDB_PROJECT") or "isoforward",
+            entity=config.entity or os.environ.get("WANDB_ENTITY"),
+            group=config.group or os.environ.get("WANDB_RUN_GROUP") or group,
+            job_type=os.environ.get("WANDB_JOB_TYPE") or job_type,
+            name=os.environ.get("WANDB_NAME") or name,
+            tags=[*(config.tags or [tag for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag]), *tags],
+            config=dict(resolved_config),
+            settings=settings,
+        )
+        run = online(begin, wandb_dir, resume_id, say) if wants_online(wandb, config.mode, say) else None
         if run is None:
-            run = wandb.init(mode="offline", **about)
+            run = begin(mode="offline")
         return WandbTracker(run, job_type, say)
     except Exception as error:
         say(f"W&B: not tracking ({first_line(error)})")
@@ -270,13 +274,11 @@ def wants_online(wandb: ModuleType, mode: str, say: Say) -> bool:
     return bool(key)
 
 
-def online(
-    wandb: ModuleType, about: Mapping[str, object], wandb_dir: Path, resume_id: str | None, say: Say
-) -> Run | None:
+def online(begin: Callable[..., Run], wandb_dir: Path, resume_id: str | None, say: Say) -> Run | None:
     """None where the host does not answer, or does not let us in."""
     before = set(wandb_dir.iterdir())
     try:
-        return wandb.init(mode="online", id=resume_id, resume="allow" if resume_id else None, **about)
+        return begin(mode="online", id=resume_id, resume="allow" if resume_id else None)
     except Exception as error:
         say(f"W&B cannot be reached ({first_line(error)}); tracking offline")
         for left in set(wandb_dir.glob("run-*")) - before:
@@ -298,7 +300,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     quieten()
     from isoforward.show.dashboards import report, workspace
 
-    def made() -> object:
+    def made() -> Workspace | Report:
         if asked.what == "workspace":
             return workspace(asked.entity, asked.project)
         return report(asked.entity, asked.project, asked.experiment)
@@ -311,7 +313,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def save(made: Callable[[], Any], what: str) -> str:
+def save(made: Callable[[], Workspace | Report], what: str) -> str:
     """Where it is to be seen."""
     dashboard = made()
     import wandb
