@@ -6,7 +6,7 @@ import copy
 import doctest
 import io
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import pytest
@@ -203,19 +203,52 @@ def replaced() -> list[object]:
     ]
 
 
-def test_hooks_are_undone_and_an_error_of_the_loop_stays_what_it_is(clock: plant.PlantedClock) -> None:
+@pytest.mark.parametrize("error", [ZeroDivisionError("theirs"), KeyboardInterrupt("theirs")])
+@pytest.mark.parametrize("place", ["collate", "forward", "backward", "step"])
+def test_hooks_are_undone_and_an_error_of_the_loop_stays_what_it_is(
+    place: str, error: BaseException, clock: plant.PlantedClock
+) -> None:
+    class Fails:
+        """A clock that raises in the fifth step, while it is to wait for a part of it."""
+
+        def __init__(self, seconds: float) -> None:
+            self.seconds, self.calls = seconds, 0
+
+        def __call__(self, seconds: float) -> None:
+            self.calls += seconds == self.seconds
+            if self.calls == 5:
+                raise error
+            clock.now += seconds
+
     before = replaced()
     model = plant.Model(clock)
     optimizer = plant.update(model, clock)
-    with pytest.raises(ZeroDivisionError), costs_of(model, optimizer, clock) as costs:
-        for batch in plant.loader(clock, 4):
+    seconds = {"collate": plant.COLLATE, "forward": plant.FORWARD, "backward": plant.BACKWARD, "step": plant.UPDATE}
+    clock.take = Fails(seconds[place])  # type: ignore[method-assign]
+    with pytest.raises(type(error)) as raised, costs_of(model, optimizer, clock) as costs:
+        for batch in plant.loader(clock, 6):
             model(batch).sum().backward()
             optimizer.step()
-        _ = 1 / 0
+    assert raised.value is error
     assert replaced() == before
     assert not model._forward_pre_hooks and not model._forward_hooks
-    assert not any(row.life == "inference" for row in costs.phases.rows)
-    assert len(costs.measurement.account.steps) == 4
+    assert {row.life for row in costs.phases.rows} == {"training"}
+    assert costs.phases.time("training", "forward").samples == (plant.FORWARD,) * 4
+
+
+def test_a_loop_that_goes_on_after_an_error_is_accounted_for_again(clock: plant.PlantedClock) -> None:
+    model = plant.Model(clock)
+    optimizer = plant.update(model, clock)
+    with costs_of(model, optimizer, clock) as costs:
+        for index, batch in enumerate(plant.loader(clock, 6)):
+            with suppress(RuntimeError):
+                loss = model(batch if index != 2 else batch[:, :3]).sum()  # of another shape
+                loss.backward()
+                optimizer.step()
+    steps = [plant.told(step.phases) for step in costs.measurement.account.steps]
+    whole = {phase: s for phase, s in plant.planted(1).items() if phase not in ("clipping", "loss")}
+    assert [steps[at] for at in (0, 1, 3, 4)] == [whole] * 4
+    assert steps[2] == whole | {"data": plant.fetched(2), "forward": 2 * plant.FORWARD}  # and the batch that failed
 
 
 def test_a_loop_that_never_calls_backward_gets_no_rows_and_a_reason(clock: plant.PlantedClock) -> None:

@@ -1,6 +1,7 @@
 """`isoforward attach script.py`: scripts run as they are, and what they raise, print and return stays theirs."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ from isoforward import read
 from isoforward.attach import script
 
 LOOP = """
+import os
+import signal
 import sys
 import torch
 from torch.nn.utils import clip_grad_norm_
@@ -27,7 +30,11 @@ def main(steps):
             break
         if step == 20 and "fail" in sys.argv:
             raise ZeroDivisionError("theirs")
+        if step == 20 and "interrupt" in sys.argv:
+            os.kill(os.getpid(), signal.SIGINT)
         loss = torch.nn.functional.cross_entropy(model(x), y)
+        if "idle" in sys.argv:
+            continue
         loss.backward()
         clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -78,12 +85,42 @@ def test_a_script_runs_as_it_does_alone_and_its_steps_are_accounted_for(where: P
     assert (run / "report.html").is_file()
 
 
-def test_what_a_script_raises_is_theirs_and_our_rows_end_cleanly(where: Path) -> None:
-    failed = typed(where, "-m", "isoforward", "attach", "own/train_script.py", "40", "fail")
-    assert failed.returncode == 1
-    assert failed.stderr.rstrip().endswith("ZeroDivisionError: theirs")
+@pytest.mark.parametrize("how", ["fail", "interrupt"])
+def test_what_ends_a_script_is_theirs_and_our_rows_end_cleanly(how: str, where: Path) -> None:
+    alone = typed(where, "own/train_script.py", "40", how)
+    failed = typed(where, "-m", "isoforward", "attach", "own/train_script.py", "40", how)
+    assert failed.returncode == alone.returncode == (1 if how == "fail" else -signal.SIGINT)
+    assert "Traceback" in alone.stderr and failed.stderr.endswith(alone.stderr)  # to the last line of it
     (run,) = (where / "runs").iterdir()
-    assert {row.life for row in read(run / "results.jsonl").rows} == {"training"}
+    found = read(run / "results.jsonl")
+    assert {row.life for row in found.rows} == {"training"}
+    assert found.verdicts[0].figures["steps"] == 20
+    assert (run / "report.html").is_file()
+
+
+def test_a_script_that_never_calls_backward_gets_a_reason_in_place_of_rows(where: Path) -> None:
+    attached = typed(where, "-m", "isoforward", "attach", "own/train_script.py", "40", "idle")
+    assert attached.returncode == 0, attached.stderr
+    assert attached.stdout == typed(where, "own/train_script.py", "40", "idle").stdout
+    assert "No optimizer step was timed" in attached.stderr
+    (run,) = (where / "runs").iterdir()
+    found = read(run / "results.jsonl")
+    assert not found.rows and not found.verdicts[0].trusted
+
+
+def test_a_script_with_an_error_of_syntax_is_told_as_python_tells_it(where: Path) -> None:
+    (where / "wrong.py").write_text("def f(:\n")
+    alone, attached = typed(where, "wrong.py"), typed(where, "-m", "isoforward", "attach", "wrong.py")
+    assert attached.returncode == alone.returncode == 1
+    assert attached.stderr.endswith(alone.stderr)
+
+
+def test_rows_that_cannot_be_written_are_no_error_of_the_training(where: Path) -> None:
+    (where / "runs").write_text("in the way")
+    attached = typed(where, "-m", "isoforward", "attach", "own/train_script.py", "40")
+    assert attached.returncode == 0 and "Traceback" not in attached.stderr
+    assert "A training step takes" in attached.stderr
+    assert "error: " in attached.stderr and "could not be written" in attached.stderr
 
 
 def test_a_scripts_exit_code_is_that_of_the_command(where: Path) -> None:

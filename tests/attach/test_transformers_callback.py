@@ -117,6 +117,41 @@ def test_weights_are_what_they_are_without_it(tmp_path: Path) -> None:
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
+def test_a_training_that_is_interrupted_keeps_its_rows_and_its_interrupt(tmp_path: Path) -> None:
+    class Interrupts(TrainerCallback):  # type: ignore[misc]
+        def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 2:
+                raise KeyboardInterrupt
+
+    backward, clock = torch.autograd.backward, plant.PlantedClock()
+    costs = PhaseCostsCallback(every=1, warmup=0, flops=False, clock=clock)
+    trainer = trainer_of(tmp_path, clock, Interrupts(), costs, save_strategy="no", gradient_accumulation_steps=2)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert torch.autograd.backward is backward and not trainer.model._forward_pre_hooks
+    found = read(tmp_path / "phase_costs" / "results.jsonl")
+    assert {row.life for row in found.rows} == {"training"}
+    assert next(row for row in found.rows if row.phase == "forward").samples == (2 * plant.FORWARD,) * 2
+    assert (tmp_path / "phase_costs" / "report.html").is_file()
+
+
+def test_a_training_that_never_calls_backward_has_neither_backward_nor_loss(tmp_path: Path) -> None:
+    class Skips(Trainer):  # type: ignore[misc]
+        def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+            model.train()
+            with torch.no_grad():
+                return model(**inputs).loss  # type: ignore[no-any-return]
+
+    clock = plant.PlantedClock()
+    costs = PhaseCostsCallback(every=1, warmup=0, flops=False, clock=clock)
+    trainer = trainer_of(tmp_path, clock, costs, save_strategy="no", max_grad_norm=0.0)
+    trainer.__class__ = Skips
+    trainer.train()
+    assert costs.phases is not None
+    phases = {row.phase for row in costs.phases.rows if row.life == "training" and row.quantity == "time"}
+    assert {"data", "forward", "optimizer", "step"} <= phases and "backward" not in phases
+
+
 def test_a_step_that_raises_is_theirs_and_the_hooks_are_undone(tmp_path: Path) -> None:
     class Fails(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -22,6 +22,7 @@ from isoforward.attach.step_flops import StepFlops
 from isoforward.attach.step_memory import StepMemory
 from isoforward.base.device import device_of
 from isoforward.base.disturbance import between, look
+from isoforward.base.errors import Refusal
 from isoforward.base.stopwatch import Clock
 from isoforward.measure.memory_ledger import optimizer_state
 from isoforward.show.phases import Phases
@@ -66,18 +67,21 @@ class Measurement:
         self.after = look()
 
     def finish(self, path: Path, *, ended: bool, command: str = "") -> Phases:
-        """Stops; rank 0 appends the rows to `path`, with a report beside it, and says on standard error what was found.
+        """Stops; rank 0 says on standard error what was found, and appends the rows to `path`, with a report beside it.
 
-        A W&B run that is open gets both.
+        A W&B run that is open gets both. Where they cannot be written it says so: how the training ends stays its own.
         """
         self.stop()
         phases = self.phases(ended=ended, command=command)
         if self.ranks.rank == 0:
-            phases.write(path)
+            print(shown(phases), file=sys.stderr)
             found, page = phases.results, path.with_name("report.html")
-            report = write_report(found, page, headline=sentence(found), title=command or NAME)
-            tell_open_run(found, report)
-            print(f"{shown(phases)}\n{report}", file=sys.stderr)
+            try:
+                phases.write(path)
+                print(write_report(found, page, headline=sentence(found), title=command or NAME), file=sys.stderr)
+                tell_open_run(found, page)
+            except Refusal as refusal:
+                print(f"error: {refusal}", file=sys.stderr)
         return phases
 
     def figures(self) -> dict[str, float]:

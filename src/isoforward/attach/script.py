@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
+from types import TracebackType
 
 from isoforward.attach.measurement import Measurement
 from isoforward.attach.sampling import Sampling
@@ -29,8 +31,22 @@ def main(arguments: Sequence[str]) -> int:
         print(f"error: {script} is not a file: name the script that trains, then its arguments", file=sys.stderr)
         return 2
     run = Path("runs").absolute() / f"{datetime.now():%Y-%m-%d_%H-%M-%S}_attach"
-    run_script(script, rest, run)
+    try:
+        run_script(script, rest, run)
+    except BaseException:
+        sys.excepthook = partial(without_our_frames, sys.excepthook, str(Path(script).absolute()))
+        raise
     return 0
+
+
+def without_our_frames(
+    shows: Callable[..., object], script: str, kind: type[BaseException], error: BaseException, trace: TracebackType
+) -> None:
+    """So that a traceback is the one that Python prints without us."""
+    frame: TracebackType | None = trace
+    while frame is not None and frame.tb_frame.f_code.co_filename != script:
+        frame = frame.tb_next
+    shows(kind, error.with_traceback(frame), frame)
 
 
 def run_script(script: str, arguments: Sequence[str], run: Path, *, clock: Clock | None = None) -> Phases:
@@ -42,7 +58,7 @@ def run_script(script: str, arguments: Sequence[str], run: Path, *, clock: Clock
     measurement.start()
     ended = False
     try:
-        runpy.run_path(script, run_name="__main__")
+        runpy.run_path(str(Path(script).absolute()), run_name="__main__")  # as Python names it in __file__
         ended = True
     except SystemExit as error:
         ended = error.code in (None, 0)
