@@ -8,7 +8,9 @@ A GRPO step (Shao 2024) on our own model, whose tokens are the ten digits: each 
 frozen weights, a program judges the answers, and training's forward, loss, backward and optimizer learn from that.
 reward=counting is the share of digits that are one more than the digit before (after 9 comes 0); reward=perfect is 1
 where all of them are, and else 0. The step is timed phase by phase, beside a supervised step on the same tokens, then
-with other groups, lengths of answers, prompts and epochs. Then `steps` of it are taken under each of `seeds`.
+with other groups, lengths of answers, prompts and epochs. Its rollout is timed once more against an exact one, which
+decodes with the bits of training's forward, so that a token's importance ratio before the first update is 1. `steps` of
+it are taken under each of `seeds`, to learn.
 
 Answers end at new_tokens, and every prompt is read once for each answer: no prefix is shared. Last, what the same step
 takes of a large model elsewhere is predicted, by the length of its answers; isoforward.plan.lifetime says how.
@@ -20,7 +22,7 @@ optim.warmup_steps
 
 import dataclasses
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -41,7 +43,7 @@ from isoforward.base.vocabulary import Condition
 from isoforward.measure.case import Case
 from isoforward.measure.learning_curves import middle
 from isoforward.measure.passes import call_apart, fields, measure_apart
-from isoforward.measure.reinforcement import ROLLOUT, Shape, bench, memory_rows, rewards_of
+from isoforward.measure.reinforcement import EXACT, ROLLOUT, USUAL, Shape, bench, memory_rows, rewards_of
 from isoforward.model.grpo import Reward
 from isoforward.plan.lifetime import Assumptions, plan
 
@@ -49,6 +51,12 @@ DIGITS = 10
 ENDS = 10  # first and last steps whose rewards are compared
 MARKS = 10
 FACTORS = (0.25, 4)  # of the sweeps
+SWEPT = {
+    "new_tokens": "tokens an answer",
+    "epochs": "epochs",
+    "group": "answers to a prompt",
+    "batch": "answers in all",
+}
 ANSWERS = (16, 64, 256, 1024, 4096)  # tokens, of what is predicted
 PREDICTED_BATCH, PREDICTED_PROMPT = 64, 512
 
@@ -161,9 +169,25 @@ def crossing(rows: list[Row], key: str) -> str:
 
 
 def only_differs(one: Mapping[str, Any], other: Mapping[str, Any], key: str) -> bool:
-    """The number of prompts stays too: a larger group is a larger batch."""
+    """Of `batch` the number of prompts; it stays where another key differs, so that a larger group is a larger batch."""
     same = all(one[name] == other[name] for name in other if name not in (key, "batch"))
-    return bool(same and one["batch"] * other["group"] == other["batch"] * one["group"])
+    return bool(same and (key == "batch" or one["batch"] * other["group"] == other["batch"] * one["group"]))
+
+
+def exactness(results: Results) -> str:
+    """How far the sampler is from training, as usual and exactly, and what the latter costs."""
+    usual, exact = (select(results, quantity="importance ratio", way=way) for way in (USUAL, EXACT))
+    said = f"before the first update a token's probability over its sampler's is {ends(usual)}"
+    if exact[0].value is None:
+        return f"{said}; {exact[0].reason}"
+    times = (only(results, quantity="time", phase="rollout", way=way) for way in (EXACT, USUAL))
+    return f"{said}; with exact rollout it is {ends(exact)}, and rollout takes {results.judge(*times).sentence()}"
+
+
+def ends(ratios: Sequence[Row]) -> str:
+    by_name = {row.conditions["statistic"]: row.number for row in ratios}
+    low, high = by_name["smallest"] - 1, by_name["largest"] - 1
+    return f"1 {low:+.0e} to 1 {high:+.0e}" if low or high else "exactly 1"
 
 
 def answer(results: Results) -> str:
@@ -180,17 +204,16 @@ def answer(results: Results) -> str:
         f"unexplained. Answers of a step before would let rollout and update run side by side, in "
         f"{max(first.number, 1 - first.number):.0%} of the time at best"
     ]
-    for key, name in (("new_tokens", "tokens an answer"), ("epochs", "epochs"), ("group", "answers to a prompt")):
+    for key, name in SWEPT.items():
         alike = [row for row in shares if only_differs(row.conditions, at, key)]
         if len(alike) > 2:
             told.append(f"rollout equals the rest {crossing(alike, key)} ({name})")
-    ratio = only(results, quantity="importance ratio")
-    told.append(f"before the first update a token's probability differs by {ratio.number - 1:.0e} from its sampler's")
-    ends = [row for row in select(results, quantity="reward") if "which" in row.conditions]
-    if ends:
-        risen = [(last.low or 0) > (first.high or 0) for first, last in zip(ends[::2], ends[1::2], strict=True)]
-        firsts, lasts = [row.number for row in ends[::2]], [row.number for row in ends[1::2]]
-        longest = max(row.setting("training_time_s") for row in ends)
+    told.append(exactness(results))
+    learnt = [row for row in select(results, quantity="reward") if "which" in row.conditions]
+    if learnt:
+        risen = [(last.low or 0) > (first.high or 0) for first, last in zip(learnt[::2], learnt[1::2], strict=True)]
+        firsts, lasts = [row.number for row in learnt[::2]], [row.number for row in learnt[1::2]]
+        longest = max(row.setting("training_time_s") for row in learnt)
         told.append(
             f"the reward goes from {min(firsts):.2f} to {max(lasts):.2f} in {units.seconds(longest)}, up significantly "
             f"under {sum(risen)} of {len(risen)} seeds"

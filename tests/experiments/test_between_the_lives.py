@@ -62,18 +62,27 @@ def test_an_rl_step_is_told_by_its_planted_shares() -> None:
         plain("training", "step", "rollout", share, **{**at, "new_tokens": n})
         for n, share in ((16, 0.3), (4, 0.1), (64, 0.7))
     ]
-    rows += [plain("training", "old policy", "importance ratio", 1.00001, **at)]
+    for way, low, high in (("usual", 0.99998, 1.00001), ("exact", 1.0, 1.0)):
+        for statistic, ratio in (("smallest", low), ("largest", high)):
+            told = {"way": way, "statistic": statistic}
+            rows.append(plain("training", "old policy", "importance ratio", ratio, **at, **told))
+    rollouts = [
+        planted.timed("inference", "rollout", "step", noisy(t), **at, way=w)
+        for w, t in (("exact", 0.06), ("usual", 0.03))
+    ]
+    rows += rollouts
     for seed in (1, 2):
         for which, low, high in (("first", 0.1, 0.2), ("last", 0.8, 0.9) if seed == 1 else ("last", 0.15, 0.3)):
             told: dict[str, Any] = {"low": low, "high": high, "interval": "order statistics", "confidence": 0.95}
             about: dict[str, Any] = {"life": "training", "phase": "run", "quantity": "reward", "per": "sequence"}
             where = {"seed": seed, "which": f"{which} 10 steps", "training_time_s": 12.0}
             rows.append(Row(experiment="planted", **about, value=(low + high) / 2, **told, conditions=where))
-    said = rl_step.answer(results_of(rows, [compared(whole, supervised)]))
+    said = rl_step.answer(results_of(rows, [compared(whole, supervised), compared(*rollouts)]))
     assert "30% of it rollout" in said and re.search(r"it takes 2\.[45]\dx", said) and "leave 0.20% of it" in said
     assert "in 70% of the time at best" in said
     assert "rollout equals the rest at about 40.0 (tokens an answer)" in said
-    assert "differs by 1e-05 from its sampler's" in said
+    assert "over its sampler's is 1 -2e-05 to 1 +1e-05; with exact rollout it is exactly 1" in said
+    assert re.search(r"and rollout takes (2\.0|1\.9|2\.1)\d?x", said)
     assert "from 0.15 to 0.85 in 12.0 s, up significantly under 1 of 2 seeds" in said
 
 

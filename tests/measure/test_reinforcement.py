@@ -2,6 +2,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from isoforward.base.config import MeasureConfig, OptimConfig
@@ -10,7 +11,7 @@ from isoforward.base.memory_readers import why_unreadable
 from isoforward.base.stopwatch import Stopwatch
 from isoforward.measure.benchmark import measure
 from isoforward.measure.case import Case
-from isoforward.measure.reinforcement import PHASES, Loop, Shape, bench, memory_rows, rewards_of
+from isoforward.measure.reinforcement import PHASES, Loop, Shape, bench, both_ways, memory_rows, rewards_of
 from isoforward.model.grpo_cost import grpo_flops
 from tests.conftest import tiny
 
@@ -45,8 +46,14 @@ def test_the_rows_of_a_bench_are_those_of_its_shapes() -> None:
     shares = [row for row in rows if row.quantity == "rollout"]
     assert [row.conditions["batch"] for row in shares] == [6, 2]
     assert all(0 < float(row.value or 0) < 1 for row in shares)
-    (ratio,) = [row for row in rows if row.quantity == "importance ratio"]
-    assert 1 <= float(ratio.value or 0) < 1 + 1e-4  # fp32: decode's last bits alone
+    ratios = {
+        (row.conditions["way"], row.conditions["statistic"]): row.number
+        for row in rows
+        if row.quantity == "importance ratio"
+    }
+    assert 1 < ratios["usual", "largest"] < 1 + 1e-4  # fp32: decode's last bits alone
+    assert ratios["exact", "smallest"] == ratios["exact", "largest"] == 1
+    assert [part.conditions["way"] for part in made.pairs[1]] == ["exact", "usual"]
     counted = {row.phase: row.value for row in rows if row.quantity == "flops" and row.conditions["batch"] == 6}
     wanted = grpo_flops(case().model, batch=6, prompt=4, new=5)
     assert {phase: counted[phase] for phase in wanted} == wanted
@@ -68,6 +75,40 @@ def test_the_reward_rises() -> None:
 def test_a_reward_that_is_never_anything_but_0_is_told_after_the_first_steps() -> None:
     with pytest.raises(BadInput, match="the reward was 0 for all 30 answers of the first 5 steps"):
         rewards_of(case(), SHAPE, never, 50)
+
+
+def test_it_is_told_where_no_step_is_learnt_from_too() -> None:
+    with pytest.raises(BadInput, match=r"the reward was 0 for all 30 answers .* larger group="):
+        bench(case(), [SHAPE], never)
+
+
+def step_with(loop: Loop) -> Tensor:
+    return loop.step().importance
+
+
+def test_an_exact_first_ratio_is_1_to_the_bit_in_every_step() -> None:
+    usual, exact = both_ways(case(), Shape(prompts=4, group=4, prompt=4, new_tokens=12), parity)[0]
+    for _ in range(3):
+        assert torch.equal(exact.step().importance, torch.ones(16, 12))
+    assert any((usual.step().importance != 1).any() for _ in range(3))
+
+
+@pytest.mark.parametrize("kernel", ["product_of_rows", "attend_rows"])
+def test_a_kernel_of_another_order_of_sums_moves_the_ratio(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = {
+        "product_of_rows": lambda rows, x, weight, bias: F.linear(x.double(), weight.double(), bias).float(),
+        "attend_rows": lambda rows, *qkv, **how: F.scaled_dot_product_attention(
+            *(each.double() for each in qkv), **how
+        ).float(),
+    }
+    exact = both_ways(case(), Shape(prompts=4, group=4, prompt=4, new_tokens=12), parity)[0][1]
+    monkeypatch.setattr(f"isoforward.serve.exact.{kernel}", plain[kernel])
+    assert not torch.equal(exact.step().importance, torch.ones(16, 12))
+
+
+def test_where_exact_rollout_is_refused_the_row_says_why() -> None:
+    with pytest.raises(BadInput, match="exact=true cannot be had with device=cuda"):
+        Loop(dataclasses.replace(case(), device="cuda"), SHAPE, parity, exact=True)
 
 
 def test_a_group_of_one_is_refused() -> None:

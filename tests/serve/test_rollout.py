@@ -1,8 +1,13 @@
+from dataclasses import replace
+
+import pytest
 import torch
 
+from isoforward.base.config import ModelConfig
 from isoforward.formats.export import freeze
 from isoforward.model.gpt import GPT
 from isoforward.model.grpo import answer_logprobs
+from isoforward.serve.exact import use_exact
 from isoforward.serve.rollout import roll_out
 from tests.conftest import lively, tiny
 
@@ -28,6 +33,27 @@ def test_answers_are_drawn_from_the_models_own_distribution() -> None:
     error = (wanted * (1 - wanted) / 4000).sqrt()  # of a share, its standard deviation
     assert ((drawn - wanted).abs() < 4 * error).all()
     assert wanted.max() - wanted.min() > 0.05
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("prompt", "new"), [(8, 16), (3, 30), (1, 1)])
+def test_an_exact_rollout_has_the_bits_of_the_update(
+    config: ModelConfig, dtype: torch.dtype, prompt: int, new: int
+) -> None:
+    """Of sequences as long as the context; as usual, in fp32, it has not."""
+    model = lively(GPT(replace(config, context=prompt + new - 1), dtype=dtype))
+    prompts = torch.randint(61, (12, prompt), generator=torch.Generator().manual_seed(2))
+    apart = {}
+    for exact in (False, True):
+        served = freeze(model)
+        rows = use_exact(served) if exact else 0
+        asked = {"new_tokens": new, "exact": rows}
+        rolled = roll_out(served, prompts, **asked, generator=torch.Generator().manual_seed(3))
+        with torch.no_grad():
+            trained = answer_logprobs(model, rolled)
+        apart[exact] = int((rolled.logprobs != trained).sum())
+    assert apart[True] == 0
+    assert apart[False] > 0 or dtype == torch.bfloat16 or new == 1
 
 
 def test_the_seed_gives_the_answers() -> None:

@@ -28,7 +28,7 @@ BESIDE = (
     "communication",
     "residual",
 )
-WHOLES = ("step", "token", "run")
+WHOLES = ("step", "rollout", "token", "run")
 PER = ("step", "token", "sequence", "run")
 PROVENANCES = ("measured", "counted", "predicted", "estimated", "unavailable")
 CONVENTIONS = ("model", "causal", "hardware")  # of FLOPs: cost.py says what each counts
@@ -61,7 +61,7 @@ QUANTITIES = {
     "reward": Quantity(("of 1",), "mean reward of an answer, as a program judges it"),
     "rollout": Quantity(("of a step",), "share of a reinforcement-learning step's time that is spent on answers"),
     "rollout elsewhere": Quantity(("of a step",), "the same, predicted for other hardware"),
-    "importance ratio": Quantity(("x",), "a token under the policy over it under its sampler: the largest, either way"),
+    "importance ratio": Quantity(("x",), "a token's probability under the policy over that under its sampler"),
     "distance from fp64": Quantity(("nat",), "mean difference of log-probabilities from those of a forward in fp64"),
     "moved by a kernel": Quantity(("nat",), "mean difference of log-probabilities that one kernel of serving makes"),
     "moved by company": Quantity(("differing logits",), "of one sequence, when what is decoded beside it changes"),

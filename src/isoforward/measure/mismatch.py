@@ -112,13 +112,17 @@ def distances(served: Tensor, trained: Tensor) -> Iterator[tuple[str, str | None
         yield "difference", name, float(apart.quantile(at))
     yield "equal", None, float((served.float() == trained.float()).double().mean())  # engines tell fp32
     ratio = (trained - served).exp()
-    yield "importance ratio", "smallest", float(ratio.min())
-    yield "importance ratio", "1 %", float(ratio.quantile(0.01))
-    yield "importance ratio", "99 %", float(ratio.quantile(0.99))
-    yield "importance ratio", "largest", float(ratio.max())
+    for name, value in ends_of(ratio):
+        yield "importance ratio", name, value
     yield "clipped", None, float(((ratio - 1).abs() > CLIP).double().mean())
     yield "divergence", "k1", float((served - trained).mean())
     yield "divergence", "k3", float((torch.expm1(trained - served) - (trained - served)).mean())
+
+
+def ends_of(ratio: Tensor) -> Iterator[tuple[str, float]]:
+    """Of importance ratios (N,)."""
+    for name, at in {"smallest": 0.0, "1 %": 0.01, "99 %": 0.99, "largest": 1.0}.items():
+        yield name, float(ratio.quantile(at))
 
 
 def distances_of_logits(served: Tensor, trained: Tensor) -> Iterator[tuple[str, str | None, float]]:

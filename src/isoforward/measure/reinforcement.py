@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from isoforward.measure.case import Case, master_of
 from isoforward.measure.flops import FlopCounter, Scope, by_phase, layers_of
 from isoforward.measure.memory import Life, account_of
 from isoforward.measure.memory_ledger import Ledger
+from isoforward.measure.mismatch import ends_of
 from isoforward.measure.passes import Bench, derived_fields
 from isoforward.measure.train_and_serve import Training
 from isoforward.model.gpt import GPT
@@ -29,11 +31,13 @@ from isoforward.model.grpo_cost import grpo_bytes
 from isoforward.model.kernels import use_kernels
 from isoforward.model.optim import build
 from isoforward.model.steps import Phase, unmeasured
+from isoforward.serve.exact import refuse_inexact, use_exact
 from isoforward.serve.rollout import roll_out
 
 ROLLOUT = ("hand-over", "prefill", "decode", "sampling")
 JUDGING = ("reward", "old policy", "reference policy")
 PHASES = (*ROLLOUT, *JUDGING, *TRAINING, "residual")
+USUAL, EXACT = "usual", "exact"  # ways of rollout
 HOPELESS = 5  # first steps after which a reward that was always 0 is told
 
 
@@ -71,9 +75,12 @@ class Shape:
 
 
 class Loop:
-    """A policy, what it is compared with, and the steps that change it."""
+    """A policy, what it is compared with, and the steps that change it.
 
-    def __init__(self, case: Case, shape: Shape, reward: Reward) -> None:
+    An `exact` one samples with the bits of training's forward, or is a BadInput where they are not to be had.
+    """
+
+    def __init__(self, case: Case, shape: Shape, reward: Reward, *, exact: bool = False) -> None:
         self.case, self.shape, self.reward = case, shape, reward
         self.policy = master_of(case)
         self.reference = freeze(self.policy)
@@ -82,16 +89,24 @@ class Loop:
         self.generator = torch.Generator().manual_seed(case.seed)
         self.drawing = torch.Generator(case.device).manual_seed(case.seed)
         self.prompts = self.another_prompt()
+        self.rows = 0
+        if exact:
+            refuse_inexact({f"device={case.device}": case.device != "cpu"})
+            self.rows = use_exact(freeze(self.policy))
 
     def another_prompt(self) -> Tensor:
         return self.shape.draw_prompts(self.case.model.vocabulary, self.generator, self.case.device)
 
-    def sample(self, policy: GPT, prompts: Tensor, phase: Phase) -> Rollout:
+    def sample(self, policy: GPT, prompts: Tensor, phase: Phase = unmeasured) -> Rollout:
         """Serving answers, with weights as it holds them: cast, packed, frozen."""
         with phase("hand-over"):
             served = freeze(policy)
-            use_kernels(served, self.case.kernels)
-        return roll_out(served, prompts, new_tokens=self.shape.new_tokens, generator=self.drawing, phase=phase)
+            if self.rows:
+                use_exact(served, self.rows)
+            else:
+                use_kernels(served, self.case.kernels)
+        asked = {"new_tokens": self.shape.new_tokens, "exact": self.rows}
+        return roll_out(served, prompts, **asked, generator=self.drawing, phase=phase)
 
     def step(self, phase: Phase = unmeasured) -> Outcome:
         return grpo_step(
@@ -106,26 +121,53 @@ class Loop:
         )
 
     def part(self, phase: str) -> Part:
-        life = "inference" if phase in ROLLOUT else "training"
+        life = "inference" if phase in (*ROLLOUT, "rollout") else "training"
         return Part(life=life, phase=phase, per="step", conditions=self.shape.conditions(self.case))
 
 
 def bench(case: Case, shapes: Sequence[Shape], reward: Reward) -> Bench:
-    """Every phase under each shape; the first one's whole step against a supervised step on the same tokens."""
+    """Every phase under each shape; the first one's whole step against a supervised step on the same tokens, and its
+    rollout as usual and with training's bits. BadInput for a reward that is always 0.
+    """
+    rewards_of(case, shapes[0], reward, HOPELESS)
     loops = [Loop(case, shape, reward) for shape in shapes]
     works = [phased(case.clock, {phase: loop.part(phase) for phase in PHASES}, loop.step) for loop in loops]
     first = loops[0]
     whole = timed(case.clock, first.part("step"), first.step)
     supervised = supervised_works(case, shapes[0])
+    ways, refusal = both_ways(case, shapes[0], reward)
+    rollouts = [timed(case.clock, way.part("rollout"), partial(way.sample, way.policy, way.prompts)) for way in ways]
 
     def rows(measured: Measured) -> Iterator[Row]:
         for loop, work in zip(loops, works, strict=True):
             yield share_row(loop, work, measured)
             yield from counted_rows(loop)
-        yield importance_row(first)
+        for way in ways:
+            yield from importance_rows(way)
+        if refusal is not None:
+            about = first.part("old policy").labelled(way=EXACT).about
+            why: RowFields = {"provenance": "unavailable", "reason": refusal}
+            yield case.row(about, why, quantity="importance ratio", value=None)
 
-    pairs = [(whole.parts[0], supervised[-1].parts[0])]
-    return Bench(works=[*works, whole, *supervised], pairs=pairs, rows=rows)
+    pairs = [(whole.part, supervised[-1].part)]
+    if len(rollouts) == 2:
+        pairs.append((rollouts[1].part, rollouts[0].part))
+    return Bench(works=[*works, whole, *supervised, *rollouts], pairs=pairs, rows=rows)
+
+
+def both_ways(case: Case, shape: Shape, reward: Reward) -> tuple[list[Loop], str | None]:
+    """Loops that sample as usual and exactly, and why there is none of the latter.
+
+    Their context is as long as the sequences, since what exact decoding has the bits of is a forward of that length.
+    """
+    own = replace(case, model=replace(case.model, context=shape.length))
+    usual, exact = (replace(own, labels={**case.labels, "way": way}) for way in (USUAL, EXACT))
+    loops = [Loop(usual, shape, reward)]
+    try:
+        loops.append(Loop(exact, shape, reward, exact=True))
+    except BadInput as refusal:
+        return loops, str(refusal)
+    return loops, None
 
 
 def supervised_works(case: Case, shape: Shape) -> list[Work]:
@@ -175,10 +217,11 @@ def step_flops(loop: Loop, convention: str = "model") -> dict[str, int]:
     return by_phase(counter.flops)
 
 
-def importance_row(loop: Loop) -> Row:
-    """The largest ratio before an update, either way round: 1 where decode has the bits of training's forward."""
-    largest = loop.step().importance.log().abs().max().exp()
-    return loop.case.row(loop.part("old policy").about, quantity="importance ratio", value=float(largest))
+def importance_rows(loop: Loop) -> Iterator[Row]:
+    """Of the first step's tokens before an update: all 1 where decode has the bits of training's forward."""
+    for statistic, value in ends_of(loop.step().importance.flatten()):
+        about = loop.part("old policy").labelled(statistic=statistic).about
+        yield loop.case.row(about, quantity="importance ratio", value=value)
 
 
 def memory_rows(case: Case, shape: Shape, reward: Reward) -> list[Row]:

@@ -68,7 +68,7 @@ def grpo_step(
 ) -> Outcome:
     """On prompts (B, P), each of them `plan.group` times in a row.
 
-    `importance` is of before the first update. Where both lives gave the same bits it would be 1; decode's last bits
+    `importance` is of before the first update. It is 1 where both lives give the same bits; usual decode's last bits
     are others, so that even the first update is a little off its policy.
     """
     rolled = sample(policy, prompts, phase)

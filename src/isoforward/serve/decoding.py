@@ -18,7 +18,7 @@ from isoforward.model.footprint import kv_bytes
 from isoforward.model.gpt import GPT, KVCache
 from isoforward.model.steps import decode, decode_uncached, prefill
 from isoforward.serve.compiled import StaticKVCache, compiled_decode
-from isoforward.serve.exact import ExactKVCache
+from isoforward.serve.exact import ExactKVCache, padded_length
 
 FEW = 512  # tokens that nearly always hold the mass that top_p asks for
 COMPILED_FOR = 256  # positions: a step is compiled for each capacity anew, so that few of them should differ
@@ -159,8 +159,8 @@ def forward_passes(
     refuse_unservable(model, prompts)
     lengths = [len(prompt) for prompt in prompts]
     longest = max(lengths)
-    if exact:  # rows in multiples of it, in the prompt's products as well
-        longest = min(math.ceil(longest / exact) * exact, model.config.context)
+    if exact:
+        longest = padded_length(longest, exact, model.config.context)
     device = model.embedding.weight.device
     padding = None
     if min(lengths) < longest or exact:

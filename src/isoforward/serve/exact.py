@@ -11,6 +11,7 @@ right, which causal attention does not see.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
@@ -97,9 +98,12 @@ def refuse_inexact(asked: Mapping[str, bool]) -> None:
         raise BadInput(f"exact=true cannot be had with {key}: {REASONS.get(key, 'its kernels were never compared')}")
 
 
-def use_exact(model: GPT) -> int:
-    """Prepares a frozen model, and gives the rows that its kernels need; BadInput names one that has no such number."""
-    rows = fewest_rows(model.config, model.dtype)
+def use_exact(model: GPT, rows: int = 0) -> int:
+    """Prepares a frozen model, and gives the rows that its kernels need; BadInput names one that has no such number.
+
+    `rows` is what it gave for the same shapes before: nothing is compared anew.
+    """
+    rows = rows or fewest_rows(model.config, model.dtype)
     few_rows = {number: partial(product_of_rows, rows) for number in ROWS}
     for layer in model.modules():
         if isinstance(layer, Linear):
@@ -109,20 +113,25 @@ def use_exact(model: GPT) -> int:
     return rows
 
 
+def padded_length(length: int, rows: int, context: int) -> int:
+    """Positions that prompts of `length` take: rows in multiples, in the prompt's products as well."""
+    return min(math.ceil(length / rows) * rows, context)
+
+
 @torch.inference_mode()
 def fewest_rows(config: ModelConfig, dtype: torch.dtype) -> int:
     """The fewest rows with which every kernel of `config` gives the bits that training's shapes give here."""
-    generator = torch.Generator().manual_seed(0)
-    found = CANDIDATES[0]
-    for name, same in kernels(config, dtype, generator):
-        fitting = [rows for rows in CANDIDATES if rows >= found and rows <= config.context and same(rows)]
-        if not fitting:
-            raise BadInput(
-                f"exact=true is not to be had here: {name} of {min(CANDIDATES[-1], config.context)} rows or fewer has "
-                f"other bits in {dtype} than that of {config.context} positions, which training runs"
-            )
-        found = fitting[0]
-    return found
+    tests = list(kernels(config, dtype, torch.Generator().manual_seed(0)))
+    most = min(CANDIDATES[-1], config.context)
+    unlike = ""
+    for rows in (*(rows for rows in CANDIDATES if rows < most), most):  # a short context itself, as training has it
+        unlike = next((name for name, same in tests if not same(rows)), "")
+        if not unlike:
+            return rows
+    raise BadInput(
+        f"exact=true is not to be had here: {unlike} of {most} rows or fewer has other bits in {dtype} than that of "
+        f"{config.context} positions, which training runs"
+    )
 
 
 def kernels(
