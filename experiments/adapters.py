@@ -7,21 +7,22 @@
 Full training, the head alone, and low-rank maps of several ranks, on the same weights; those of the first rank over a
 base in int8 too. Training: time, FLOPs, memory and optimizer state of each phase. Serving: the adapter beside its base,
 and merged. Then each way goes on from the same base, trained on Shakespeare, with the same text in the other case (TO
-BE, OR NOT); steps=0 leaves that out. Low-rank maps learn at lora_lr times optim.lr (Schulman 2025, "LoRA without
-regret": about 10).
+BE, OR NOT), and the loss that all of them reach is told in seconds and in joules, or in FLOPs where no energy can be
+read; steps=0 leaves that out. Low-rank maps learn at lora_lr times optim.lr (Schulman 2025, "LoRA without regret":
+about 10).
 
 A backward pass is two products for each one of the forward: the gradient of the weight and that of the input. A frozen
 weight needs no gradient of its own, so that backward is 1 and not 2, but the gradient still passes through it, down to
 the first thing that is trained, and what the forward computed is kept for that.
 
 :chapter: Training
-:unread: measure.energy
 """
 
 import copy
 import dataclasses
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -44,13 +45,14 @@ from isoforward.data.corpus import Corpus, prepare
 from isoforward.formats.export import freeze
 from isoforward.measure.benchmark import Measured, Work
 from isoforward.measure.case import Case, batch_of, frozen_of, master_of
-from isoforward.measure.learning_curves import MARKS, Point, flops_curve, learning_curve, loss_rows
+from isoforward.measure.energy import open_reader
+from isoforward.measure.learning_curves import MARKS, Point, at_loss, flops_curve, learning_curve, loss_rows
 from isoforward.measure.passes import Bench, call_apart, measure_apart
 from isoforward.measure.train_and_serve import Serving, training_flops
 from isoforward.measure.variants import bench as training_bench
 from isoforward.measure.variants import state_row, weigh_variants
 from isoforward.model.adapter_cost import adapted_maps, trained_parameters
-from isoforward.model.adapters import adapt, adapted_linears
+from isoforward.model.adapters import AdaptedLinear, adapt, linears_of
 from isoforward.model.gpt import GPT
 from isoforward.model.kernels import use_kernels
 
@@ -98,6 +100,7 @@ def bench(first: Case, cases: Sequence[Case]) -> Bench:
 
     def rows(measured: Measured) -> Iterator[Row]:
         yield from training.rows(measured)
+        yield from energies(first, cases, training.works[1::2])
         for case in lora:
             yield difference(case)
 
@@ -105,11 +108,21 @@ def bench(first: Case, cases: Sequence[Case]) -> Bench:
     return Bench(works=[*training.works, *works], pairs=[*training.pairs, *pairs], rows=rows)
 
 
+def energies(first: Case, cases: Sequence[Case], wholes: Sequence[Work]) -> Iterator[Row]:
+    """Of a training step in each way; none where no energy can be read."""
+    reader = open_reader(first.measure.energy, torch.device(first.device))
+    for case, whole in zip(cases, wholes, strict=True):
+        energy = reader.window(partial(whole.run, 1))
+        how: RowFields = {"provenance": energy.provenance, "reason": energy.reason}
+        if energy.energy_j is not None:
+            yield case.row(case.step("step").about, how, quantity="energy", value=energy.energy_j)
+
+
 def trained_like(case: Case) -> GPT:
     """With a B that is not 0, as training would leave it."""
     master = master_of(case)
     generator = torch.Generator().manual_seed(case.seed)
-    for _, layer in adapted_linears(master):
+    for _, layer in linears_of(master, AdaptedLinear):
         for beside in layer.pairs().values():
             with torch.no_grad():
                 beside.b.copy_(torch.randn(beside.b.shape, generator=generator) * 0.02)
@@ -196,6 +209,23 @@ def learn(cases: list[Case], config: Adapters) -> list[Row]:
 # What is said
 
 
+def bought(results: Results, names: Iterable[str]) -> dict[str, str]:
+    """What each way spends until the loss that all of them reach: seconds, and joules where known, or else FLOPs."""
+    curves = {name: select(results, quantity="loss", adapter=name) for name in names}
+    if not all(curves.values()):
+        return {}
+    goal = max(min(row.number for row in curve) for curve in curves.values())
+    told = {}
+    for name, curve in curves.items():
+        spent_s, steps = (at_loss(curve, setting, goal) for setting in ("training_time_s", "step"))
+        gflop = at_loss(select(results, quantity="loss_by_flops", adapter=name), "training_gflop", goal)
+        assert spent_s is not None and steps is not None and gflop is not None
+        energy = select(results, quantity="energy", adapter=name)
+        paid = units.count(steps * energy[0].number, "J") if energy else units.count(gflop * 1e9, "FLOP")
+        told[name] = f"{goal:.3f} nats in {units.seconds(spent_s)} and {paid}"
+    return told
+
+
 def answer(results: Results) -> str:
     forward = only(results, life="training", phase="forward", quantity="flops", adapter=FULL).number
     held = {
@@ -205,7 +235,7 @@ def answer(results: Results) -> str:
     }
     state = {row.conditions["adapter"]: row.number for row in select(results, quantity="state")}
     steps = {row.conditions["adapter"]: row for row in select(results, quantity="time", phase="step", life="training")}
-    told = []
+    spent, told = bought(results, steps), []
     for name, step in steps.items():
         passes = [
             only(results, life="training", phase=phase, quantity="flops", adapter=name).number / forward
@@ -216,9 +246,7 @@ def answer(results: Results) -> str:
             said += f", memory {units.times(held[name] / held[FULL])}"
         if name != FULL:
             said += f", step {results.judge(step, steps[FULL]).sentence()}"
-        if curve := select(results, quantity="loss", adapter=name):
-            said += f", at {curve[-1].number:.3f} nats after {units.seconds(curve[-1].setting('training_time_s'))}"
-        told.append(said)
+        told.append(f"{said}, {spent[name]}" if name in spent else said)
     apart = max(row.number for row in select(results, quantity="difference", compared="merged and beside"))
     return (
         f"Of a full step's forward, in FLOPs: {'; '.join(told)}. Frozen weights save their own gradients, not the "

@@ -169,7 +169,7 @@ def crossing(rows: list[Row], key: str) -> str:
 
 
 def only_differs(one: Mapping[str, Any], other: Mapping[str, Any], key: str) -> bool:
-    """Of `batch` the number of prompts; it stays where another key differs, so that a larger group is a larger batch."""
+    """Of `batch` the number of prompts. It stays where another key differs: a larger group is then a larger batch."""
     same = all(one[name] == other[name] for name in other if name not in (key, "batch"))
     return bool(same and (key == "batch" or one["batch"] * other["group"] == other["batch"] * one["group"]))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from isoforward.base.results import only, read
 from isoforward.formats import checkpoint_file
@@ -176,6 +177,21 @@ def test_two_processes_train_the_weights_that_one_does(
     assert out.count("step     8") == 1
     assert "Error" not in err
     alone, together = (load(where / "runs/latest").model.state_dict() for where in (trained[0], tmp_path))
+    for name, tensor in alone.items():
+        torch.testing.assert_close(together[name], tensor, rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_adapter_that_one_does(tmp_path: Path) -> None:
+    asked = [*TINY, "trainer.max_steps=8", "measure.enabled=false", "trainer.accelerator=cpu", "optim.clip=null"]
+    asked += ["adapter=lora", "adapter.rank=4", "adapter.targets=[q,v]"]
+    shared = ["trainer.devices=2", "trainer.strategy=ddp", "trainer.accumulate=2"]
+    for run, more in (("alone", []), ("together", shared)):
+        command("train.py", *asked, *more, f"run_dir=runs/{run}", where=tmp_path)
+    alone, together = (
+        load_file(tmp_path / "runs" / run / "adapter" / "adapter_model.safetensors") for run in ("alone", "together")
+    )
+    assert len(alone) == 2 and any(tensor.abs().max() > 1e-3 for name, tensor in alone.items() if "lora_B" in name)
     for name, tensor in alone.items():
         torch.testing.assert_close(together[name], tensor, rtol=0, atol=1e-4)
 

@@ -64,8 +64,7 @@ def test_an_rl_step_is_told_by_its_planted_shares() -> None:
     ]
     for way, low, high in (("usual", 0.99998, 1.00001), ("exact", 1.0, 1.0)):
         for statistic, ratio in (("smallest", low), ("largest", high)):
-            told = {"way": way, "statistic": statistic}
-            rows.append(plain("training", "old policy", "importance ratio", ratio, **at, **told))
+            rows.append(plain("training", "old policy", "importance ratio", ratio, **at, way=way, statistic=statistic))
     rollouts = [
         planted.timed("inference", "rollout", "step", noisy(t), **at, way=w)
         for w, t in (("exact", 0.06), ("usual", 0.03))
@@ -134,7 +133,8 @@ def test_merging_is_seen_in_the_logits_and_is_rounding() -> None:
     assert moved is not None and 0 < moved < 1e-5
 
 
-def test_what_a_part_saves_is_told_from_planted_rows() -> None:
+@pytest.mark.parametrize(("energy", "paid"), [(False, ("105 GFLOP", "140 GFLOP")), (True, ("600 J", "800 J"))])
+def test_what_a_part_saves_is_told_from_planted_rows(energy: bool, paid: tuple[str, str]) -> None:
     steps = {
         "full": row("step", 0.1, adapter="full"),
         "LoRA, r=4": row("step", 0.08, adapter="LoRA, r=4"),
@@ -144,9 +144,16 @@ def test_what_a_part_saves_is_told_from_planted_rows() -> None:
         rows.append(plain("training", "forward", "flops", forward, adapter=name))
         rows.append(plain("training", "backward", "flops", backward, adapter=name))
         rows.append(plain("training", "optimizer", "state", state, per="run", adapter=name))
+        for step, loss in ((10, 3.0), (20, 2.0 if name == "full" else 2.5)):  # full is at 2.5 midway, at step 15
+            at: dict[str, Any] = {"adapter": name, "step": step}
+            rows.append(plain("training", "run", "loss", loss, "token", **at, training_time_s=step / 10))
+            rows.append(plain("training", "run", "loss_by_flops", loss, "token", **at, training_gflop=step * 7.0))
+    if energy:
+        rows += [plain("training", "step", "energy", 40.0, adapter=name) for name in steps]
     rows.append(plain("inference", "forward", "difference", 2e-6, per="token", compared="merged and beside"))
     rows[-1] = Row(**{**vars(rows[-1]), "unit": "logit"})
     said = adapters.answer(results_of(rows, [compared(steps["LoRA, r=4"], steps["full"])]))
     assert "full: forward 1.00, backward 2.00" in said
     assert re.search(r"LoRA, r=4: forward 1\.04, backward 1\.10, optimizer state 80\.0 B, step 0\.[78]\d*x", said)
     assert "Merging moves logits by 2e-06 at most" in said
+    assert f"2.500 nats in 1.50 s and {paid[0]};" in said and f"2.500 nats in 2.00 s and {paid[1]}." in said

@@ -14,7 +14,7 @@ from isoforward.base.errors import BadInput, Integrity
 from isoforward.base.storage import sha256_of
 from isoforward.formats.adapter_format import CONFIG, WEIGHTS, add_adapter, save_adapter
 from isoforward.formats.export import digest_of, export, freeze, without_adapter
-from isoforward.model.adapters import adapt, adapted_linears
+from isoforward.model.adapters import AdaptedLinear, adapt, linears_of
 from isoforward.model.gpt import GPT
 from tests.conftest import lively, tiny
 
@@ -46,7 +46,7 @@ def test_an_adapter_over_int8_is_read_again_beside_the_weights_before_rounding(
     over_int8 = AdapterConfig(name="lora", rank=4, targets=["q", "down"], base="int8")
     model = adapt(base, over_int8)
     with torch.no_grad():
-        for _, layer in adapted_linears(model):
+        for _, layer in linears_of(model, AdaptedLinear):
             for beside in layer.pairs().values():
                 beside.b.normal_(std=0.1)  # nothing but what training would change
     save_adapter(model, tmp_path / "adapter")
@@ -103,7 +103,7 @@ def test_an_adapter_of_another_base_is_refused_by_its_hash(tmp_path: Path) -> No
         other.embedding.weight[0, 0] += 1
     with pytest.raises(Integrity, match="belongs to another base"):
         add_adapter(freeze(other), tmp_path / "adapter")
-    assert not list(adapted_linears(other))
+    assert not list(linears_of(other, AdaptedLinear))
 
 
 def test_a_damaged_adapter_and_what_is_none_are_refused(tmp_path: Path) -> None:

@@ -2,17 +2,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from isoforward.base.config import ModelConfig, OptimConfig
+from isoforward.base.config import AdapterConfig, ModelConfig, OptimConfig
 from isoforward.formats.export import freeze
 from isoforward.measure.flops import fused_attention
 from isoforward.measure.memory_ledger import Ledger, inference_ledger, training_ledger
 from isoforward.model import footprint, steps
+from isoforward.model.adapter_cost import adapted_training_state
+from isoforward.model.adapters import adapt
 from isoforward.model.gpt import GPT, KVCache
 from isoforward.model.optim import build
 from isoforward.serve.inference import DTYPES
@@ -36,11 +39,16 @@ def config(**chosen: Any) -> ModelConfig:
 
 
 def second_step(
-    c: ModelConfig, *, dtype: str = "fp32", checkpointing: str = "none", step: Callable[..., object] = steps.train_step
+    c: ModelConfig,
+    *,
+    dtype: str = "fp32",
+    checkpointing: str = "none",
+    adapter: AdapterConfig | None = None,
+    step: Callable[..., object] = steps.train_step,
 ) -> Ledger:
     """The first one makes Adam's state."""
     torch.manual_seed(0)
-    model = GPT(c, dtype=DTYPES[dtype], checkpointing=checkpointing)
+    model = adapt(GPT(c, dtype=DTYPES[dtype], checkpointing=checkpointing), adapter or AdapterConfig())
     optimizer = build(model, OptimConfig())
     tokens = torch.randint(V, (B, T))
     steps.train_step(model, optimizer, tokens, tokens)
@@ -81,6 +89,35 @@ def test_gpt2_keeps_the_activations_that_a_hand_count_finds() -> None:
         "activations.attention": L * (3 * BTC + BTC + H * statistics),  # q, k, v; the result; its log-sum-exp
         "activations.mlp": L * (4 * BTC + 4 * BTC),  # before and after GELU
     }
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_lora_over_int8_holds_a_byte_a_frozen_weight_and_adam_of_the_maps_alone(family: str) -> None:
+    """Counted by hand: of a block's matrices a byte a weight and a scale an output; what is beside them in fp32."""
+    c, rank = config(family=family), 4
+    over_int8 = AdapterConfig(name="lora", rank=rank, targets=["q", "v"], base="int8")
+    ledger = second_step(c, adapter=over_int8)
+    held, count = ledger.phases["optimizer"], sum(p.numel() for p in parameters_of(c))
+    F = c.ffn_width
+    shapes = [(3 * C, C), (C, C), *([(F, C), (C, F)] if family == "gpt2" else [(2 * F, C), (C, F)])]
+    matrices, scales = L * sum(out * width for out, width in shapes), L * sum(out for out, _ in shapes)
+    maps, tensors = L * 2 * rank * (C + C), L * 2 * 2  # an A and a B beside q, and beside v
+    assert held["parameters"] == matrices + 4 * (scales + count - matrices + maps)
+    assert held["gradients"] == 4 * maps
+    assert held["optimizer state"] == 8 * maps + 4 * tensors
+    predicted = adapted_training_state(c, over_int8)
+    assert predicted.total == sum(held[name] for name in ("parameters", "gradients", "optimizer state")) - 4 * tensors
+    assert not ledger.retained
+
+
+def test_lora_keeps_the_same_activations_over_int8_as_over_fp32() -> None:
+    """No decoded weight outlives its product."""
+    adapter = AdapterConfig(name="lora", rank=4, targets=["q", "v"])
+    kept = [
+        {name: size for name, size in second_step(config(), adapter=each).phases["loss"].items() if "activ" in name}
+        for each in (adapter, replace(adapter, base="int8"))
+    ]
+    assert kept[0] == kept[1] and sum(kept[0].values()) > L * BTC
 
 
 def test_full_checkpointing_keeps_one_input_a_layer() -> None:

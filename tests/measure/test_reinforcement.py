@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,10 +13,12 @@ from isoforward.base.stopwatch import Stopwatch
 from isoforward.measure.benchmark import measure
 from isoforward.measure.case import Case
 from isoforward.measure.reinforcement import PHASES, Loop, Shape, bench, both_ways, memory_rows, rewards_of
+from isoforward.model.gpt import GPT
 from isoforward.model.grpo_cost import grpo_flops
 from tests.conftest import tiny
 
 SHAPE = Shape(prompts=2, group=3, prompt=4, new_tokens=5)
+SIXTEEN = Shape(prompts=4, group=4, prompt=4, new_tokens=12)
 
 
 def case(**more: Any) -> Case:
@@ -82,33 +85,43 @@ def test_it_is_told_where_no_step_is_learnt_from_too() -> None:
         bench(case(), [SHAPE], never)
 
 
-def step_with(loop: Loop) -> Tensor:
-    return loop.step().importance
-
-
 def test_an_exact_first_ratio_is_1_to_the_bit_in_every_step() -> None:
-    usual, exact = both_ways(case(), Shape(prompts=4, group=4, prompt=4, new_tokens=12), parity)[0]
+    usual, exact = both_ways(case(), SIXTEEN, parity)[0]
     for _ in range(3):
         assert torch.equal(exact.step().importance, torch.ones(16, 12))
     assert any((usual.step().importance != 1).any() for _ in range(3))
 
 
-@pytest.mark.parametrize("kernel", ["product_of_rows", "attend_rows"])
-def test_a_kernel_of_another_order_of_sums_moves_the_ratio(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = {
-        "product_of_rows": lambda rows, x, weight, bias: F.linear(x.double(), weight.double(), bias).float(),
-        "attend_rows": lambda rows, *qkv, **how: F.scaled_dot_product_attention(
-            *(each.double() for each in qkv), **how
-        ).float(),
-    }
-    exact = both_ways(case(), Shape(prompts=4, group=4, prompt=4, new_tokens=12), parity)[0][1]
-    monkeypatch.setattr(f"isoforward.serve.exact.{kernel}", plain[kernel])
+def in_double(kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def summed(rows: int, *operands: Tensor | None, **how: Any) -> Tensor:
+        return kernel(*(None if each is None else each.double() for each in operands), **how).float()
+
+    return summed
+
+
+@pytest.mark.parametrize(
+    ("name", "kernel"), [("product_of_rows", F.linear), ("attend_rows", F.scaled_dot_product_attention)]
+)
+def test_a_kernel_of_other_bits_moves_the_ratio(
+    name: str, kernel: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = both_ways(case(), SIXTEEN, parity)[0][1]
+    monkeypatch.setattr(f"isoforward.serve.exact.{name}", in_double(kernel))
     assert not torch.equal(exact.step().importance, torch.ones(16, 12))
 
 
-def test_where_exact_rollout_is_refused_the_row_says_why() -> None:
-    with pytest.raises(BadInput, match="exact=true cannot be had with device=cuda"):
-        Loop(dataclasses.replace(case(), device="cuda"), SHAPE, parity, exact=True)
+def test_where_exact_rollout_is_refused_the_row_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(model: GPT, rows: int = 0) -> int:
+        raise BadInput("no kernel has the bits")
+
+    monkeypatch.setattr("isoforward.measure.reinforcement.use_exact", refused)
+    made = bench(case(), [SHAPE], parity)
+    measured = measure(made.works, made.pairs, MeasureConfig(repeats=5, warmup=1), seed=1)
+    rows = [row for row in made.rows(measured) if row.quantity == "importance ratio"]
+    assert [(row.value, row.reason) for row in rows if row.conditions["way"] == "exact"] == [
+        (None, "no kernel has the bits")
+    ]
+    assert len(rows) == 5 and len(made.pairs) == 1
 
 
 def test_a_group_of_one_is_refused() -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from isoforward.base.config import AdapterConfig, ModelConfig, OptimConfig
 from isoforward.formats.export import fingerprint, freeze, merged, without_adapter
-from isoforward.model.adapters import adapt, adapted_linears, is_low_rank
+from isoforward.model.adapters import AdaptedLinear, adapt, is_low_rank, linears_of
 from isoforward.model.gpt import GPT
 from isoforward.model.optim import build
 from isoforward.model.steps import train_step
@@ -54,7 +54,7 @@ def test_merging_changes_logits_by_rounding_alone(config: ModelConfig, tokens: T
 
 def test_targets_are_maps_of_their_own_within_a_fused_matrix(tokens: Tensor) -> None:
     model = adapted(tiny(), replace(LORA, targets=["v"]))
-    for path, layer in adapted_linears(model):
+    for path, layer in linears_of(model, AdaptedLinear):
         assert path.endswith("attention.qkv")
         q, k, v = (layer.merged_weight(torch.float32) - layer.weight).split(32)
         assert not q.any() and not k.any() and v.any()

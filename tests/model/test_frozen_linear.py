@@ -6,7 +6,8 @@ from torch import Tensor
 
 from isoforward.base.config import ModelConfig
 from isoforward.formats.export import without_adapter
-from isoforward.model.adapters import adapt, frozen_linears, is_low_rank
+from isoforward.model.adapters import adapt, is_low_rank, linears_of
+from isoforward.model.frozen_linear import FrozenLinear
 from isoforward.model.gpt import GPT
 from tests.conftest import lively, tiny
 from tests.model.test_adapters import INT8, adapted
@@ -46,7 +47,7 @@ def test_int8_is_within_half_a_step_of_each_weight() -> None:
 def test_an_int8_base_keeps_no_rounded_copy_for_the_backward(tokens: Tensor) -> None:
     kept: list[Tensor] = []
     model = adapted(tiny(), INT8)
-    shapes = {layer.weight.shape for _, layer in frozen_linears(model)}
+    shapes = {layer.weight.shape for _, layer in linears_of(model, FrozenLinear)}
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
         model(tokens)
     of_weights = [tensor for tensor in kept if tensor.shape in shapes]

@@ -36,7 +36,7 @@ def test_answers_are_drawn_from_the_models_own_distribution() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("prompt", "new"), [(8, 16), (3, 30), (1, 1)])
+@pytest.mark.parametrize(("prompt", "new"), [(8, 16), (1, 32)])
 def test_an_exact_rollout_has_the_bits_of_the_update(
     config: ModelConfig, dtype: torch.dtype, prompt: int, new: int
 ) -> None:
@@ -47,13 +47,13 @@ def test_an_exact_rollout_has_the_bits_of_the_update(
     for exact in (False, True):
         served = freeze(model)
         rows = use_exact(served) if exact else 0
-        asked = {"new_tokens": new, "exact": rows}
-        rolled = roll_out(served, prompts, **asked, generator=torch.Generator().manual_seed(3))
+        generator = torch.Generator().manual_seed(3)
+        rolled = roll_out(served, prompts, new_tokens=new, exact=rows, generator=generator)
         with torch.no_grad():
             trained = answer_logprobs(model, rolled)
         apart[exact] = int((rolled.logprobs != trained).sum())
     assert apart[True] == 0
-    assert apart[False] > 0 or dtype == torch.bfloat16 or new == 1
+    assert apart[False] > 0 or dtype == torch.bfloat16
 
 
 def test_the_seed_gives_the_answers() -> None:

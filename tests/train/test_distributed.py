@@ -94,17 +94,22 @@ def under_torchrun(where: Path, run: str, *more: str) -> subprocess.Popen[bytes]
 
 
 @pytest.mark.slow
-def test_torchrun_passes_a_signal_on_and_the_run_goes_on_from_there_to_the_same_bits(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "more", [[], ["adapter=lora", "adapter.base=int8", "trainer.accumulate=2"]], ids=["full", "adapter"]
+)
+def test_torchrun_passes_a_signal_on_and_the_run_goes_on_from_there_to_the_same_bits(
+    more: list[str], tmp_path: Path
+) -> None:
     (tmp_path / "text.txt").write_text(TEXT)
-    assert under_torchrun(tmp_path, "whole").wait() == 0
-    cut = under_torchrun(tmp_path, "cut")
+    assert under_torchrun(tmp_path, "whole", *more).wait() == 0
+    cut = under_torchrun(tmp_path, "cut", *more)
     while not list(tmp_path.glob("runs/cut/checkpoints/last-*.ckpt")):
         time.sleep(0.05)
     cut.send_signal(signal.SIGTERM)
     assert cut.wait() != 0
     (stopped,) = tmp_path.glob("runs/cut/checkpoints/last-*.ckpt")
     assert stopped.name < "last-000600.ckpt"
-    assert under_torchrun(tmp_path, "cut", "trainer.resume=runs/cut").wait() == 0
+    assert under_torchrun(tmp_path, "cut", *more, "trainer.resume=runs/cut").wait() == 0
     whole, gone_on = (
         checkpoint_file.load(tmp_path / "runs" / run / "checkpoints" / "last-000600.ckpt", only=("state_dict",))
         for run in ("whole", "cut")

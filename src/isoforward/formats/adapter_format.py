@@ -25,7 +25,7 @@ from isoforward.base.storage import sha256_of
 from isoforward.formats.export import FORMAT, digest_of, fingerprint, replacing, without_adapter, write_json
 from isoforward.formats.transformers_format import FORMATS, a_head_each, written_as
 from isoforward.formats.untrusted import open_file, read_json, shown
-from isoforward.model.adapters import AdaptedLinear, adapt, adapted_linears, hold_in_int8
+from isoforward.model.adapters import AdaptedLinear, adapt, hold_in_int8, linears_of
 from isoforward.model.gpt import GPT
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -79,7 +79,7 @@ def peft_config(model: GPT, ranks: Mapping[str, int]) -> dict[str, object]:
 
 def pairs_of(model: GPT) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
     """A (rank, in) and B (out, rank) of every module that PEFT adapts, by its name in Transformers."""
-    for path, layer in adapted_linears(model):
+    for path, layer in linears_of(model, AdaptedLinear):
         names = modules_of(model.config, path, layer)
         if len(names) == len(layer.rows):
             for part, beside in layer.pairs().items():
@@ -143,7 +143,7 @@ def add_adapter(model: GPT, directory: Path) -> GPT:
     try:
         adapt(model, AdapterConfig(**about))
         held = {name: stored.read() for name, stored in open_file(directory / WEIGHTS).items()}
-        for path, layer in adapted_linears(model):
+        for path, layer in linears_of(model, AdaptedLinear):
             fill(model.config, path, layer, held)
     except (KeyError, TypeError, RuntimeError) as error:
         raise Integrity(f"{directory / WEIGHTS} does not fit its model: {shown(str(error))}") from error

@@ -38,7 +38,8 @@ from isoforward.formats.model_card import about_weights, write_card
 from isoforward.formats.transformers_format import pieces, read_transformers, to_transformers
 from isoforward.formats.transformers_tokenizer import has_foreign_tokenizer, read_foreign_tokenizer
 from isoforward.formats.untrusted import FLOATS, Checkpoint, checked, described, names_in, open_file, read_json, shown
-from isoforward.model.adapters import adapt, adapted_linears, frozen_linears, is_low_rank
+from isoforward.model.adapters import AdaptedLinear, adapt, is_low_rank, linears_of
+from isoforward.model.frozen_linear import FrozenLinear
 from isoforward.model.gpt import GPT
 
 FORMAT = 1
@@ -67,7 +68,7 @@ def merged(model: GPT) -> GPT:
         return model
     plain = without_adapter(model)
     with torch.no_grad():
-        for path, layer in adapted_linears(model):
+        for path, layer in linears_of(model, AdaptedLinear):
             plain.get_parameter(f"{path}.weight").copy_(layer.merged_weight(model.dtype))
     return plain
 
@@ -77,7 +78,7 @@ def without_adapter(model: GPT) -> GPT:
     base = unfilled(model.config, model.dtype)
     allocate(base, torch.float32, model.embedding.weight.device)
     kept = {name: tensor for name, tensor in model.state_dict().items() if not is_low_rank(name)}
-    for path, layer in frozen_linears(model):
+    for path, layer in linears_of(model, FrozenLinear):
         if kept.pop(f"{path}.scales", None) is not None:
             kept[f"{path}.weight"] = layer.seen_weight(model.dtype)
     base.load_state_dict(kept)

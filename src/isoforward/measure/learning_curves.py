@@ -105,6 +105,12 @@ def reached_s(points: Sequence[Point], loss: float) -> float | None:
     return None
 
 
+def at_loss(rows: Sequence[Row], setting: str, loss: float) -> float | None:
+    """`setting` (seconds, steps, FLOPs) at which the curve of these rows is down at `loss`; None where it never is."""
+    points = [Point(step=0, time_s=row.setting(setting), loss=row.number) for row in rows]
+    return reached_s(points, loss)
+
+
 def loss_rows(case: Case, runs: Sequence[Sequence[Point]], **conditions: Condition) -> Iterator[Row]:
     """Each mark of the same training under several seeds: the median loss, the lowest and the highest."""
     about: RowFields = {"life": "training", "phase": "run", "quantity": "loss", "per": "token"}
@@ -116,7 +122,7 @@ def loss_rows(case: Case, runs: Sequence[Sequence[Point]], **conditions: Conditi
 def flops_curve(case: Case, runs: Sequence[Sequence[Point]], step_flops: int, **conditions: Condition) -> Iterator[Row]:
     """The same marks against the FLOPs of all steps so far."""
     for each in loss_rows(case, runs, **conditions):
-        at = {**each.conditions, "training_gflop": round(step_flops * int(str(each.conditions["step"])) / 1e9)}
+        at = {**each.conditions, "training_gflop": round(step_flops * int(str(each.conditions["step"])) / 1e9, 3)}
         del at["training_time_s"]
         yield replace(each, quantity="loss_by_flops", conditions=at)
 

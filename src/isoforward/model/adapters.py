@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,8 @@ from isoforward.model.adapter_cost import adapted_maps, trained_parts, untied
 from isoforward.model.cost import maps
 from isoforward.model.frozen_linear import FrozenLinear
 from isoforward.model.gpt import GPT, Linear
+
+Kind = TypeVar("Kind", bound=FrozenLinear)
 
 MODULES = {"head": "unembedding"}  # of parts that are called otherwise than their modules
 
@@ -114,15 +117,9 @@ def hold_in_int8(model: GPT) -> None:
                 block.set_submodule(matrix, frozen)
 
 
-def frozen_linears(model: GPT) -> Iterator[tuple[str, FrozenLinear]]:
+def linears_of(model: GPT, kind: type[Kind]) -> Iterator[tuple[str, Kind]]:
     for path, module in model.named_modules():
-        if isinstance(module, FrozenLinear):
-            yield path, module
-
-
-def adapted_linears(model: GPT) -> Iterator[tuple[str, AdaptedLinear]]:
-    for path, module in model.named_modules():
-        if isinstance(module, AdaptedLinear):
+        if isinstance(module, kind):
             yield path, module
 
 
