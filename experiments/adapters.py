@@ -194,6 +194,7 @@ def learn(cases: list[Case], config: Adapters) -> list[Row]:
                 optim=dataclasses.replace(config.optim, lr=lr, warmup_steps=0),
                 trainer=TrainerConfig(max_steps=config.steps),
             )
+            torch.manual_seed(seed)  # maps of one rank begin alike, whatever lies beside them
             model = adapt(copy.deepcopy(base), case.adapter)
             curves[way_of(case)].append(
                 learning_curve(own, turned, seed=seed, model=model, length=data.length, marks=MARKS)
@@ -234,7 +235,9 @@ def answer(results: Results) -> str:
         if row.value is not None
     }
     state = {row.conditions["adapter"]: row.number for row in select(results, quantity="state")}
-    steps = {row.conditions["adapter"]: row for row in select(results, quantity="time", phase="step", life="training")}
+    steps = {
+        str(row.conditions["adapter"]): row for row in select(results, quantity="time", phase="step", life="training")
+    }
     spent, told = bought(results, steps), []
     for name, step in steps.items():
         passes = [

@@ -92,8 +92,9 @@ class RlStep(ExperimentConfig):
         one_of("reward", self.reward, tuple(REWARDS))
         if self.steps:
             at_least("steps", self.steps, 2 * ENDS)
-        if self.checkpoint is not None:
-            raise BadInput("checkpoint= has a tokenizer of its own, and rewards here judge digits; leave it out")
+        for key, given in {"checkpoint=": self.checkpoint, "model.path=": self.model.path}.items():
+            if given is not None:
+                raise BadInput(f"{key} has a tokenizer of its own, and rewards here judge digits; leave it out")
         if (tokens := self.prompt + self.new_tokens) > self.model.context:
             raise BadInput(
                 f"prompt + new_tokens = {tokens} is longer than model.context={self.model.context}; "
@@ -177,17 +178,16 @@ def only_differs(one: Mapping[str, Any], other: Mapping[str, Any], key: str) -> 
 def exactness(results: Results) -> str:
     """How far the sampler is from training, as usual and exactly, and what the latter costs."""
     usual, exact = (select(results, quantity="importance ratio", way=way) for way in (USUAL, EXACT))
-    said = f"before the first update a token's probability over its sampler's is {ends(usual)}"
+    said = f"before the first update a token's probability over its sampler's is {around_one(usual)}"
     if exact[0].value is None:
         return f"{said}; {exact[0].reason}"
     times = (only(results, quantity="time", phase="rollout", way=way) for way in (EXACT, USUAL))
-    return f"{said}; with exact rollout it is {ends(exact)}, and rollout takes {results.judge(*times).sentence()}"
+    return f"{said}; with exact rollout it is {around_one(exact)}, and rollout takes {results.judge(*times).sentence()}"
 
 
-def ends(ratios: Sequence[Row]) -> str:
-    by_name = {row.conditions["statistic"]: row.number for row in ratios}
-    low, high = by_name["smallest"] - 1, by_name["largest"] - 1
-    return f"1 {low:+.0e} to 1 {high:+.0e}" if low or high else "exactly 1"
+def around_one(ratios: Sequence[Row]) -> str:
+    furthest = max(abs(row.number - 1) for row in ratios)
+    return f"1 within {furthest:.0e}" if furthest else "exactly 1"
 
 
 def answer(results: Results) -> str:

@@ -100,3 +100,13 @@ def test_columns_are_the_fewest_conditions_that_tell_rows_of_a_phase_apart() -> 
     shown = console.export_text()
     assert {"checkpointing", "optimizer", "inference", "prefill"} <= set(shown.split())
     assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_a_reading_does_not_stand_for_what_rows_are_of() -> None:
+    """Every time is another, so that it alone would tell all rows apart, and nobody what they are."""
+    rows = [
+        row("run", 2.0, quantity="loss", adapter=adapter, step=step, training_time_s=step * 1.5 + len(adapter))
+        for adapter in ("full", "head alone")
+        for step in (10, 20)
+    ]
+    assert fewest(rows) == ["adapter", "step", "training_time_s"]

@@ -17,6 +17,7 @@ from isoforward.show.row_charts import kind_of
 
 MOST_ROWS = 24  # of one quantity; the report has them all
 ASIDE = ("tokens", "executions", "parameters", "peak_phase", "head")  # conditions that follow from others
+READINGS = ("training_time_s", "training_gflop")  # no two are alike, and none says what a row is of
 
 
 def show_rows(console: Console, results: Results) -> None:
@@ -63,17 +64,21 @@ def told_apart(rows: list[Row]) -> list[str]:
 
 
 def fewest(rows: list[Row]) -> list[str]:
-    """The fewest conditions that tell rows of one phase apart; where some would do as well, those declared last."""
+    """The fewest conditions that tell rows of one phase apart, and readings after them.
+
+    Where some would do as well, those declared last.
+    """
+    differing = told_apart(rows)
 
     def apart(keys: list[str]) -> int:
         return len({(row.life, row.phase, row.per, *(row.conditions.get(key) for key in keys)) for row in rows})
 
-    kept = [key for key in told_apart(rows) if key not in ASIDE]
+    kept = [key for key in differing if key not in (*ASIDE, *READINGS)]
     for key in [key for key in CONDITIONS if key in kept]:
         fewer = [each for each in kept if each != key]
         if apart(fewer) == apart(kept):
             kept = fewer
-    return kept
+    return kept + [key for key in differing if key in READINGS]
 
 
 def shared(rows: list[Row]) -> dict[str, Condition]:
