@@ -75,7 +75,7 @@ def keys_of(schema: type, prefix: str = "") -> list[str]:
 def nearest(key: str, known: list[str]) -> str:
     """`did you mean`, or nothing: by its last part, by the name that other tools have for it, by its letters."""
     known = [*known, *dict.fromkeys(name.partition(".")[0] for name in known if "." in name)]
-    plain_last = sorted(reversed(known), key=lambda name: "." not in name)
+    plain_last = sorted(known[::-1], key=lambda name: "." not in name)
     last = {name.rpartition(".")[2]: name for name in plain_last}
     own = key.rpartition(".")[2]
     near = [found for found in (last.get(own), USUAL.get(own)) if found in known]
