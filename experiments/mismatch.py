@@ -115,12 +115,15 @@ def ways(case: Case, master: GPT, prompts: list[list[int]], compiles: bool) -> I
 
 def exact_ways(master: GPT, prompts: list[list[int]]) -> Iterator[Way]:
     model = freeze(master)
-    passes = partial(forward_passes, exact=use_exact(model))
+    rows = use_exact(model)
+    passes = partial(forward_passes, exact=rows)
     for batch in BATCHES:
         if batch <= len(prompts):
             yield {"way": KEY_OF_EXACT, "batch": batch}, passes, model, batch, prompts
     how = {"way": f"{KEY_OF_EXACT}, left-padded", "batch": len(prompts)}
     yield how, passes, model, len(prompts), unlike(prompts)
+    drafted = partial(speculative_passes, draft=freeze(master), draft_tokens=4, exact=rows)
+    yield {"way": f"{KEY_OF_EXACT}, with a draft", "batch": 1}, drafted, model, 1, prompts[:FEW]
 
 
 def by_transformers(case: Case, master: GPT, prompts: list[list[int]]) -> Served:

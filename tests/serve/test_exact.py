@@ -1,6 +1,7 @@
 """Exact decoding has the bits of training's forward, over sequences as long as the context."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from isoforward.serve import exact
 from isoforward.serve.decoding import Sampling, forward_passes
 from isoforward.serve.exact import ExactKVCache, fewest_rows, use_exact
 from isoforward.serve.inference import load
+from isoforward.serve.speculative import speculative_passes
 from tests.conftest import SHAPES, lively, tiny
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -36,11 +38,13 @@ def models(config: ModelConfig, dtype: torch.dtype) -> tuple[GPT, GPT, int]:
     return MODELS[key]
 
 
-def differing(master: GPT, frozen: GPT, rows: int, prompts: list[list[int]], new_tokens: int) -> int:
+def differing(
+    master: GPT, frozen: GPT, rows: int, prompts: list[list[int]], new_tokens: int, passes: Any = forward_passes
+) -> int:
     """Logits served that are not those of training's forward on the same tokens, padded to the context."""
     texts = [list(prompt) for prompt in prompts]
     served: list[list[Tensor]] = [[] for _ in prompts]
-    for step in forward_passes(frozen, prompts, max_new_tokens=new_tokens, sampling=Sampling(seed=3), exact=rows):
+    for step in passes(frozen, prompts, max_new_tokens=new_tokens, sampling=Sampling(seed=3), exact=rows):
         for i, (row, token) in enumerate(zip(step.rows, step.tokens, strict=True)):
             served[row].append(step.logits[i])
             texts[row].append(token)
@@ -84,6 +88,41 @@ def test_lengths_across_the_blocks_of_attention_do(family: str, dtype: torch.dty
     config = ModelConfig(family=family, layers=1, heads=2, width=64, context=1024, vocab=64)
     prompts = prompts_of([31, 63, 255, 510, 1020], 64)
     assert differing(*models(config, dtype), prompts, new_tokens=6) == 0
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    length=st.integers(1, 32),
+    draft_tokens=st.integers(1, 9),
+    good=st.booleans(),
+    shape=st.sampled_from(list(SHAPES.values())),
+    dtype=st.sampled_from(DTYPES),
+)
+def test_what_a_draft_proposes_is_verified_with_the_bits_of_training(
+    length: int, draft_tokens: int, good: bool, shape: dict[str, Any], dtype: torch.dtype
+) -> None:
+    """`good`: a draft that is right nearly always; the other nearly never."""
+    config = tiny(**shape)
+    master, frozen, rows = models(config, dtype)
+    draft = freeze(master) if good else freeze(lively(GPT(config, dtype=dtype)))
+    passes = partial(speculative_passes, draft=draft, draft_tokens=draft_tokens)
+    assert differing(master, frozen, rows, prompts_of([length], 61), 33, passes) == 0
+
+
+def test_padding_that_is_read_again_beside_proposals_is_in_nobodys_way() -> None:
+    master, frozen, rows = models(tiny(context=14), torch.float32)
+    passes = partial(speculative_passes, draft=freeze(master), draft_tokens=12)
+    for length in range(1, 15):
+        assert differing(master, frozen, rows, prompts_of([length], 61), 15, passes) == 0
+
+
+def test_a_draft_changes_no_exact_greedy_text(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_characters(["the king\n"])
+    place = export(lively(GPT(tiny(vocab=tokenizer.vocabulary))), tmp_path / "export", tokenizer=tokenizer)
+    with_draft, alone = load(place, exact=True, draft=place), load(place, exact=True)
+    for prompt in ("the king", "k"):
+        texts = [one.generate(prompt, max_new_tokens=30, temperature=0) for one in (with_draft, alone)]
+        assert texts[0] == texts[1]
 
 
 def plain_products(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +170,6 @@ def test_a_kernel_that_stands_in_the_way_is_named(monkeypatch: pytest.MonkeyPatc
     ("asked", "why"),
     [
         ({"precision": "int8"}, "rounded weights are another forward"),
-        ({"draft": "x"}, "verified by products of other shapes"),
         ({"compile": True}, "a compiler orders sums anew"),
         ({"lora": "x"}, "low-rank maps"),
         ({"device": "cuda"}, "never compared"),

@@ -86,7 +86,6 @@ def attend_rows(rows: int, q: Tensor, k: Tensor, v: Tensor, *, attn_mask: Tensor
 
 REASONS = {
     "precision=int8": "rounded weights are another forward",
-    "draft=": "it is verified by products of other shapes",
     "compile=true": "a compiler orders sums anew",
     "lora=": "the products of low-rank maps are not among those whose bits are compared; merge the adapter first",
 }

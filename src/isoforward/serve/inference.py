@@ -59,7 +59,7 @@ class InferenceModule(nn.Module):
         if draft is not None:
             if draft.tokenizer.sha256 != tokenizer.sha256:
                 raise Integrity("draft: its tokenizer is another than the model's; take one trained with the same")
-            self.passes = partial(speculative_passes, draft=draft.model, draft_tokens=draft_tokens)
+            self.passes = partial(speculative_passes, draft=draft.model, draft_tokens=draft_tokens, exact=rows)
 
     @torch.inference_mode()
     def forward(self, tokens: Tensor) -> Tensor:
@@ -238,7 +238,6 @@ def load(
         refuse_inexact(
             {
                 "precision=int8": precision == "int8",
-                "draft=": draft is not None,
                 "compile=true": compile,
                 "lora=": lora is not None,
                 f"device={device}": device != "cpu",

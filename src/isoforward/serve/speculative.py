@@ -2,7 +2,7 @@
 
 What is drawn has exactly the large model's distribution (Leviathan 2023, theorem in section 3.1; Chen 2023). At a
 temperature of 0 it is the large model's greedy text, up to ties: a forward over several rows may round otherwise in the
-last bits than one over a single row.
+last bits than one over a single row. Exact serving (serve/exact.py) has no such ties.
 """
 
 from __future__ import annotations
@@ -29,30 +29,44 @@ def speculative_passes(
     sampling: Sampling,
     ends: Collection[int] = (),
     cache: bool = True,
+    exact: int = 0,
 ) -> Iterator[Pass]:
-    """As `decoding.forward_passes` for one prompt; a pass of `model` gives 1 to `draft_tokens` + 1 tokens."""
+    """As `decoding.forward_passes` for one prompt; a pass of `model` gives 1 to `draft_tokens` + 1 tokens.
+
+    Under `exact`, every pass has rows in multiples of it: the prompt is padded at the left, and a later pass reads
+    some of the text again, which gives the same bits in the same slots. The draft proposes as usual.
+    """
     refuse_unservable(model, prompts)
     if len(prompts) != 1 or not cache or sampling.repetition_penalty != 1:
         raise BadInput("a draft serves one prompt at a time, with a cache and without a repetition penalty")
-    text = list(prompts[0])
-    end_at = min(len(text) + max_new_tokens, model.config.context + 1)
-    positions = end_at - 1  # the last token is never fed
+    prompt = list(prompts[0])
+    padding = min(-len(prompt) % exact, model.config.context - len(prompt)) if exact else 0
+    text = prompt[:1] * padding + prompt
+    end_at = min(len(text) + max_new_tokens, padding + model.config.context + 1)
+    positions = end_at - padding - 1  # the last token is never fed
     if positions > draft.config.context:
         raise BadInput(
             f"draft: {positions} positions do not fit its context of {draft.config.context}; "
             "write a smaller max_new_tokens"
         )
-    held, drafted = (room_for(each, batch=1, capacity=positions) for each in (model, draft))
+    at_left = torch.tensor([padding]) if exact else None
+    held = room_for(model, batch=1, capacity=positions, padding=at_left, exact=exact > 0)
+    drafted = room_for(draft, batch=1, capacity=positions)
     generator = torch.Generator(model.embedding.weight.device).manual_seed(sampling.seed)
     while len(text) < end_at:
         start = time.perf_counter()
-        room = min(draft_tokens, end_at - len(text) - 1) if held.length else 0  # the prompt alone has no past to check
-        proposals, chances = propose(draft, text, drafted, room, sampling, generator)
+        past = (
+            held.length > padding + exact
+        )  # the prompt alone has none; under exact, padding is not read again beside proposals
+        room = min(draft_tokens, end_at - len(text) - 1) if past else 0
+        proposals, chances = propose(draft, text[padding:], drafted, room, sampling, generator)
+        context = max(0, held.length - padding)
+        if exact and held.length:
+            held.rewind(held.length - (held.length - len(text) - room) % exact)
         logits = verify(model, ids_of(model, [*text[held.length :], *proposals]), held)[0, -room - 1 :]  # (room + 1, V)
         gained = accept(sampling.probabilities(logits), chances, proposals, generator)
-        context = held.length
         held.length = len(text) + len(gained) - 1
-        drafted.length = min(drafted.length, held.length)
+        drafted.length = min(drafted.length, held.length - padding)
         text += gained
         last = next((i for i, token in enumerate(gained) if token in ends), None)
         gained = gained if last is None else gained[: last + 1]
