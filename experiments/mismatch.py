@@ -39,7 +39,16 @@ from isoforward.data.tokenizer import Tokenizer
 from isoforward.formats.export import export, freeze, load_tokenizer
 from isoforward.measure.benchmark import Part, Work, timed
 from isoforward.measure.case import Case, frozen_of, identity_row, master_of
-from isoforward.measure.culprits import REST, culprits, differing, exact_cache, shares, usual_cache, usual_kernels
+from isoforward.measure.culprits import (
+    REST,
+    culprits,
+    differing,
+    exact_cache,
+    shares,
+    shares_of_the_rest,
+    usual_cache,
+    usual_kernels,
+)
 from isoforward.measure.mismatch import Passes, Served, agreed, in_double, row, rows_of, serve
 from isoforward.measure.passes import Bench, measure_apart
 from isoforward.model.gpt import GPT
@@ -188,7 +197,7 @@ def ladder_rows(case: Case, master: GPT, prompts: list[list[int]]) -> Iterator[R
     """Each of serving's kernels alone in exact decoding; none where that is not to be had, which its row says."""
     texts = forced_texts(case, freeze(master), prompts[:FEW])
     try:
-        found = shares(master, usual_kernels(case.kernels), texts)
+        found = shares(master, usual_kernels(case.kernels), texts) | shares_of_the_rest(master, texts)
     except BadInput:
         return
     for kernel, share in found.items():

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isoforward.formats.export import freeze
+from isoforward.measure import culprits as culprits_module
 from isoforward.measure.culprits import (
     REST,
     Swap,
@@ -17,12 +19,16 @@ from isoforward.measure.culprits import (
     exact_cache,
     linears,
     shares,
+    shares_of_the_rest,
     usual_cache,
     usual_kernels,
 )
 from isoforward.model.gpt import GPT
+from isoforward.serve import decoding
 from isoforward.serve.exact import use_exact
-from tests.conftest import lively, tiny
+from tests.conftest import SHAPES, lively, tiny
+
+LOW = torch.bfloat16
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +81,43 @@ def test_usual_serving_differs_by_products_and_attention_and_by_nothing_else(mas
     assert found[REST] == 0
     assert set(culprits(found)) >= {"products", "attention"}
     assert max(found.values()) < 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_norms_casts_and_the_dtype_of_a_cache_move_nothing(shape: dict[str, Any], dtype: torch.dtype) -> None:
+    master = lively(GPT(tiny(**shape), dtype=dtype)).train()
+    assert shares_of_the_rest(master, texts_of(5)) == {"casts": 0, "norms": 0, "cache dtype": 0}
+
+
+def other_norms(monkeypatch: pytest.MonkeyPatch) -> None:
+    normed = F.rms_norm
+
+    def one_ulp_up(x: Tensor, *others: Any) -> Tensor:
+        y = normed(x, *others)
+        return torch.nextafter(y, torch.full_like(y, float("inf"))) if x.shape[1] == 1 else y
+
+    monkeypatch.setattr(F, "rms_norm", one_ulp_up)
+
+
+def lower_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    room_for = decoding.room_for
+    monkeypatch.setattr(culprits_module, "room_for", lambda model, **how: room_for(freeze(model, dtype=LOW), **how))
+
+
+def other_casts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(culprits_module, "freeze", lambda model: freeze(freeze(model, dtype=LOW), dtype=model.dtype))
+
+
+@pytest.mark.parametrize(
+    ("plant", "named"), [(other_norms, "norms"), (lower_cache, "cache dtype"), (other_casts, "casts")]
+)
+def test_a_change_of_one_of_the_rest_is_named(
+    plant: Callable[[pytest.MonkeyPatch], None], named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llama = lively(GPT(tiny(family="llama")))
+    plant(monkeypatch)
+    assert culprits(shares_of_the_rest(llama, texts_of(6))) == [named]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -1,12 +1,16 @@
 """Which kernels make serving's numbers others than training's, and what a sequence's numbers depend on.
 
 Exact decoding (serve/exact.py) has training's bits. Putting one of serving's usual kernels into it at a time shows the
-share of each: what differs then differs by that kernel alone.
+share of each: what differs then differs by that kernel alone. What exact decoding does as serving does is put into
+training's forward in the same way.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
+from functools import partial
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +19,9 @@ from torch import Tensor, nn
 from isoforward.formats.export import freeze
 from isoforward.measure.mismatch import logprobs_of, trained_logits
 from isoforward.model.gpt import GPT, KVCache, Linear
-from isoforward.model.kernels import Kernels, use_kernels
+from isoforward.model.kernels import Attends, Kernels, use_kernels
 from isoforward.model.steps import decode
+from isoforward.serve.decoding import room_for
 from isoforward.serve.exact import ExactKVCache, use_exact
 
 REST = "all else"  # norms, activations, positions, casts: exact decoding runs them as serving does
@@ -93,6 +98,48 @@ def shares(master: GPT, swaps: Mapping[str, Swap], texts: Sequence[Sequence[int]
         served = [forced(model, text, exact_cache(model, text))[0] for text in each]
         found[name] = float((logprobs_of(served, texts, starts) - wanted).abs().mean())
     return found
+
+
+def norms_by_position(model: GPT) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm | nn.RMSNorm):
+            module.forward = partial(by_position, module.forward)  # type: ignore[method-assign]  # of this copy alone
+
+
+def by_position(forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """x (B, T, ...), every position by itself."""
+    return torch.cat([forward(x[:, at : at + 1]) for at in range(x.shape[1])], dim=1)
+
+
+def keys_of_cache(model: GPT) -> None:
+    held = room_for(model, batch=1, capacity=1).keys[0].dtype
+    for module in model.modules():
+        if isinstance(module, Attends):
+            module.attend = partial(attend_held, module.attend or F.scaled_dot_product_attention, held)
+
+
+def attend_held(
+    attend: Callable[..., Tensor], held: torch.dtype, q: Tensor, k: Tensor, v: Tensor, **how: object
+) -> Tensor:
+    """With keys and values as a cache of dtype `held` gives them back."""
+    return attend(q, k.to(held).to(q.dtype), v.to(held).to(q.dtype), **how)
+
+
+OF_THE_REST: Mapping[str, Swap] = MappingProxyType({"norms": norms_by_position, "cache dtype": keys_of_cache})
+
+
+def shares_of_the_rest(master: GPT, texts: Sequence[Sequence[int]]) -> dict[str, float]:
+    """As `shares`, of what exact decoding does as serving does: each alone in training's forward."""
+    starts = [1] * len(texts)
+    models = {"casts": freeze(master)}  # once, where training casts in every forward
+    for name, swap in OF_THE_REST.items():
+        models[name] = deepcopy(master)
+        swap(models[name])
+    wanted, *others = (
+        logprobs_of([each[:-1] for each in trained_logits(model, texts)], texts, starts)
+        for model in (master, *models.values())
+    )
+    return {name: float((found - wanted).abs().mean()) for name, found in zip(models, others, strict=True)}
 
 
 def culprits(found: Mapping[str, float]) -> list[str]:

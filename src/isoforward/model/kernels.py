@@ -47,7 +47,7 @@ class MultipliesByRows(Protocol):
 
 @runtime_checkable
 class Attends(Protocol):
-    attend: Callable[..., Tensor]
+    attend: Callable[..., Tensor] | None  # in place of torch's own
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, few_rows: Mapping[int, Product]) -> Tensor:
