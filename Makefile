@@ -19,7 +19,7 @@ soak: $(READY)  ## an hour, for memory, files and threads
 
 engine: .venv-engine/.ready  ## vLLM for CPUs, in an environment of its own, for tests/engine and mismatch endpoint=
 
-engine-llama: .venv-llama/.ready  ## llama.cpp's server for the same, built from source in some minutes: a C++ compiler is needed
+engine-llama: .venv-llama/.ready  ## llama.cpp's server for the same, built in some minutes by a C++ compiler
 
 .venv-engine/.ready: tests/engine/vllm.lock
 	$(PYTHON) -m venv .venv-engine

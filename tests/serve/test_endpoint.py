@@ -162,6 +162,8 @@ LOGPROBS_OF = answered()["choices"][0]["logprobs"]
     [
         ((200, broken(logprobs=None)), "gives no log-probabilities"),
         ((200, broken(logprobs={**LOGPROBS_OF, "token_logprobs": [None] * 4})), "gives None where a log-probability"),
+        ((200, broken(token_ids=4)), "no token_ids"),
+        ((200, broken(token_ids=["k", "i", "n", "g"])), "for token ids"),
         ((200, broken(token_ids=KING[:2])), "4 log-probabilities for 2 tokens"),
         ((200, broken(token_ids=[1, 2, 3, 99])), "another tokenizer than the checkpoint's: it gives token 99"),
         ((200, broken(token_ids=None, logprobs={**LOGPROBS_OF, "tokens": ["ki", "n", "g", "!"]})), "another tokenizer"),

@@ -11,14 +11,21 @@ if TYPE_CHECKING:
     from gguf import GGUFWriter
 
 ENDS = ("eos", "eot", "eom")  # llama.cpp ends a text at any of them
-UNSUPPORTED = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
+OTHERWISE = (  # keys of a BPE, each of which changes what it does
+    "dropout",
+    "unk_token",
+    "continuing_subword_prefix",
+    "end_of_word_suffix",
+    "byte_fallback",
+    "ignore_merges",
+)
 
 
 def why_not(tokenizer: Tokenizer) -> str | None:
     """What llama.cpp would do otherwise; None where it reads every text as this tokenizer does."""
     state = json.loads(tokenizer.backend.to_str())
     model, cut = state["model"], state["pre_tokenizer"] or {}
-    if model["type"] != "BPE" or any(model.get(key) for key in (*UNSUPPORTED, "ignore_merges")):
+    if model["type"] != "BPE" or any(model.get(key) for key in OTHERWISE):
         return "its model is no plain BPE"
     if state["normalizer"] is not None:
         return "it normalizes text"

@@ -1,6 +1,8 @@
-"""A model written as one GGUF file, with its tokenizer where llama.cpp can read text as that does.
+"""A model written as one GGUF file, for llama.cpp.
 
-python -m isoforward gguf runs/latest/export model.gguf
+    python -m isoforward gguf runs/latest/export model.gguf
+
+Weights keep their dtype, norms and biases are in fp32. The tokenizer goes along where llama.cpp reads text as it does.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ LLAMA_CPP = {"mistral": "llama"}  # its name for ours
 
 
 def write_gguf(model: GPT, path: Path, tokenizer: Tokenizer | None = None) -> Path:
-    """Whole or not at all. Norms and biases are fp32; without a tokenizer, llama.cpp takes token ids alone."""
+    """Whole or not at all. Without a tokenizer, llama.cpp takes token ids alone."""
     try:
         from gguf import GGUFWriter
         from gguf.constants import GGMLQuantizationType

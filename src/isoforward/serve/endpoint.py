@@ -124,8 +124,8 @@ class Endpoint:
             raise BadInput(f"endpoint={self.url} gives no log-probabilities for /completions; start it so that it does")
         logprobs = [number(each) for each in field(told, "token_logprobs", list)]
         ids = choice.get("token_ids")
-        named = field(told, "tokens", list) if ids is None else ids
-        if not isinstance(named, list) or len(named) != len(logprobs):
+        named = field(told, "tokens", list) if ids is None else field(choice, "token_ids", list)
+        if len(named) != len(logprobs):
             raise BadInput(f"endpoint={self.url} gives {len(logprobs)} log-probabilities for {len(named)} tokens")
         if ids is None:
             ids = self.ids_of(named)
