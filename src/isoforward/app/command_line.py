@@ -171,7 +171,8 @@ def claim(config: sweeps.InDirectory, *, resuming: bool = False) -> Iterator[Pat
     with own(config.run_dir, resuming=resuming) as directory:
         kept = directory / "config.yaml"
         if not resuming:
-            text = OmegaConf.to_yaml(OmegaConf.structured(replace(config, run_dir=str(directory)))).encode()
+            resolved = OmegaConf.merge(OmegaConf.structured(config), {"run_dir": str(directory)})
+            text = OmegaConf.to_yaml(resolved).encode()
             write_atomically(kept, lambda file: file.write(text))
         remove(directory / DONE)
         try:

@@ -75,8 +75,9 @@ def keys_of(schema: type, prefix: str = "") -> list[str]:
 def nearest(key: str, known: list[str]) -> str:
     """`did you mean`, or nothing: by its last part, by the name that other tools have for it, by its letters."""
     known = [*known, *dict.fromkeys(name.partition(".")[0] for name in known if "." in name)]
-    plain_last = sorted(known[::-1], key=lambda name: "." not in name)
-    last = {name.rpartition(".")[2]: name for name in plain_last}
+    last: dict[str, str] = {}
+    for name in sorted(known, key=lambda name: "." in name):
+        last.setdefault(name.rpartition(".")[2], name)
     own = key.rpartition(".")[2]
     near = [found for found in (last.get(own), USUAL.get(own)) if found in known]
     near = near or get_close_matches(key, known, n=1, cutoff=0.6)
