@@ -117,6 +117,29 @@ def test_weights_are_what_they_are_without_it(tmp_path: Path) -> None:
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
+@pytest.mark.slow
+def test_a_model_that_the_trainer_compiles_is_watched_from_outside(tmp_path: Path) -> None:
+    weights, costs = [], PhaseCostsCallback(every=2, warmup=1)
+    sizes = {"n_layer": 1, "n_head": 2, "n_embd": 8, "vocab_size": 32, "n_positions": 8}
+    for callbacks in ([], [costs]):
+        torch.manual_seed(0)
+        torch.compiler.reset()
+        model = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0))
+        rows = [{"input_ids": torch.arange(8), "labels": torch.arange(8)}] * 24
+        arguments = TrainingArguments(
+            str(tmp_path), per_device_train_batch_size=2, use_cpu=True, num_train_epochs=1, disable_tqdm=True,
+            report_to=[], save_strategy="no", torch_compile=True, torch_compile_backend="aot_eager",
+        )  # fmt: skip
+        Trainer(model, arguments, train_dataset=rows, callbacks=callbacks).train()
+        weights.append(model.state_dict())
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    assert costs.phases is not None
+    assert costs.phases.time("training", "forward").conditions["model"] == "GPT2LMHeadModel"
+    (flops,) = (row for row in costs.phases.rows if row.quantity == "flops")
+    assert flops.value is None and "compiled" in str(flops.reason)
+    assert costs.phases.time("inference", "forward").value
+
+
 def test_a_training_that_is_interrupted_keeps_its_rows_and_its_interrupt(tmp_path: Path) -> None:
     class Interrupts(TrainerCallback):  # type: ignore[misc]
         def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

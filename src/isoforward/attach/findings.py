@@ -15,7 +15,7 @@ from isoforward.attach.account import IN_STEP, OCCASIONS, RESIDUAL, Account, Ste
 from isoforward.attach.frozen import Call, time_frozen, time_serving
 from isoforward.attach.hooks import compiled
 from isoforward.attach.modes import distances
-from isoforward.attach.ranks import COMMUNICATION, Ranks, gradients_averaged_s, sharded
+from isoforward.attach.ranks import COMMUNICATION, Ranks, gradients_averaged_s, innermost, sharded
 from isoforward.attach.sampling import TIMED, WHOLE
 from isoforward.base.device import device_of
 from isoforward.base.disturbance import Disturbance
@@ -213,7 +213,7 @@ class _Rows:
         roots, optimizers, ranks = self.watched.roots, self.watched.optimizers, self.watched.ranks
         weights = {id(weight): weight.numel() for root in roots for weight in root.parameters()}
         conditions: dict[str, Condition] = {
-            "model": " and ".join(type(root).__name__ for root in roots) or "not found",
+            "model": " and ".join(type(innermost(root)).__name__ for root in roots) or "not found",
             "parameters": sum(weights.values()),
             "optimizer": " and ".join(dict.fromkeys(type(one).__name__ for one in optimizers)) or "none",
         }

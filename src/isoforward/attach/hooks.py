@@ -302,6 +302,12 @@ def trained_by(optimizers: Iterable[Optimizer]) -> list[nn.Module]:
     ]
 
 
+def compiled_from(module: nn.Module) -> nn.Module:
+    """What torch.compile(module) gave, where it is there: hooks on the module itself would become part of its graph."""
+    modules = (one for one in gc.get_objects() if issubclass(type(one), nn.Module))
+    return next((one for one in modules if one._modules.get("_orig_mod") is module), module)
+
+
 def moves(tensor: Tensor, args: Any, kwargs: Any) -> bool:
     device = torch._C._nn._parse_to(*args, **kwargs)[0]
     if device is None or device.type == tensor.device.type:

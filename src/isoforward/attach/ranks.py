@@ -76,6 +76,12 @@ def unwrapped(module: nn.Module) -> nn.Module:
     return module.module if isinstance(module, DistributedDataParallel) else module
 
 
+def innermost(module: nn.Module) -> nn.Module:
+    """Theirs, without what DDP and torch.compile have put around it."""
+    held = module._modules.get("_orig_mod") or unwrapped(module)
+    return module if held is module else innermost(held)
+
+
 def sharded(roots: Iterable[nn.Module]) -> bool:
     """By FSDP, as DTensors, or by DeepSpeed's third stage: a forward then waits for all processes."""
     from torch.distributed.fsdp import FullyShardedDataParallel

@@ -9,6 +9,7 @@ from typing import Any
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import CallbackHandler
 
+from isoforward.attach.hooks import compiled_from
 from isoforward.attach.measurement import Watching
 
 
@@ -24,7 +25,7 @@ class PhaseCostsCallback(Watching, TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.end(Path(args.output_dir), ended=False)  # what an earlier training left, where it failed
-        hooks = self.begin([kwargs["model"]])
+        hooks = self.begin([compiled_from(kwargs["model"])])
         hooks.time(CallbackHandler, "call_event", "logging")
         hooks.replace(CallbackHandler, "on_log", self._with_phases(CallbackHandler.on_log))
         hooks.time(Trainer, "_evaluate", "validation")
