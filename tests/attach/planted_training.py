@@ -80,9 +80,8 @@ class Update(torch.optim.SGD):
     clock: PlantedClock
 
     def step(self, closure: Any = None) -> Any:
-        result = super().step(closure)
-        self.clock.take(UPDATE)
-        return result
+        self.clock.take(UPDATE)  # first: PyTorch calls the hooks of a super().step too, once any SGD has been made
+        return super().step(closure)
 
 
 class Checkpoint:
