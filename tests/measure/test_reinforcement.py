@@ -56,6 +56,8 @@ def test_the_rows_of_a_bench_are_those_of_its_shapes() -> None:
     }
     assert 1 < ratios["usual", "largest"] < 1 + 1e-4  # fp32: decode's last bits alone
     assert ratios["exact", "smallest"] == ratios["exact", "largest"] == 1
+    apart = {row.conditions["way"]: row.number for row in rows if row.quantity == "difference"}
+    assert apart["exact"] == 0 < apart["usual"] < 1e-4
     assert [part.conditions["way"] for part in made.pairs[1]] == ["exact", "usual"]
     counted = {row.phase: row.value for row in rows if row.quantity == "flops" and row.conditions["batch"] == 6}
     wanted = grpo_flops(case().model, batch=6, prompt=4, new=5)

@@ -219,9 +219,11 @@ def step_flops(loop: Loop, convention: str = "model") -> dict[str, int]:
 
 def importance_rows(loop: Loop) -> Iterator[Row]:
     """Of the first step's tokens before an update: all 1 where decode has the bits of training's forward."""
-    for statistic, value in ends_of(loop.step().importance.flatten()):
+    ratio = loop.step().importance.flatten()
+    found = [("importance ratio", *each) for each in ends_of(ratio)]
+    for quantity, statistic, value in [*found, ("difference", "largest", float(ratio.log().abs().max()))]:
         about = loop.part("old policy").labelled(statistic=statistic).about
-        yield loop.case.row(about, quantity="importance ratio", value=value)
+        yield loop.case.row(about, quantity=quantity, value=value)
 
 
 def memory_rows(case: Case, shape: Shape, reward: Reward) -> list[Row]:
