@@ -252,7 +252,7 @@ def run(
     for line in filter(None, (forget_stray_ranks(), follow_quota())):
         print(line, file=sys.stderr)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    shape: type = schema
+    shape: type = schema  # to mypy, a type[Config] cannot be hashed
     config_name = register(script, shape)
 
     codes, here = [0], os.getpid()

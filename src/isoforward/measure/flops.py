@@ -195,30 +195,6 @@ def fused_attention() -> Iterator[None]:
         F.scaled_dot_product_attention = original
 
 
-def training_flops(
-    config: ModelConfig,
-    *,
-    batch: int,
-    length: int,
-    accumulate: int = 1,
-    checkpointing: str = "none",
-    convention: str = "model",
-    optim: OptimConfig | None = None,
-    adapter: AdapterConfig | None = None,
-) -> Counter[tuple[str, str]]:
-    """One optimizer step, by phase and kind of layer."""
-    with torch.device("meta"):
-        model = GPT(config, checkpointing=checkpointing if convention == "hardware" else "none")
-        adapt(model, adapter or AdapterConfig())
-        tokens = torch.zeros(batch, length, dtype=torch.long)
-    scope = Scope(layers_of(model))
-    counter = FlopCounter(scope, convention=convention)
-    optimizer = build(model, optim or OptimConfig())
-    with fused_attention(), scope.following(), counter:
-        steps.train_step(model, optimizer, tokens, tokens, accumulate=accumulate, phase=scope)
-    return counter.flops
-
-
 def inference_flops(
     config: ModelConfig, *, batch: int, length: int, cached: int | None, convention: str = "model"
 ) -> Counter[tuple[str, str]]:
@@ -258,17 +234,16 @@ def count_training(
     adapter: AdapterConfig | None = None,
 ) -> dict[str, int]:
     """FLOPs of one optimizer step, by phase."""
-    flops = training_flops(
-        config,
-        batch=batch,
-        length=length,
-        accumulate=accumulate,
-        checkpointing=checkpointing,
-        convention=convention,
-        optim=optim,
-        adapter=adapter,
-    )
-    return by_phase(flops)
+    with torch.device("meta"):
+        model = GPT(config, checkpointing=checkpointing if convention == "hardware" else "none")
+        adapt(model, adapter or AdapterConfig())
+        tokens = torch.zeros(batch, length, dtype=torch.long)
+    scope = Scope(layers_of(model))
+    counter = FlopCounter(scope, convention=convention)
+    optimizer = build(model, optim or OptimConfig())
+    with fused_attention(), scope.following(), counter:
+        steps.train_step(model, optimizer, tokens, tokens, accumulate=accumulate, phase=scope)
+    return by_phase(counter.flops)
 
 
 def count_prefill(config: ModelConfig, *, batch: int, length: int, convention: str = "model") -> int:
