@@ -7,13 +7,14 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import torch
 from rich.console import Console
 
 import isoforward
 from isoforward.app.command_line import claim
+from isoforward.app.sweeps import InDirectory
 from isoforward.base import units
 from isoforward.base.config import ExperimentConfig, MeasureConfig, ModelConfig, Run, TrackingConfig
 from isoforward.base.device import best_device, device_of
@@ -36,13 +37,9 @@ from isoforward.show.wandb_tracker import Tracker, open_tracker
 Answer = Callable[[Results], str]
 
 
-class Tracked(Protocol):
+class Tracked(InDirectory, Protocol):
     """The config of a command whose answer is shown, and tracked where that is asked for."""
 
-    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[object]]]
-
-    @property
-    def run_dir(self) -> str: ...
     @property
     def tracking(self) -> TrackingConfig: ...
 

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import ClassVar, Protocol, TypeVar
 
 from isoforward.base.config import TrainConfig
 from isoforward.base.errors import Refusal, StorageFailed
@@ -24,6 +24,8 @@ COMMAND = ".command"  # in the directory of a sweep: the overrides it was starte
 
 class InDirectory(Protocol):
     """The config of a command that writes into a directory of its own."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[object]]]
 
     @property
     def run_dir(self) -> str: ...
