@@ -8,7 +8,9 @@ from torch import nn
 
 from isoforward.attach import hooks
 from isoforward.attach.account import Account
+from isoforward.attach.measurement import Measurement
 from isoforward.attach.sampling import Sampling
+from tests.attach import planted_training as plant
 from tests.attach.planted_training import PlantedClock
 
 
@@ -73,3 +75,41 @@ def test_what_was_replaced_is_put_back() -> None:
     watching.undo()
     assert "extra_repr" not in vars(owner)
     assert torch.nn.utils.clip_grad_value_ is torch.nn.utils.clip_grad.clip_grad_value_
+
+
+def test_validation_is_seen_where_no_step_is_timed() -> None:
+    clock = PlantedClock()
+    model = plant.Model(clock)
+    optimizer = plant.update(model, clock)
+    measurement = Measurement(Sampling(every=10**9, warmup=1, count_flops=False), clock=clock, validation_by_mode=True)
+    measurement.start([model], optimizer)
+    for _ in range(3):
+        for batch in plant.loader(clock, 4):
+            model(batch).sum().backward()
+            optimizer.step()
+        model.eval()
+        with torch.no_grad():
+            model(torch.ones(2, 4))
+        model.train()
+    measurement.stop()
+    account = measurement.account
+    assert [step.seconds for step in account.steps] == [
+        plant.fetched(1) + plant.FORWARD + plant.BACKWARD + plant.UPDATE
+    ] * 12
+    assert account.occasions_s == {"validation": 3 * plant.FORWARD}
+
+
+def test_a_module_that_is_first_called_late_is_found_in_the_next_timed_step() -> None:
+    clock = PlantedClock()
+    parts = nn.ModuleDict({"generator": plant.Model(clock), "critic": plant.Model(clock)})
+    optimizer = plant.update(parts, clock)
+    measurement = Measurement(Sampling(every=2, warmup=1, count_flops=False), clock=clock, validation_by_mode=True)
+    measurement.start([parts], optimizer)
+    for index, batch in enumerate(plant.loader(clock, 20)):
+        out = parts["generator"](batch)
+        (parts["critic"](out) if index >= 6 else out).sum().backward()
+        optimizer.step()
+    measurement.stop()
+    forwards = [step.phases["forward"] for step in measurement.account.steps if step.phases]
+    assert len(forwards) >= 8 and set(forwards) == {plant.FORWARD, 2 * plant.FORWARD}
+    assert forwards[-1] == 2 * plant.FORWARD
