@@ -60,7 +60,9 @@ class Handler(BaseHTTPRequestHandler):
             self.send(b'data: {"error": {"message": "out of memory"}}\n\n')
             return
         for n in range(0 if behaviour == "empty" else asked["max_tokens"]):
-            if behaviour == "break" and n == 2:
+            if behaviour in ("break", "cut") and n == 2:
+                if behaviour == "cut":
+                    self.send(b"data: [DONE]\n\n")
                 return
             last = n == asked["max_tokens"] - 1
             event = {"choices": [{"text": " a", "finish_reason": "length" if last else None}]}
@@ -116,6 +118,7 @@ def test_where_the_server_does_not_count_our_count_is_taken(endpoint: Endpoint) 
         ("error", "an error in the stream"),
         ("empty", "an answer without a token"),
         ("break", "the stream ended before the answer"),
+        ("cut", "the stream ended before the answer"),
         ("hang", "not done within 0.3 s"),
         ("drip", "not done within 0.3 s"),
     ],

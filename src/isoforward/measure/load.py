@@ -22,6 +22,7 @@ from isoforward.base.errors import BadInput
 from isoforward.serve.endpoint import EVERYTHING, Takes, root_of
 
 LONGEST_LINE = 2**20  # bytes: more without an end of line is no stream of tokens
+DONE = "done"  # no more than that a stream says it ends: llama.cpp's does so too when the next request interrupts it
 MOST_AT_ONCE = 1024  # requests that wait: one more is a failure of its own
 
 
@@ -119,7 +120,7 @@ def ask(endpoint: Endpoint, question: Question, *, began: float, due_s: float, t
     deadline = began + due_s + timeout_s
     times: list[float] = []
     usage: dict[str, int] = {}
-    failure, finished = "", False
+    failure, reason, written = "", "", 0
     connection = endpoint.connect(max(0.001, deadline - time.perf_counter()))
     try:
         for event in events(connection, endpoint, question, deadline):
@@ -127,10 +128,11 @@ def ask(endpoint: Endpoint, question: Question, *, began: float, due_s: float, t
             for choice in event.get("choices") or []:
                 if choice.get("text"):
                     times.append(time.perf_counter() - began)
-                finished |= choice.get("finish_reason") is not None
+                reason = reason or choice.get("finish_reason") or ""
+        written = int(usage.get("completion_tokens", len(times)))
         if not times:
             failure = "an answer without a token"
-        elif not finished:
+        elif not reason or (reason == DONE and written < question.new_tokens):
             failure = "the stream ended before the answer"
     except Refused as refusal:
         failure = str(refusal)
@@ -145,7 +147,7 @@ def ask(endpoint: Endpoint, question: Question, *, began: float, due_s: float, t
         token_s=tuple(times),
         end_s=time.perf_counter() - began,
         prompt_tokens=int(usage.get("prompt_tokens", question.prompt_tokens)),
-        new_tokens=int(usage.get("completion_tokens", len(times))),
+        new_tokens=written,
         failure=failure,
     )
 
@@ -184,7 +186,7 @@ def events(
             if line.startswith(b"data:"):
                 content = line[5:].strip()
                 if content == b"[DONE]":
-                    yield {"choices": [{"finish_reason": "done"}]}
+                    yield {"choices": [{"finish_reason": DONE}]}
                     return
                 event = json.loads(content)
                 if "error" in event:
