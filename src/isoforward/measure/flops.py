@@ -141,7 +141,7 @@ class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if operator is aten._local_scalar_dense.default and args[0].is_meta:
             return 0  # the one question that a step asks its data: is the gradient not finite?
         result = decomposed(self, operator, args, kwargs or {})
-        return operator(*args, **(kwargs or {})) if result is NotImplemented else result
+        return on_meta(operator, args, kwargs or {}) if result is NotImplemented else result
 
     def count(self, operator: Overload, args: Any) -> int:
         if operator in (aten.mm.default, aten.bmm.default, aten._grouped_mm.default):
@@ -164,6 +164,19 @@ class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             forward = attention(q, k, v, triangle=causal and is_causal)
             return forward // 2 * (5 if self.convention == "hardware" else 4)
         return 0
+
+
+def on_meta(operator: Any, args: Any, kwargs: Any) -> Any:
+    """The operator, anywhere; on meta also where it refuses what real devices do."""
+    if not (args and isinstance(args[0], Tensor) and args[0].is_meta):
+        return operator(*args, **kwargs)
+    if operator is aten._to_copy.default and kwargs.get("device") == torch.device("cpu"):
+        return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)  # the gradient of a plain number
+    if operator is aten._grouped_mm.default and args[0].dtype != torch.bfloat16:  # it knows no other dtype there
+        a, b, *more = args
+        narrow = operator(*(torch.empty_like(each, dtype=torch.bfloat16) for each in (a, b)), *more, **kwargs)
+        return torch.empty_like(narrow, dtype=a.dtype)
+    return operator(*args, **kwargs)
 
 
 @contextmanager

@@ -211,7 +211,13 @@ def training_ledger(
 ) -> Ledger:
     """Of one real optimizer step, which changes the weights. Adam's state appears at the end of its first step."""
     watch = Watch(model, tokens.device, memory)
+    watch_training(watch, model, optimizer, tokens, targets, step=step)
+    return watch.close()
 
+
+def watch_training(
+    watch: Watch, model: nn.Module, optimizer: Optimizer, tokens: Tensor, targets: Tensor, *, step: Step
+) -> None:
     def after(phase: str) -> None:
         if phase == "backward":
             watch.name("gradients", (parameter.grad for parameter in model.parameters()))
@@ -226,7 +232,6 @@ def training_ledger(
     after("optimizer")
     with watch.scope.following(), watch:
         step(model, optimizer, tokens, targets, phase=watch)
-    return watch.close()
 
 
 def inference_ledger(

@@ -8,8 +8,7 @@ fused kernel, with dropout or without, as it is on GPUs; a CPU with dropout ther
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -20,16 +19,17 @@ from torch.optim import SGD
 
 from isoforward.base.errors import BadInput
 from isoforward.base.vocabulary import Condition
-from isoforward.measure.flops import FlopCounter, Scope, by_phase, fused_attention
-from isoforward.measure.memory_ledger import Watch, generate, training_ledger
+from isoforward.measure.flops import FlopCounter, by_phase, fused_attention
+from isoforward.measure.memory_ledger import generate, watch_training
+from isoforward.measure.timeline import Timeline
 from isoforward.model import steps
 from isoforward.model.cost import UPDATES, Parts
 from isoforward.model.footprint import size_of
+from isoforward.plan.few_layers import Count, edges, extended, kinds_of, listed_kinds, on, repeats, shortened
 from isoforward.plan.subject import Amount, Serving, Setup
 from isoforward.serve.inference import DTYPES
 from isoforward.serve.transformers_model import Wrapped, WrappedCache, described, settings_of, skeleton
 
-HELD = {"parameters": "weights", "buffers": "weights", "gradients": "gradients"}
 OPTIMIZERS = {name: update.states for name, update in UPDATES.items() if name != "muon"}  # numbers a parameter
 REFUSALS = (RuntimeError, NotImplementedError, ValueError, TypeError)  # of what asks the data what to do next
 
@@ -58,6 +58,32 @@ class Counted:
     @cached_property
     def skeleton(self) -> Wrapped:
         return skeleton(self.directory)
+
+    @cached_property
+    def shorter(self) -> tuple[Wrapped, Wrapped, int] | None:
+        """Two models of few layers, and by how many periods more the whole differs; None where it has to be counted."""
+        config = settings_of(self.directory)
+        text = config.get_text_config()
+        layers = getattr(text, "num_hidden_layers", None) or 0
+        built = kinds_of(self.skeleton, layers)
+        kinds = list(zip(built, listed_kinds(text, layers), strict=bool(built)))
+        if (found := repeats(kinds)) is None:
+            return None
+        dropped, made = found.times - edges(found.period), []
+        for fewer in (dropped, dropped - 1):
+            stay = found.without(fewer, layers)
+            made.append(skeleton(self.directory, shortened(config, stay)))
+            if kinds_of(made[-1], len(stay)) != [built[n] for n in stay]:
+                return None  # what a layer is follows from its number
+        less, more = (sum(parameter.numel() for parameter in short.parameters()) for short in made)
+        alike = on(less, more, dropped - 1) == self.parameters
+        return (made[0], made[1], dropped - 1) if alike else None
+
+    def count(self, of: Callable[[Wrapped], Count]) -> Count:
+        if self.shorter is None:
+            return of(self.skeleton)
+        less, more, periods = self.shorter
+        return extended(of(less), of(more), periods)
 
     @property
     def largest_unit(self) -> int:
@@ -105,27 +131,10 @@ class Counted:
         """Peaks by phase of a micro-batch of `batch`, updated by an optimizer without a state, and its FLOPs."""
         if checkpointing not in self.choices["checkpointing"]:
             raise BadInput(f"checkpointing={checkpointing} is our own models'; Transformers' have none and full")
-        wrapped = self.skeleton.to(DTYPES[precision]).train()
-        if checkpointing == "full":
-            wrapped.model.activation_checkpointing_enable()
-        updater = SGD(wrapped.parameters(), lr=0.1)
-        tokens = torch.zeros(batch, length, dtype=torch.long, device="meta")
-        counter = FlopCounter(Scope({}), convention="hardware")
-        try:
-            with fused_attention(), counter:
-                ledger = training_ledger(wrapped, updater, tokens, tokens, step=partial(steps.train_step, clip=1.0))
-        except REFUSALS as error:
-            raise not_counted("training", error) from error
-        finally:
-            if checkpointing == "full":
-                wrapped.model.activation_checkpointing_disable()
-        phases = {}
-        for phase, held in ledger.phases.items():
-            parts = Parts(weights=0, gradients=0, activations=0)
-            for category, size in held.items():
-                parts += {HELD.get(category, "activations"): size}
-            phases[phase] = parts
-        return phases, counter.flops.total()
+        counted = self.count(
+            partial(training_count, batch=batch, length=length, precision=precision, how=checkpointing)
+        )
+        return counted.peaks(), sum(counted.flops.values())
 
     def step(self, setup: Setup) -> Amount:
         flops = self.counted_step(1, setup.length, setup.precision, setup.checkpointing)[1] * setup.batch
@@ -136,35 +145,13 @@ class Counted:
 
     @cache  # noqa: B019
     def served(self, prompt: int, new: int, precision: str) -> Served:
-        wrapped = self.skeleton.to(DTYPES[precision]).eval()
-        tokens = torch.zeros(1, prompt, dtype=torch.long, device="meta")
-        counter = FlopCounter(scope := Scope({}))
-        try:
-            with fused_attention(), torch.inference_mode():
-                room = WrappedCache(wrapped)
-                watch = Watch(wrapped, tokens.device)
-                watch.name("weights", (*wrapped.parameters(), *wrapped.buffers()))
-
-                @contextmanager
-                def both(phase: str) -> Iterator[None]:
-                    with watch(phase), scope(phase):
-                        yield
-
-                with counter, watch:
-                    generate(wrapped, tokens, room, new_tokens=2, phase=both)
-            pairs = [(layer.keys, layer.values) for layer in room.held.layers]
-        except (*REFUSALS, AttributeError) as error:
-            raise not_counted("serving", error) from error
-        kept = sum(tensor.nbytes for pair in pairs for tensor in pair)
-        peaks = {
-            phase: sum(size for category, size in held.items() if category != "weights")
-            for phase, held in watch.close().phases.items()
-        }
+        counted = self.count(partial(serving_count, prompt=prompt, precision=precision))
+        peaks = {phase: held["gradients"] + held["activations"] for phase, held in counted.peaks().items()}
         return Served(
-            flops=by_phase(counter.flops),
+            flops=counted.flops,
             prefill_bytes=peaks["prefill"],
-            decode_bytes=max(0, peaks["decode"] - kept),
-            kv_bytes=kept * (prompt + new) // (prompt + 1),
+            decode_bytes=max(0, peaks["decode"] - counted.kept_bytes),
+            kv_bytes=counted.kept_bytes * (prompt + new) // (prompt + 1),
         )
 
     def serving_bytes(self, serving: Serving) -> dict[str, int]:
@@ -189,6 +176,44 @@ class Counted:
         multiplied = min(self.parameters, serving.users * one.flops["decode"] // 2)
         looked_back = serving.users * one.kv_bytes * serving.midway // (serving.prompt + serving.new_tokens)
         return Amount(serving.users * one.flops["decode"], size_of(serving.precision) * multiplied + looked_back)
+
+
+def training_count(wrapped: Wrapped, *, batch: int, length: int, precision: str, how: str) -> Count:
+    """Of one step; `how` it checkpoints."""
+    wrapped.to(DTYPES[precision]).train()
+    if how == "full":
+        wrapped.model.activation_checkpointing_enable()
+    updater = SGD(wrapped.parameters(), lr=0.1)
+    tokens = torch.zeros(batch, length, dtype=torch.long, device="meta")
+    watch = Timeline(wrapped, tokens.device)
+    counter = FlopCounter(watch.scope, convention="hardware")
+    try:
+        with fused_attention(), counter:
+            watch_training(watch, wrapped, updater, tokens, tokens, step=partial(steps.train_step, clip=1.0))
+    except REFUSALS as error:
+        raise not_counted("training", error) from error
+    finally:
+        if how == "full":
+            wrapped.model.activation_checkpointing_disable()
+    return Count(watch.moments(), by_phase(counter.flops))
+
+
+def serving_count(wrapped: Wrapped, *, prompt: int, precision: str) -> Count:
+    """Of one prompt, and a token after it."""
+    wrapped.to(DTYPES[precision]).eval()
+    tokens = torch.zeros(1, prompt, dtype=torch.long, device="meta")
+    watch = Timeline(wrapped, tokens.device)
+    counter = FlopCounter(watch.scope)
+    try:
+        with fused_attention(), torch.inference_mode():
+            room = WrappedCache(wrapped)
+            watch.name("weights", (*wrapped.parameters(), *wrapped.buffers()))
+            with counter, watch:
+                generate(wrapped, tokens, room, new_tokens=2, phase=watch)
+        pairs = [(layer.keys, layer.values) for layer in room.held.layers]
+    except (*REFUSALS, AttributeError) as error:
+        raise not_counted("serving", error) from error
+    return Count(watch.moments(), by_phase(counter.flops), sum(each.nbytes for pair in pairs for each in pair))
 
 
 def refuse_contradictions(directory: Path) -> None:

@@ -135,10 +135,12 @@ def opened(path: Path, open_it: Callable[[], T]) -> T:
         raise BadInput(f"{path}: Transformers cannot open it: {shown(first)}") from error
 
 
-def skeleton(directory: Path) -> Wrapped:
-    """On the meta device: shapes without numbers. In bf16, which grouped products of experts insist on there."""
-    config, transformers = settings_of(directory), quiet_transformers()
-    auto = transformers.AutoModelForCausalLM
+def skeleton(directory: Path, config: PretrainedConfig | None = None) -> Wrapped:
+    """On the meta device: shapes without numbers. In bf16, which grouped products of experts insist on there.
+
+    `config` stands for the directory's own.
+    """
+    auto, config = quiet_transformers().AutoModelForCausalLM, config or settings_of(directory)
     with torch.device("meta"):
         model = opened(directory, lambda: auto.from_config(config, dtype=torch.bfloat16, trust_remote_code=False))
     return Wrapped(model)
