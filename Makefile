@@ -3,7 +3,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 TORCH := torch==2.13.0
 
-.PHONY: train test slow soak engine engine-llama lint gallery record docs clean
+.PHONY: train test slow soak engine engine-llama load lint gallery record docs clean
 
 train: $(READY)  ## set-up from nothing, then python train.py; ARGS="model=small" for overrides
 	$(BIN)/python train.py $(ARGS)
@@ -32,6 +32,14 @@ engine-llama: .venv-llama/.ready  ## llama.cpp's server for the same, built in s
 	CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF" .venv-llama/bin/python -m pip install --quiet --no-deps \
 		--require-hashes --requirement tests/engine/llama.lock
 	@touch .venv-llama/.ready
+
+load: .venv-load/.ready  ## guidellm, the load generator of serving endpoint=, in an environment of its own
+
+.venv-load/.ready: tests/engine/load.txt
+	$(PYTHON) -m venv .venv-load
+	.venv-load/bin/python -m pip install --quiet $(TORCH)
+	.venv-load/bin/python -m pip install --quiet --no-deps --requirement tests/engine/load.txt
+	@touch .venv-load/.ready
 
 lint: $(READY)  ## ruff, mypy, and which room may import which
 	$(BIN)/ruff check .

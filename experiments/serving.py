@@ -6,9 +6,10 @@
 
 For any server of OpenAI's kind that streams completions: vLLM, SGLang, llama.cpp's, `transformers serve`. docs/serve.md
 starts one on an export. Requests come as a Poisson process, at one rate after the other, whether earlier ones are
-answered or not, and count from when they were due. A request that is refused, broken off, empty or late is a failure:
-it stands in every percentile as one that never ended. Goodput counts the requests that met the objective, ttft and
-tpot. With checkpoint=, the same weights run in our own batch loop, and on a calibrated machine a queueing model says
+answered or not, and count from when they were due. guidellm sends them where `make load` has set it up, our own client
+elsewhere and where prompts are tokens, as with checkpoint=. A request that is refused, broken off, empty or late is a
+failure: it stands in every percentile as one that never ended. Goodput counts the requests that met the objective, ttft
+and tpot. With checkpoint=, the same weights run in our own batch loop, and on a calibrated machine a queueing model says
 what an engine should take. training_hours, of one device, gives the served tokens that cost as much as training.
 
 :chapter: Serving
@@ -31,7 +32,7 @@ from rich.console import Console
 from isoforward.app.command_line import claim, run
 from isoforward.app.question import case_of, command_line, tell
 from isoforward.base import units
-from isoforward.base.config import ExperimentConfig, at_least, within
+from isoforward.base.config import ExperimentConfig, at_least, one_of, within
 from isoforward.base.datasheets import calibrated_here
 from isoforward.base.disturbance import between, look
 from isoforward.base.environment import environment
@@ -39,6 +40,7 @@ from isoforward.base.errors import BadInput
 from isoforward.base.results import Results, Row, RowFields, only, row_of, select, write
 from isoforward.base.terminal import say
 from isoforward.formats.export import load_tokenizer
+from isoforward.measure import guidellm
 from isoforward.measure.benchmark import Part, timed
 from isoforward.measure.case import Case, frozen_of, master_of
 from isoforward.measure.load import Answer, Endpoint, Question, ask, load, models
@@ -67,6 +69,7 @@ class Serving(ExperimentConfig):
     served_model: str | None = None  # None: the first that the server names
     rates: list[float] = dataclasses.field(default_factory=lambda: [0.5, 1.0, 2.0, 4.0])  # requests a second
     requests: int = 60  # at each rate
+    load: str = "auto"  # or guidellm, or own: guidellm where it is found and prompts are text
     timeout: float = 60.0  # seconds, from when a request was due
     ttft: float = 1.0  # the objective, seconds
     tpot: float = 0.1
@@ -78,6 +81,7 @@ class Serving(ExperimentConfig):
         super().__post_init__()
         if not self.endpoint:
             raise BadInput("endpoint= is missing: write endpoint=http://HOST:PORT, of a server that runs")
+        one_of("load", self.load, ("auto", "guidellm", "own"))
         if not self.rates or not self.batches:
             raise BadInput("rates and batches need a number each; write rates=[1,2]")
         for rate in self.rates:
@@ -125,8 +129,20 @@ def quantile(times: Sequence[float], failures: int, wanted: float) -> float:
     return ordered[math.ceil(wanted * len(ordered)) - 1] if ordered else math.inf
 
 
-def rows(answers: Sequence[Answer], config: Serving, rate: float) -> Iterator[Row]:
-    at: dict[str, Any] = {"rate": rate, "requests": len(answers)}
+def loaded(
+    endpoint: Endpoint, asked: Sequence[Question], config: Serving, rate: float, seed: int
+) -> tuple[str, list[Answer]]:
+    """By which load generator, and what it saw."""
+    how: Any = {"rate": rate, "timeout_s": config.timeout, "seed": seed}
+    text = all(isinstance(question.prompt, str) for question in asked)
+    if config.load == "guidellm" or (config.load == "auto" and text and guidellm.program() is not None):
+        version, answers = guidellm.load(endpoint, asked, **how)
+        return f"guidellm {version}", answers
+    return "own", load(endpoint, asked, **how)
+
+
+def rows(answers: Sequence[Answer], config: Serving, rate: float, by: str = "own") -> Iterator[Row]:
+    at: dict[str, Any] = {"rate": rate, "requests": len(answers), "load": by}
     good = [answer for answer in answers if not answer.failure]
     failed = len(answers) - len(good)
     reasons = ", ".join(sorted({answer.failure for answer in answers if answer.failure}))
@@ -281,8 +297,8 @@ def main(config: Serving) -> None:
         for n, rate in enumerate(config.rates):
             say(console, f"{config.requests} requests to {endpoint.model} at {rate:g} a second")
             asked = questions(config, case, config.seed + n, endpoint.takes)
-            answers = load(endpoint, asked, rate=rate, timeout_s=config.timeout, seed=config.seed + n)
-            write(results, placed(rows(answers, config, rate), where.id))
+            by, answers = loaded(endpoint, asked, config, rate, config.seed + n)
+            write(results, placed(rows(answers, config, rate, by), where.id))
         write(results, [alone("serving", between(before, look()), environment=where.id)])
         if case is not None:
             say(console, "our own batch loop, and a queueing model")

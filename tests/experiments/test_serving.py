@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from experiments.serving import Serving, idle, main, quantile, questions, rows, warmed_up
+from experiments.serving import Serving, idle, loaded, main, quantile, questions, rows, warmed_up
 from isoforward.app.command_line import run
 from isoforward.base.config import MeasureConfig
 from isoforward.base.results import only, read, select
 from isoforward.data.tokenizer import Tokenizer
 from isoforward.formats.export import export
 from isoforward.measure.case import Case
-from isoforward.measure.load import Answer, Endpoint
+from isoforward.measure.load import Answer, Endpoint, Question
 from isoforward.model.gpt import GPT
 from isoforward.serve.endpoint import EVERYTHING
 from tests.conftest import tiny
@@ -23,7 +23,8 @@ from tests.measure.test_load import endpoint  # noqa: F401 - the planted server
 
 
 def asked(tmp_path: Path, *overrides: str) -> int:
-    return run(main, Serving, [*overrides, "tracking=none", f"run_dir={tmp_path / 'run'}"])
+    """By our own client, unless overrides say otherwise."""
+    return run(main, Serving, ["load=own", *overrides, "tracking=none", f"run_dir={tmp_path / 'run'}"])
 
 
 def planted(due_s: float, ttft_s: float = 0.1, gap_s: float = 0.05, failure: str = "") -> Answer:
@@ -93,6 +94,22 @@ def test_a_server_is_loaded_and_told_of(
     assert max(map(len, capsys.readouterr().out.replace(str(tmp_path), "").splitlines())) <= 80
 
 
+def test_guidellm_sends_the_load_where_it_is_found_and_rows_name_it(
+    endpoint: Endpoint,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("experiments.serving.guidellm.load", lambda *_, **__: ("0.8.1", [planted(1.0)]))
+    text, tokens = [Question(prompt="answer", new_tokens=2)], [Question(prompt=[1, 2], new_tokens=2)]
+    monkeypatch.setattr("experiments.serving.guidellm.program", lambda: "guidellm")
+    by, answers = loaded(endpoint, text, config(), 50.0, 0)
+    assert {row.conditions["load"] for row in rows(answers, config(), 50.0, by)} == {"guidellm 0.8.1"}
+    assert loaded(endpoint, text, config(load="own"), 50.0, 0)[0] == "own"
+    monkeypatch.setattr("experiments.serving.load", lambda *_, **__: [planted(1.0)])
+    assert loaded(endpoint, tokens, config(), 50.0, 0)[0] == "own"
+    monkeypatch.setattr("experiments.serving.guidellm.program", lambda: None)
+    assert loaded(endpoint, text, config(), 50.0, 0)[0] == "own"
+
+
 def test_a_server_that_refuses_extensions_is_asked_without(endpoint: Endpoint) -> None:  # noqa: F811
     strict = dataclasses.replace(config(), measure=MeasureConfig(prompt=1, new_tokens=3))
     with pytest.MonkeyPatch.context() as patched:
@@ -144,6 +161,7 @@ def test_failures_are_told_and_the_first_one_stops_it(
         (["endpoint=http://127.0.0.1:9", "rates=[0]"], "rates=0"),
         (["endpoint=http://127.0.0.1:9", "requests=1"], "requests=1"),
         (["endpoint=http://127.0.0.1:9", "timeout=nan"], "timeout"),
+        (["endpoint=http://127.0.0.1:9", "load=guidelm"], "did you mean guidellm"),
     ],
 )
 def test_bad_input_is_named(
