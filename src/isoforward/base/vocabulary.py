@@ -228,6 +228,7 @@ CONDITIONS = {
     "statistic": "which one of many values, or of ways to estimate it",
     # load
     "rate": "requests a second, as a Poisson process",
+    "load": "who sent the requests",
     "requests": "sent at that rate",
     "quantile": "of all requests, failures among them",
     # plans
