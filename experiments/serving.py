@@ -9,8 +9,9 @@ starts one on an export. Requests come as a Poisson process, at one rate after t
 answered or not, and count from when they were due. guidellm sends them where `make load` has set it up, our own client
 elsewhere and where prompts are tokens, as with checkpoint=. A request that is refused, broken off, empty or late is a
 failure: it stands in every percentile as one that never ended. Goodput counts the requests that met the objective,
-ttft and tpot. With checkpoint=, the same weights run in our own batch loop, and on a calibrated machine a queueing model
-says what an engine should take. training_hours, of one device, gives the served tokens that cost as much as training.
+ttft and tpot. With checkpoint=, the same weights run in our own batch loop, and on a calibrated machine a queueing
+model says what an engine should take. training_hours, of one device, gives the served tokens that cost as much as
+training.
 
 :chapter: Serving
 :unread: measure.context measure.energy optim.min_lr optim.schedule optim.warmup_steps
