@@ -48,6 +48,7 @@ from isoforward.plan.forecast import PHASES, predicted
 MOST_FLOPS = 4e10  # of a step: some tenths of a second here
 LIFE = {"training": "training", "inference": "generation"}  # as memory.py names them
 GOALS = ("forward", "backward", "prefill", "decode", "loss", "optimizer")
+MEDIAN, WORST = 0.08, 0.25  # at most, of each phase's errors in time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -173,11 +174,18 @@ def answer(results: Results) -> str:
         on = results.rows[0].conditions["hardware"]
         return f"Predicted for {on}, {how}: {phases}; training holds {units.size(held)}."
     errors = "; ".join(f"{phase} {spread(phase=phase, of='time')}" for phase in GOALS)
+    missed = [phase for phase in GOALS if not met(results, phase)]
+    goal = f"median at most {MEDIAN:.0%}, worst {WORST:.0%}, " + (f"missed by {', '.join(missed)}" if missed else "met")
     peaks = [peak_error(results, life) for life in PHASES]
     return (
-        f"Over {checked} models apart from the calibration, median and worst error of the predicted time: {errors}; "
-        f"of peak memory: training {peaks[0]}, inference {peaks[1]}."
+        f"Over {checked} models apart from the calibration, median and worst error of the predicted time: {errors} "
+        f"(goal: {goal}); of peak memory: training {peaks[0]}, inference {peaks[1]}."
     )
+
+
+def met(results: Results, phase: str) -> bool:
+    errors = [abs(row.number) for row in select(results, quantity="error", phase=phase, of="time")]
+    return bool(errors) and median(errors) <= MEDIAN and max(errors) <= WORST
 
 
 def peak_error(results: Results, life: str) -> str:

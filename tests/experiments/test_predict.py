@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
-from experiments.predict import MOST_FLOPS, Predict, held_out, named
+from experiments.predict import MOST_FLOPS, Predict, answer, held_out, named
 from isoforward.base.datasheets import TABLE
 from isoforward.base.device import device_of
+from isoforward.base.results import read, select
 from isoforward.model import cost
 from isoforward.plan.calibration import SAMPLES
 
@@ -31,3 +33,15 @@ def test_bf16_is_among_them_where_the_machine_multiplies_it(monkeypatch: pytest.
         monkeypatch.setattr(type(device_of("cpu")), "multiplies_bf16", lambda self, has=has: has)
         kinds = {case.precision for case in held_out(Predict(), HARDWARE)}
         assert kinds == ({"fp32", "bf16"} if has else {"fp32"})
+
+
+def test_phases_that_miss_the_goal_are_named_and_unmeasured_ones_among_them() -> None:
+    results = read(Path(__file__).parents[2] / "docs" / "recorded" / "predict" / "results.jsonl")
+    errors = {"forward": (0.08, -0.25), "backward": (0.01, 0.26), "prefill": (0.09, 0.09), "decode": (-0.02, 0.01)}
+    like = select(results, quantity="error", of="time")[0]
+    kept = [row for row in results.rows if row.quantity != "error"]
+    made = [
+        dataclasses.replace(like, phase=phase, value=value) for phase, both in errors.items() for value in (0.0, *both)
+    ]
+    said = answer(dataclasses.replace(results, rows=[*kept, *made]))
+    assert "(goal: median at most 8%, worst 25%, missed by backward, prefill, loss, optimizer)" in said
