@@ -43,5 +43,5 @@ def test_phases_that_miss_the_goal_are_named_and_unmeasured_ones_among_them() ->
     made = [
         dataclasses.replace(like, phase=phase, value=value) for phase, both in errors.items() for value in (0.0, *both)
     ]
-    said = answer(dataclasses.replace(results, rows=[*kept, *made]))
+    said = answer(dataclasses.replace(results, rows=(*kept, *made)))
     assert "(goal: median at most 8%, worst 25%, missed by backward, prefill, loss, optimizer)" in said
