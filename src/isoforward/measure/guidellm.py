@@ -10,10 +10,10 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -26,6 +26,31 @@ TRIES = 3
 OWN = "or write load=own"
 # One process sends them all: several take their first requests at once where they start before its clock is set.
 SETTINGS = {"GUIDELLM__MAX_WORKER_PROCESSES": "1", "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}
+
+
+class Info(TypedDict):
+    status: str
+    error: str | None
+    timings: dict[str, float | None]
+
+
+class Request(TypedDict):
+    info: Info
+    output_metrics: dict[str, int] | None
+    output_tokens: int | None
+    prompt_tokens: int | None
+
+
+class Benchmark(TypedDict):
+    scheduler_state: dict[str, float]
+    requests: dict[str, list[Request] | None]
+
+
+class Report(TypedDict):
+    """Of guidellm 0.8: what is read of it."""
+
+    metadata: dict[str, str]
+    benchmarks: list[Benchmark]
 
 
 def program() -> str | None:
@@ -50,7 +75,7 @@ def load(
 
 def ran(
     found: str, endpoint: Endpoint, questions: Sequence[Question], *, rate: float, timeout_s: float, seed: int
-) -> Any:
+) -> Report:
     """What it writes of one load."""
     body = {"max_tokens": questions[0].new_tokens} | ({"ignore_eos": True} if endpoint.takes.extensions else {})
     backend = {
@@ -79,7 +104,8 @@ def ran(
         bound_s = STARTS_S + 2 * len(questions) / rate + timeout_s
         try:
             done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=bound_s)
-            return json.loads(written.read_bytes())
+            report: Report = json.loads(written.read_bytes())
+            return report
         except subprocess.TimeoutExpired:
             raise BadInput(f"load=guidellm: not done within {bound_s:.0f} s; see the server's log, {OWN}") from None
         except (OSError, ValueError) as error:
@@ -87,7 +113,7 @@ def ran(
             raise BadInput(f"load=guidellm wrote no report: {said[0][:200]}; mend that, {OWN}") from error
 
 
-def answers_of(report: Any, questions: Sequence[Question], timeout_s: float) -> list[Answer] | None:
+def answers_of(report: Report, questions: Sequence[Question], timeout_s: float) -> list[Answer] | None:
     """In the order in which they were due; None where requests were due before the load began."""
     (benchmark,) = report["benchmarks"]
     began = float(benchmark["scheduler_state"]["start_time"])
@@ -101,15 +127,13 @@ def answers_of(report: Any, questions: Sequence[Question], timeout_s: float) -> 
     return answers + [Answer(due_s=last_s, failure="not sent")] * (len(questions) - len(answers))
 
 
-def answer_of(request: Mapping[str, Any], began: float, timeout_s: float, asked: int) -> Answer:
+def answer_of(request: Request, began: float, timeout_s: float, asked: int) -> Answer:
     """A stream that broke off counts as completed there. Its last piece is missing, which has the server's count; of a
     server that counts nothing an answer is whole with as many pieces as were asked for.
     """
-    at, info = request["info"]["timings"], request["info"]
-    due_s, first, last, end = (
-        at[name] - began if at[name] is not None else None
-        for name in ("targeted_start", "first_token_iteration", "last_token_iteration", "request_end")
-    )
+    info = request["info"]
+    names = ("targeted_start", "first_token_iteration", "last_token_iteration", "request_end")
+    due_s, first, last, end = (None if at is None else at - began for at in (info["timings"][name] for name in names))
     due_s = due_s or 0.0
     counted, pieces = (request["output_metrics"] or {}).get("text_tokens"), request["output_tokens"] or 0
     written = int(counted or (pieces if pieces >= asked else 0))

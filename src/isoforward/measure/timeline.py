@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ class Timeline(Watch):  # type: ignore[no-untyped-call]
         self.ends.append((self.scope.phase, self.operator, len(self.events)))
 
     def __torch_dispatch__(
-        self, operator: Overload, types: object, args: Any = (), kwargs: Mapping[str, object] | None = None
+        self, operator: Overload, types: object, args: object = (), kwargs: Mapping[str, object] | None = None
     ) -> object:
         self.operator = operator
         return super().__torch_dispatch__(operator, types, args, kwargs)
