@@ -55,3 +55,9 @@ def test_biases_of_before_they_had_kinds_are_all_or_none() -> None:
 def test_what_no_architecture_has_is_named(given: dict[str, Any], said: str) -> None:
     with pytest.raises(BadInput, match=said):
         ModelConfig(**given)
+
+
+def test_validation_that_devices_cannot_share_names_how_much_they_can() -> None:
+    with pytest.raises(BadInput, match=r"on 64 sequences, and each of 99 devices needs one; write .*batches=13$"):
+        TrainerConfig(devices=99)
+    TrainerConfig(devices=99, validation_batches=13)

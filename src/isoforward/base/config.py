@@ -12,6 +12,7 @@ from typing import Any
 from isoforward.base.architecture import CHOICES, FAMILIES, Architecture, check_rope_scaling
 from isoforward.base.errors import BadInput
 
+VALIDATION_ROWS = 8  # sequences that trainer.validation_batches counts as one
 LARGEST = 2**21  # no real model has more positions, tokens, layers or features, and no batch more sequences
 
 
@@ -290,6 +291,11 @@ class TrainerConfig:
         ):
             at_least(f"trainer.{name}", getattr(self, name), 1)
         at_least("trainer.early_stopping", self.early_stopping, 1)
+        if (judged := self.validation_batches * VALIDATION_ROWS) < (world := self.devices * self.nodes):
+            raise BadInput(
+                f"trainer.validation_batches={self.validation_batches} validates on {judged} sequences, and each of "
+                f"{world} devices needs one; write trainer.validation_batches={math.ceil(world / VALIDATION_ROWS)}"
+            )
         if self.profiler is not None:
             one_of("trainer.profiler", self.profiler, ("pytorch",))
         if self.max_time is not None:

@@ -70,7 +70,7 @@ class ValidationBatches(Dataset[tuple[Tensor, Tensor]]):
         there, (rank, world) = (len(tokens) - 1) // length, shard
         self.tokens, self.length = tokens, length
         self.windows = there if windows is None else min(windows, there)
-        if self.windows < world or there < 1:
+        if there < world:
             raise BadInput(
                 f"the validation part has {len(tokens)} tokens; data.length={length} on {world} devices "
                 f"needs at least {length * world + 1}"

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from rich.console import Console
 from torch.utils.data import DataLoader
 
-from isoforward.base.config import TrainConfig, TrainerConfig, duration_s
+from isoforward.base.config import VALIDATION_ROWS, TrainConfig, TrainerConfig, duration_s
 from isoforward.base.device import best_device
 from isoforward.base.errors import Integrity, Refusal
 from isoforward.base.malloc import keep_freed_pages
@@ -28,7 +28,6 @@ from isoforward.train.lightning_module import LitGPT, Timed, quieten
 from isoforward.train.outcome import Outcome
 from isoforward.train.stopping import KeepBest, KeepLast, StopOnSignal, StopOnTime, ValidateLast
 
-VALIDATION_ROWS = 8  # sequences that trainer.validation_batches counts as one
 TIME = "trainer.max_time"
 
 
