@@ -89,6 +89,18 @@ def test_an_imported_base_stays_what_it_was_and_the_adapter_is_served_merged_bes
         load(run, lora=run / "adapter")
 
 
+def test_a_run_on_a_checkpoint_writes_down_the_sizes_that_it_trained(on_base: TrainConfig) -> None:
+    train(on_base)
+    base, tuned = (
+        stopping.read_yaml(Path(path, "config.yaml")) for path in (f"{on_base.run_dir[:-5]}", on_base.run_dir)
+    )
+    for key in ("family", "layers", "heads", "width", "context"):
+        assert tuned["model"][key] == base["model"][key]  # type: ignore[index]
+    assert tuned["model"]["layers"] != on_base.model.layers  # type: ignore[index]
+    assert tuned["data"]["tokenizer"] == on_base.model.path  # type: ignore[index]
+    refuse_another(on_base)  # it goes on when it is typed again
+
+
 def test_transformers_opens_the_merged_export(on_base: TrainConfig) -> None:
     transformers = pytest.importorskip("transformers")
     train(on_base)

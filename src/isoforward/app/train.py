@@ -102,6 +102,13 @@ def least_of(config: TrainConfig) -> ModelConfig:
     return dataclasses.replace(config.model, vocab=config.model.vocab or 1)
 
 
+def with_what_is_loaded(config: TrainConfig, model: ModelConfig) -> TrainConfig:
+    """What of a preset a checkpoint leaves unread would be written down as what was trained."""
+    path = config.model.path
+    sizes = dataclasses.replace(model, source="hf", path=path)
+    return dataclasses.replace(config, model=sizes, data=dataclasses.replace(config.data, tokenizer=str(path)))
+
+
 def refuse_beyond_memory(config: TrainConfig, model: ModelConfig) -> None:
     """Told in a second, where the system would take minutes to end the program without a word."""
     device = best_device(config.trainer.accelerator)
@@ -136,7 +143,9 @@ def train(config: TrainConfig) -> None:
     if config.model.source != "transformers":
         least = least_of(config)
         refuse_beyond_memory(config, least)  # before the text is prepared, which can take its time
-    if config.model.vocab is None and config.model.source != "hf":
+    if config.model.source == "hf":
+        config = with_what_is_loaded(config, least)
+    elif config.model.vocab is None:
         least = dataclasses.replace(least, vocab=config.data.vocab)  # what a tokenizer will have, or nearly so
     precision, why = precision_of(config, least, device)
     pretrained = Path(str(config.model.path)) if config.model.source == "hf" else None
