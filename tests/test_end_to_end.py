@@ -29,11 +29,10 @@ TINY = [
     "trainer.checkpoint_every=2",
     "trainer.validate_every=4",
     "trainer.validation_batches=2",
-    "measure=quick",
-    "measure.prompt=8",
     "tracking=none",
     "precision=fp32",
 ]
+MEASURED = [*TINY, "measure=quick", "measure.prompt=8"]
 
 
 def start(script: str, *arguments: str, where: Path) -> subprocess.Popen[str]:
@@ -54,7 +53,7 @@ def command(script: str, *arguments: str, where: Path, code: int = 0) -> tuple[s
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     where = tmp_path_factory.mktemp("trained")
-    out, _ = command("train.py", *TINY, "trainer.max_steps=8", where=where)
+    out, _ = command("train.py", *MEASURED, "trainer.max_steps=8", where=where)
     return where, out
 
 
@@ -198,7 +197,7 @@ def test_two_processes_train_the_adapter_that_one_does(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_leaves_a_checkpoint_to_go_on_from(number: int, code: int, tmp_path: Path) -> None:
-    process = start("train.py", *TINY, "trainer.max_steps=100000", "run_dir=runs/stopped", where=tmp_path)
+    process = start("train.py", *MEASURED, "trainer.max_steps=100000", "run_dir=runs/stopped", where=tmp_path)
     checkpoints = tmp_path / "runs" / "stopped" / "checkpoints"
     while process.poll() is None and not list(checkpoints.glob("last-*.ckpt")):
         time.sleep(0.05)
@@ -231,7 +230,7 @@ def test_an_empty_or_too_short_corpus_is_refused_with_its_length(tmp_path: Path)
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "short.txt").write_text("To be, or not to be")
     for name in ("empty.txt", "short.txt"):
-        _, err = command("train.py", *TINY, "data=text", f"data.path={name}", where=tmp_path, code=2)
+        _, err = command("train.py", *MEASURED, "data=text", f"data.path={name}", where=tmp_path, code=2)
         assert err.startswith("error: ")
         assert not (tmp_path / "runs").exists()
 
@@ -248,13 +247,19 @@ def test_an_export_that_was_changed_is_refused_by_name(trained: tuple[Path, str]
 
 
 def test_a_run_directory_is_never_overwritten(trained: tuple[Path, str]) -> None:
-    _, err = command("train.py", *TINY, "run_dir=runs/latest", where=trained[0], code=2)
+    _, err = command("train.py", *MEASURED, "run_dir=runs/latest", where=trained[0], code=2)
     assert "holds a run already" in err
 
 
 def test_a_run_goes_on_only_under_the_config_it_began_with(trained: tuple[Path, str]) -> None:
     _, err = command(
-        "train.py", *TINY, "trainer.max_steps=8", "optim.lr=1", "trainer.resume=runs/latest", where=trained[0], code=2
+        "train.py",
+        *MEASURED,
+        "trainer.max_steps=8",
+        "optim.lr=1",
+        "trainer.resume=runs/latest",
+        where=trained[0],
+        code=2,
     )
     assert "optim.lr=1.0 (began with 0.01)" in err
 
@@ -287,5 +292,5 @@ def test_a_sweep_runs_as_jobs_of_a_launcher_and_a_failed_job_is_heard_of(
         for run in (trained[0] / "runs" / "latest", sweep / "0", sweep / "1")
     )
     assert swept[0] == alone != swept[1]
-    _, err = command("train.py", *TINY, "data=text", "data.path=nothing.txt", *jobs, where=tmp_path, code=2)
+    _, err = command("train.py", *MEASURED, "data=text", "data.path=nothing.txt", *jobs, where=tmp_path, code=2)
     assert "seed=1234 failed" in err

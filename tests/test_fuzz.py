@@ -25,6 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from isoforward.base import results
+from isoforward.base.dependent_keys import flat
 from isoforward.base.errors import Refusal
 from isoforward.base.results import Environment, Record, Row, Verdict
 from isoforward.base.statistics import judge
@@ -249,7 +250,7 @@ class Kinds:
     def read_config(self, how: Edits) -> None:
         path = self.where / "config.yaml"
         path.write_bytes(mutated(self.config, how))
-        stopping.flat(stopping.read_yaml(path))
+        flat(stopping.read_yaml(path))
 
     def read_tokenizer(self, how: Edits) -> None:
         path = self.where / "tokenizer.json"

@@ -7,24 +7,28 @@ classes and fields that it names. Checks of a config on itself do not count as r
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
+from hydra import compose, initialize_config_dir
 from mypy import build as mypy_build
 from mypy import nodes
 from mypy import types as mypy_types
 from mypy.modulefinder import BuildSource
 from mypy.options import Options
 
-from isoforward.app.command_line import run
+from isoforward.app.command_line import register, run
 from isoforward.app.keys import GROUPS
-from isoforward.app.scripts import SCRIPTS, scripts
-from isoforward.app.unread import refuse_what_is_not_read, unread
+from isoforward.app.overrides import as_text
+from isoforward.app.scripts import SCRIPTS, conf_directory, scripts
+from isoforward.app.unread import refuse_what_another_key_rules_out, refuse_what_is_not_read, unread
 from isoforward.base.architecture import Architecture
-from isoforward.base.config import DataConfig, ExperimentConfig, TrainConfig
+from isoforward.base.config import DataConfig, ExperimentConfig, GenerateConfig, TrainConfig
+from isoforward.base.dependent_keys import RULES, within
 from isoforward.base.errors import BadInput
 
 ROOT = Path(__file__).parents[2]
@@ -204,3 +208,157 @@ def test_a_key_of_text_is_refused_where_no_text_is_read(override: str) -> None:
 def test_keys_that_are_read_and_random_tokens_pass() -> None:
     read = ["data.batch=2", "data.length=8", "data=synthetic", "model=tiny", "measure.prompt=8"]
     refuse_what_is_not_read(scripts()["kv_cache"], ExperimentConfig, read)
+
+
+def refusal(capsys: pytest.CaptureFixture[str], command: str, *overrides: str) -> str | None:
+    """What the command says to these keys; None where it runs."""
+    ran: list[object] = []
+    code = run(ran.append, schema_of(command), list(overrides), script=scripts()[command])
+    assert (code, bool(ran)) in ((0, True), (2, False))
+    return capsys.readouterr().err.removeprefix("error: ").strip() if code else None
+
+
+@pytest.mark.parametrize(
+    ("command", "overrides", "said"),
+    [
+        ("train", "data.path=a.txt", "data.path is read with data=text alone; write data=text data.path=..."),
+        ("train", "data=synthetic data.name=x", "data.name is read with data=hub alone; write data=hub data.name=..."),
+        (
+            "train",
+            "model.path=x",
+            "model.path is read with model=hf or model=transformers alone; write model=hf model.path=...",
+        ),
+        (
+            "train",
+            "model=hf model.path=x model.width=999",  # which model.heads would not divide
+            "model.width is not read with model=hf: the checkpoint decides; leave one of them out",
+        ),
+        (
+            "train",
+            "model=hf model.path=x data.tokenizer=char",
+            "data.tokenizer is not read with model=hf: the checkpoint decides; leave one of them out",
+        ),
+        (
+            "train",
+            "recipe=usual optim.muon_lr=1",
+            "optim.muon_lr is read with optim=muon alone; write optim=muon optim.muon_lr=...",
+        ),
+        ("train", "optim=sgd optim.beta1=.5", "optim.beta1 is not read with optim=sgd; leave one of them out"),
+        (
+            "train",
+            "recipe=usual +model.rope_scaling.factor=2",
+            "model.rope_scaling.factor is read with model.positions=rope alone; "
+            "write model.positions=rope model.rope_scaling.factor=...",
+        ),
+        (
+            "train",
+            "measure=none measure.budget=10",
+            "measure.budget is not read with measure=none; leave one of them out",
+        ),
+        (
+            "train",
+            "measure=quick measure.enabled=false",
+            "measure=quick is not read with measure=none; leave one of them out",
+        ),
+        (
+            "train",
+            "data.tokenizer=char data.vocab=300",
+            "data.vocab is read with data.tokenizer=bpe alone; write data.tokenizer=bpe data.vocab=...",
+        ),
+        ("plan", "adapter.rank=4", "adapter.rank is read with adapter=lora alone; write adapter=lora adapter.rank=..."),
+        (
+            "phase_costs",
+            "checkpoint=runs/x model=small",
+            "model=small is not read with checkpoint=...: the checkpoint decides; leave one of them out",
+        ),
+        (
+            "kv_cache",
+            "data.path=x",
+            'data.path="x": kv_cache reads no text, it measures on random tokens; leave this key out',
+        ),
+        (
+            "phase_costs",
+            "tracking=none tracking.project=x",
+            "tracking.project is not read with tracking=none; leave one of them out",
+        ),
+        ("generate", "draft_tokens=9", "draft_tokens is read with draft=... alone; write draft=... draft_tokens=..."),
+        (
+            "generate",
+            "prompts_file=f explain=true",
+            "explain is not read with prompts_file=...; leave one of them out",
+        ),
+    ],
+)
+def test_a_key_that_another_one_rules_out_is_refused(
+    command: str, overrides: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert refusal(capsys, command, *overrides.split()) == said
+
+
+@pytest.mark.parametrize(
+    ("command", "overrides"),
+    [
+        ("train", "data=text data.path=x data.column=y"),
+        ("train", "recipe=usual optim=muon optim.muon_lr=1"),
+        ("train", "recipe=fast optim.muon_lr=1"),  # which chooses it
+        ("train", "optim.muon_lr=1"),  # as the usual recipe does
+        ("train", "recipe=finetune model=hf model.path=x"),  # whose model and vocabulary are not typed
+        ("train", "recipe=baby model=hf model.path=x"),
+        ("train", "model=tiny model.positions=rope model.rope_theta=7"),
+        ("train", "data=text data.path=x data.vocab=300 trainer.resume=runs/x"),
+        ("plan", "adapter=lora adapter.rank=4"),
+        ("phase_costs", "checkpoint=runs/x optim=sgd optim.momentum=0"),
+        ("generate", "draft=x draft_tokens=9"),
+    ],
+)
+def test_it_is_taken_beside_the_right_one(command: str, overrides: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert refusal(capsys, command, *overrides.split()) is None
+
+
+def test_cases_of_a_sweep_are_refused_each_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran: list[Any] = []
+    assert run(ran.append, GenerateConfig, ["-m", "draft=null,x", "draft_tokens=2"], script=scripts()["generate"]) == 2
+    assert [config.draft for config in ran] == ["x"]
+    assert capsys.readouterr().err.startswith("error: draft_tokens is read with draft=... alone")
+
+
+def schema_of(command: str) -> type:
+    module = command if command in SCRIPTS else f"experiments.{command}"
+    return get_type_hints(importlib.import_module(module).main)["config"]
+
+
+def documented() -> list[tuple[str, tuple[str, ...]]]:
+    """Every command line of the documents, and of the scripts' own docstrings, with its keys."""
+    pages = [
+        ROOT / "README.md",
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "experiments").glob("*.md"),
+        *scripts().values(),
+    ]
+    names = "|".join(scripts())
+    line = re.compile(
+        rf"(?:python (?:experiments/)?({names})\.py|isoforward ({names}))((?:\s+(?:-m\b|'?[+~]?[\w./]+=[^\s`，]*))+)"
+    )
+    found = {
+        (match[1] or match[2], tuple(match[3].split()))
+        for page in pages
+        for match in line.finditer(page.read_text(encoding="utf-8").replace("\\\n", " "))
+    }
+    return sorted(found)
+
+
+DEPENDENT = dict.fromkeys(key for rule in RULES for key in rule.keys.split())
+
+
+@pytest.mark.parametrize(("command", "keys"), documented())
+def test_no_command_that_is_documented_is_refused(command: str, keys: tuple[str, ...]) -> None:
+    schema = schema_of(command)
+    typed = [as_text(key.strip("'"), schema) for key in keys if not key.startswith(("-m", "hydra", "recipe=NAME"))]
+    first = [re.sub(r"=([^\[{]*?),.*", r"=\1", key) if "-m" in keys else key for key in typed]  # of a sweep
+    refuse_what_is_not_read(scripts()[command], schema, first)
+    if any(within(key.partition("=")[0], DEPENDENT) for key in first):  # composing takes its time
+        with initialize_config_dir(str(conf_directory()), version_base="1.3"):
+            refuse_what_another_key_rules_out(compose(register(scripts()[command], schema), overrides=first), first)

@@ -8,9 +8,10 @@ import pytest
 import yaml  # type: ignore[import-untyped]  # its stubs are no package of the lock
 from rich.console import Console
 
-from isoforward.base.config import OptimConfig, TrainConfig, TrainerConfig
+from isoforward.base.config import DataConfig, ModelConfig, OptimConfig, TrainConfig, TrainerConfig
+from isoforward.base.dependent_keys import flat
 from isoforward.base.errors import BadInput, Integrity
-from isoforward.train.stopping import StopOnSignal, flat, read_yaml, refuse_another, to_resume
+from isoforward.train.stopping import StopOnSignal, read_yaml, refuse_another, to_resume
 
 QUIET = Console(quiet=True)
 
@@ -27,14 +28,27 @@ def resuming(what: str, run_dir: Path) -> TrainConfig:
 
 
 def test_a_run_goes_on_that_began_before_a_key_was_there(tmp_path: Path) -> None:
-    config = began(tmp_path, TrainConfig())
+    config = began(tmp_path, TrainConfig(optim=OptimConfig(name="muon")))
     kept = tmp_path / "config.yaml"
     before = yaml.safe_load(kept.read_text())
     del before["adapter"], before["optim"]["muon_lr"]
     kept.write_text(yaml.safe_dump(before))
     refuse_another(config)
     with pytest.raises(BadInput, match=r"optim\.muon_lr=0\.5 \(began with 0\.02\)"):
-        refuse_another(dataclasses.replace(config, optim=OptimConfig(muon_lr=0.5)))
+        refuse_another(dataclasses.replace(config, optim=OptimConfig(name="muon", muon_lr=0.5)))
+
+
+def test_a_run_goes_on_that_began_with_keys_without_effect(tmp_path: Path) -> None:
+    """Case: earlier versions took a path of another source, and wrote down other sizes than the checkpoint's."""
+    path = DataConfig(source="synthetic", path="a.txt")
+    loaded = ModelConfig(source="hf", path="weights", layers=1, rope_scaling={"type": "linear", "factor": 2.0})
+    config = began(tmp_path, TrainConfig(data=path, model=loaded))
+    now = dataclasses.replace(
+        config, data=DataConfig(source="synthetic"), model=ModelConfig(source="hf", path="weights")
+    )
+    refuse_another(now)
+    with pytest.raises(BadInput, match=r"model\.path=other \(began with weights\)"):
+        refuse_another(dataclasses.replace(now, model=ModelConfig(source="hf", path="other")))
 
 
 def test_the_same_config_goes_on_and_another_is_named_key_by_key(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from isoforward.app import sweeps
 from isoforward.app.keys import GROUPS, unknown_key
 from isoforward.app.overrides import as_text
 from isoforward.app.scripts import conf_directory, read_script
-from isoforward.app.unread import refuse_what_is_not_read
+from isoforward.app.unread import refuse_what_another_key_rules_out, refuse_what_is_not_read
 from isoforward.base import config as schemas
 from isoforward.base.datasheets import lookup
 from isoforward.base.errors import BadInput, Refusal, StorageFailed
@@ -261,9 +261,10 @@ def run(
         job = HydraConfig.get()
         sys.argv = [program, *as_typed]  # which rows record, without our quotes
         try:
+            refuse_what_is_not_read(script, schema, job.overrides.task)
+            refuse_what_another_key_rules_out(raw, job.overrides.task)
             built: Any = typed(raw, schema)
             refuse_what_is_not_here(built)
-            refuse_what_is_not_read(script, schema, job.overrides.task)
             if job.mode != RunMode.MULTIRUN or not hasattr(built, "run_dir"):
                 with kernels_as_asked(built):
                     main(built)

@@ -1,7 +1,8 @@
-"""Keys that a command has with its config's groups, but does not read.
+"""Keys that a command has with its config's groups, but does not read: never, or not beside another that was typed.
 
 Questions share the groups of training's config; each names in its docstring what it leaves of them. Which keys the code
-of a command can reach is found by the test, which fails where one of the others is not named.
+of a command can reach is found by the test, which fails where one of the others is not named. What depends on another
+key is in `base.dependent_keys`.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from isoforward.app.scripts import conf_directory, read_script
 from isoforward.base import config as schemas
+from isoforward.base import dependent_keys
 from isoforward.base.errors import BadInput
 
 READS_TEXT = ("precision",)  # questions; all others measure on random tokens, or on a text of their own
@@ -43,3 +45,16 @@ def refuse_what_is_not_read(script: Path, schema: type, overrides: Sequence[str]
         sets = set_by(key, value)
         if key in silent or (sets and sets <= silent):
             raise BadInput(f"{override}: {command} does not read {key}, so it would change nothing; leave this key out")
+
+
+def refuse_what_another_key_rules_out(config: DictConfig, overrides: Sequence[str]) -> None:
+    """`config` is what the overrides were composed to, not yet checked: what has no effect can be out of range, too."""
+    values = dependent_keys.flat(OmegaConf.to_container(config, resolve=True))
+    off = dependent_keys.unread(values)
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        sets = set_by(key, value)
+        name = next(iter(sets)) if sets and sets <= off.keys() else dependent_keys.within(key, off)
+        if name is not None:
+            shown = f"{key}={value}" if sets else key
+            raise BadInput(off[name].refusal(shown, dependent_keys.value_of(values, off[name].on)))

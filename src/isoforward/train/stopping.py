@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from rich.console import Console
 
 from isoforward.base.config import TrainConfig
+from isoforward.base.dependent_keys import flat, unread, within
 from isoforward.base.errors import BadInput, Integrity
 from isoforward.base.storage import DONE, TIME_IS_UP
 from isoforward.base.terminal import say
@@ -188,14 +189,17 @@ def to_resume(config: TrainConfig, console: Console) -> Path | None:
 
 
 def refuse_another(config: TrainConfig) -> None:
-    """A run goes on under the config that it began with, or its weights would be nobody's."""
+    """A run goes on under the config that it began with, or its weights would be nobody's. Keys without effect may
+    differ: earlier versions let them be typed.
+    """
     path = Path(config.run_dir) / "config.yaml"
     if not path.is_file():
         raise BadInput(f"{path} is missing: trainer.resume goes on with a run of python train.py")
     defaults = flat(dataclasses.asdict(TrainConfig()))  # of keys that came after the run began
     began = defaults | flat(read_yaml(path))
     now = flat(dataclasses.asdict(config))
-    keys = sorted(key for key in began.keys() | now.keys() if not key.startswith(MAY_DIFFER))
+    off = unread(now)
+    keys = sorted(key for key in began.keys() | now.keys() if not key.startswith(MAY_DIFFER) and not within(key, off))
     if unlike := [
         f"{key}={now.get(key)} (began with {began.get(key)})" for key in keys if began.get(key) != now.get(key)
     ]:
@@ -227,9 +231,3 @@ def refuse_other_tokens(checkpoint: Path, tokenizer: Tokenizer) -> None:
     kept = checkpoint.parent / "tokenizer.json"
     if Tokenizer.load(kept).sha256 != tokenizer.sha256:
         raise Integrity(f"{kept} is not the tokenizer of this data: data or data.tokenizer changed since the run began")
-
-
-def flat(tree: object, prefix: str = "") -> dict[str, object]:
-    if not isinstance(tree, dict):
-        return {prefix[:-1]: tree}
-    return {key: value for name, branch in tree.items() for key, value in flat(branch, f"{prefix}{name}.").items()}
