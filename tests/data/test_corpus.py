@@ -202,12 +202,19 @@ def test_text_that_cannot_be_trained_on_is_refused(
             prepared(tmp_path, content, **keys)
 
 
+def test_a_text_of_five_characters_is_judged_on_an_end_of_text_which_has_no_bytes(tmp_path: Path) -> None:
+    """Four characters are trained on; of the fifth and the end after it, the end is what is predicted."""
+    corpus = prepared(tmp_path, "hello", tokenizer="char", length=1)
+    assert corpus.bytes_a_token(corpus.validation[1:]) is None
+    assert corpus.bytes_a_token(corpus.validation[:1]) == 1
+
+
 def test_missing_files_and_columns_are_named(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"data\.path=.*nowhere"):
         prepare(config(tmp_path, path=str(tmp_path / "nowhere*")))
     with pytest.raises(BadInput, match=r"table\.jsonl has no column text.*body"):
         prepared(tmp_path, '{"body": "x"}\n', "table.jsonl")
-    with pytest.raises(BadInput, match=r"holds int, not text"):
+    with pytest.raises(BadInput, match=r"holds a number, not text"):
         prepared(tmp_path, '{"text": 1}\n', "numbers.jsonl")
     with pytest.raises(BadInput, match=r"broken\.jsonl"):
         prepared(tmp_path, '{"text": 1\n', "broken.jsonl")
@@ -346,7 +353,7 @@ def test_a_hub_dataset_brings_its_own_validation_split(tmp_path: Path, monkeypat
     corpus = prepare(config(tmp_path, source="hub", name=str(folder), column="body"))
     for part in ("train", "validation"):
         assert read(corpus, part) == "".join(f"{part} {n}<|endoftext|>" for n in range(60) if n % 3)
-    with pytest.raises(BadInput, match=r"data\.column=text .* it has body"):
+    with pytest.raises(BadInput, match=r"has no column text; write data\.column=body"):
         prepare(config(tmp_path, source="hub", name=str(folder)))
 
 

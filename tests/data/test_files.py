@@ -22,6 +22,7 @@ from isoforward.base.errors import BadInput
 from isoforward.data import text
 from isoforward.data.corpus import Corpus, prepare
 
+LIST = pa.list_(pa.string())
 TEXTS = [
     *(f'row {n}: naïve "quotes", commas; tabs\tand | bars\nsecond\u2028line {n}' for n in range(60)),
     *("null", "NA", "None", "nan", "-", "1", "true"),
@@ -69,7 +70,8 @@ def zstd(content: bytes) -> bytes:
 
 
 def arrow(kind: Any = pa.string()) -> pa.Table:  # noqa: B008 (made once, and never changed)
-    texts = pa.array([one.encode() for one in TEXTS] if kind == pa.binary() else TEXTS, kind)
+    kinds: dict[Any, list[Any]] = {pa.binary(): [one.encode() for one in TEXTS], LIST: [[one] for one in TEXTS]}
+    texts = pa.array(kinds.get(kind, TEXTS), kind)
     return pa.table({"number": list(range(len(TEXTS))), "text": texts, "nested": [{"a": [1, 2]}] * len(TEXTS)})
 
 
@@ -185,23 +187,73 @@ def test_only_the_wanted_column_is_looked_at(tmp_path: Path) -> None:
         prepared(tmp_path, tmp_path / "a.parquet", column="other")
 
 
+NESTED = [{"meta": {"about": {"text": one}, "n": n}} for n, one in enumerate(TEXTS)] + [{"meta": None}]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.parquet", "a.arrow", "a.feather"])
+def test_a_column_within_others_has_a_dotted_name(plainly: Corpus, name: str, tmp_path: Path) -> None:
+    path = written(tmp_path, name, "".join(json.dumps(row) + "\n" for row in NESTED))
+    if name == "a.json":
+        path.write_text(json.dumps(NESTED))
+    elif name == "a.parquet":
+        parquet.write_table(pa.Table.from_pylist(NESTED), path)
+    elif not name.endswith("jsonl"):
+        new = pa.ipc.new_stream if name == "a.arrow" else pa.ipc.new_file
+        with new(path, (nested := pa.Table.from_pylist(NESTED)).schema) as writer:
+            writer.write_table(nested)
+    assert prepared(tmp_path, path, column="meta.about.text").hash == plainly.hash
+    with pytest.raises(BadInput, match=r"has no column text; write data\.column=meta\.about\.text$"):
+        prepared(tmp_path, path)
+    with pytest.raises(BadInput, match=r"row 1 holds an object, not text; write data\.column=meta\.about\.text$"):
+        prepared(tmp_path, path, column="meta.about")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
+        ("a.txt", parquet_of(), r"a\.txt is Parquet by its first bytes, .* let its name end in \.parquet$"),
+        ("a.txt", b"PK\3\4\x14\0\6", r"a\.txt is a ZIP archive, as \.docx, \.xlsx and \.epub are by its first bytes"),
+        ("a.txt", b"%PDF-1.7\n%\xe2\xe3\xcf\xd3", r"is PDF by its first bytes, .*; take the text out of it, or leave"),
+        (
+            "a.txt",
+            b"Kb\xa9?\xb5\xfd\2\x91",
+            r"is not UTF-8 at byte 2 and holds the byte 2, so it is no text; leave the",
+        ),
+        ("a.txt", b"ab\0cd" * 9, r"holds a NUL at byte 2, so it is no text"),
         ("a.jsonl", b'{"text": "one"}\n{"text": "t\xff"}\n', r"row 2 is not UTF-8 at byte 27; convert it"),
         ("a.json", b'[{"text": "one"}, {"text": "t\xff"}]', r"row 2 is not UTF-8 at byte 29;"),
         ("a.csv", b"id,text\n1,one\n2,t\xff\n", r"row 2 is not UTF-8 at byte 17;"),
         ("a.jsonl.gz", gzip.compress(b'{"text": "t\xff"}', mtime=0), r"row 1 is not UTF-8 at byte 11;"),
-        ("a.jsonl", '{"text": "one"}\n{"text": "t"\n{"text": "three"}\n', r"row 2 is no JSON"),
-        ("a.jsonl", '{"text": "one"}\n{"text": "t\nwo"}\n', r"row 2 is no JSON: Invalid control character"),
-        ("a.jsonl", '{"text": "one"}\n{"text": "t', r"row 2 is no JSON: Unterminated string"),
+        ("a.jsonl", '{"text": "one"}\n{"text": "t"\n{"text": "three"}\n', r"row 2 \(line 3\) is no JSON"),
+        ("a.jsonl", '{"text": "one"},\n{"text": "two"}\n', r"row 2 follows a comma at the end of line 1; JSON lines"),
+        ("a.jsonl", '{"text": "a"}\n\n{"text":\n"b"},', r"row 3 follows a comma at the end of line 4;"),
+        ("a.json", '[{"text": "a"},\n{"text": "b"},\n]', r"row 3 \(line 3\) is missing after the last comma; take"),
+        ("a.jsonl", '{"text": "one"}\n{"text": "t\nwo"}\n', r"row 2 \(line 2\) is no JSON: Invalid control character"),
+        ("a.jsonl", '{"text": "one"}\n{"text": "t', r"row 2 \(line 2\) is no JSON: Unterminated string"),
         ("a.json", '[{"text": "one"}, {"text": "two"}', r"row 3 is missing: the array does not end"),
         ("a.json", '[{"text": "one"} {"text": "two"}]', r"row 2 does not follow a comma"),
-        ("a.json", '["one", "two"]', r"row 1 is a str, not an object with a field text"),
-        ("a.jsonl", '{"id": 1}\nnull\n{"text": "b"}', r"row 2 is a NoneType, not an object with a field text"),
+        ("a.json", '["one", "two"]', r"row 1 is text, not an object with a field text"),
+        ("a.jsonl", '{"id": 1}\nnull\n{"text": "b"}', r"row 2 is null, not an object with a field text"),
         ("a.jsonl", '{"text": "\\u0000"}', r"row 1 holds a NUL at character 0"),
         ("a.jsonl", '{"text": "a"}\n{"text": "b\\ud800"}', r"row 2 holds half of a surrogate pair at character 1"),
-        ("a.jsonl", '{"text": "a"}\n{"text": ["b"]}', r"row 2 holds list, not text; write data\.column="),
+        (
+            "a.jsonl",
+            '{"text": "a"}\n{"text": ["b"]}',
+            r"row 2 holds a list of texts, not text; no other column of text is there; give each row one$",
+        ),
+        (
+            "a.jsonl",
+            '{"text": ["b"], "n": 1, "t": "c"}',
+            r"row 1 holds a list of texts, not text; write data\.column=t$",
+        ),
+        ("a.jsonl", '{"meta": {"text": "a"}, "n": 1}', r"a\.jsonl has no column text; write data\.column=meta\.text$"),
+        ("a.jsonl", '{"a": "", "b": {"c": ""}}', r"has no column text; write data\.column=, one of a, b\.c$"),
+        (
+            "a.json",
+            '{"data": [{"text": "a"}]}',
+            r"no column text; no column of text is there \(data is a list of objects\); give each row one$",
+        ),
+        ("a.parquet", parquet_of(LIST), r"row 1 holds a list of texts, not text; no other column of text"),
         ("a.jsonl", '{"text": ' + "[" * 100_000, r"row 1 nests too deeply"),
         ("a.csv", "text\nHello, world\n", r"row 1 \(line 2\) has 2 fields, and the first line names 1"),
         ("a.csv", 'id,text\n1,one\n2,"two\n', r"row 2 \(line 3\) is no CSV: unexpected end of data"),

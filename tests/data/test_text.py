@@ -32,7 +32,9 @@ def test_pieces_depend_on_no_block_and_are_the_text(whole: str, cuts: list[int],
     assert all(0 < len(str(piece)) <= longest for piece in found)
 
 
-@pytest.mark.parametrize(("value", "said"), [(1, "holds int"), ({}, "holds dict"), (b"\xff", "not UTF-8 at byte 0")])
+@pytest.mark.parametrize(
+    ("value", "said"), [(1, "holds a number"), ({}, "holds an object"), (b"\xff", "not UTF-8 at byte 0")]
+)
 def test_what_is_no_text_says_so(value: object, said: str) -> None:
     with pytest.raises(NotText, match=said):
         cleaned(value)

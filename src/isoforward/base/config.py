@@ -177,7 +177,7 @@ class DataConfig:
     source: str = "shakespeare"
     path: str | None = None  # source=text: a file, directory or glob
     name: str | None = None  # source=hub: a dataset's name
-    column: str = "text"  # the column that holds the text
+    column: str = "text"  # the column that holds the text; a dot leads into nested ones
     tokenizer: str = "bpe"  # char, bpe, gpt2 or the path of a tokenizer.json
     vocab: int = 1024  # tokenizer=bpe: how many tokens to learn
     validation: float = 0.1  # share of documents held out; shakespeare declares its plays instead

@@ -41,6 +41,11 @@ def count(value: float, suffix: str = "") -> str:
     return scaled(value, COUNT, suffix)
 
 
+def several(number: int, noun: str) -> str:
+    """1 token, 1,024 tokens"""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}{'es' if noun.endswith('s') else 's'}"
+
+
 def times(value: float) -> str:
     return f"{digits(value)}x"
 

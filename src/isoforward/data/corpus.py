@@ -22,6 +22,7 @@ from isoforward.base.config import DataConfig
 from isoforward.base.errors import BadInput, Integrity, StorageFailed
 from isoforward.base.locks import locked
 from isoforward.base.storage import remove_partials, write_atomically
+from isoforward.base.units import several
 from isoforward.data.sources import Source, digest, hub, shakespeare, text_files
 from isoforward.data.text import Pieces
 from isoforward.data.tokenizer import Tokenizer
@@ -44,10 +45,10 @@ class Corpus:
     description: tuple[str, ...]
 
     def bytes_a_token(self, tokens: npt.NDArray[np.generic]) -> float | None:
-        """Of these tokens' text, in which an end of text is none; None where there is no text."""
+        """Of these tokens' text, in which an end of text is none; None where there is no text, as after one token."""
         if self.bytes_per_token is None:
             return None
-        return len(self.tokenizer.decode(tokens.tolist()).encode()) / max(1, len(tokens))
+        return len(self.tokenizer.decode(tokens.tolist()).encode()) / max(1, len(tokens)) or None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +76,8 @@ def prepare(config: DataConfig, tokenizer: Tokenizer | None = None, *, seed: int
     if tokens <= config.length:
         shorter = f" or write data.length={tokens - 1}" if tokens > 1 else ""
         raise BadInput(
-            f"data={config.source}: the {part} part has {tokens} tokens, data.length={config.length} needs at least "
-            f"{config.length + 1}; give more text{shorter}"
+            f"data={config.source}: the {part} part has {several(tokens, 'token')}, data.length={config.length} needs "
+            f"at least {config.length + 1}; give more text{shorter}"
         )
     return corpus
 
@@ -131,7 +132,7 @@ def _cached(source: Source, config: DataConfig, tokenizer: Tokenizer | None) -> 
 
 def _told(text: Text, files: Sequence[str]) -> list[str]:
     empty = f", {text['empty']:,} without text passed over" if text["empty"] else ""
-    documents = f"{text['documents']:,} document{'s'[: text['documents'] != 1]}{empty}"
+    documents = f"{several(text['documents'], 'document')}{empty}"
     of = f"{documents}, {text['characters']:,} characters, {text['bytes']:,} bytes"
     return [of, *files]
 
@@ -173,7 +174,7 @@ def _survey(source: Source, share: float) -> tuple[Text, Split]:
         "empty": document - documents,
     }
     if not characters:
-        raise BadInput(f"{source.name}: {document} documents hold no text, 0 characters")
+        raise BadInput(f"{source.name}: {several(document, 'document')} with no text, 0 characters")
     if source.held_out is not None:
         return text, Split(rule=source.declared, characters=held_characters, held_out=source.held_out)
     if share == 0:

@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from isoforward.base.errors import BadInput
+from isoforward.base.units import several
 from isoforward.data import tables
+from isoforward.data.columns import instead
 from isoforward.data.text import NotText, Pieces, cleaned, decoded, pieces
 
 TABLES = {
@@ -138,8 +140,8 @@ class TextFiles:
                 tables_read += file.format in TABLES
         objects_beside_text = self.read and all(error.single for _, error in lacking)
         if lacking and not tables_read and not objects_beside_text:
-            path, columns = lacking[0]
-            raise BadInput(f"{path} has no column {self.column}; write data.column=, one of {columns}")
+            path, found = lacking[0]
+            raise BadInput(f"{path} has no column {self.column}; {instead(found.columns, self.column)}")
         left_out = Counter(file.suffix for file in self.files if file.format == "no text")
         self.passed_over = [f"{count:,} {suffix}" for suffix, count in sorted(left_out.items())]
         if lacking:
@@ -150,8 +152,7 @@ class TextFiles:
 
     def told(self) -> tuple[str, ...]:
         kinds = ", ".join(f"{count:,} {suffix or 'without a suffix'}" for suffix, count in sorted(self.read.items()))
-        files = self.read.total()
-        told = f"{files:,} file{'s'[: files != 1]} read: {kinds}"
+        told = f"{several(self.read.total(), 'file')} read: {kinds}"
         return (told, *(f"passed over: {left}" for left in [", ".join(self.passed_over)] if left))
 
 

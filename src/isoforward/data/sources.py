@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 from isoforward.base.config import DataConfig
 from isoforward.base.errors import BadInput
 from isoforward.base.storage import sha256_of
+from isoforward.data.columns import instead
 from isoforward.data.files import found
-from isoforward.data.tables import ROWS, scalars
+from isoforward.data.tables import ROWS, NoColumn, below, path_to, scalars
 from isoforward.data.text import NotText, Pieces, cleaned, pieces
 
 if TYPE_CHECKING:
@@ -106,18 +107,21 @@ def hub(config: DataConfig) -> Source:
     if "train" not in splits:
         raise BadInput(f"data.name={config.name} has no split train, only {', '.join(splits)}")
     chosen = [splits[part] for part in ("train", "validation") if part in splits]
-    for part in chosen:
-        if config.column not in part.column_names:
-            columns = ", ".join(part.column_names)
-            raise BadInput(f"data.column={config.column} is not in data.name={config.name}; it has {columns}")
+    try:
+        paths = [path_to(part.features.arrow_schema, config.column) for part in chosen]
+    except NoColumn as error:
+        way_out = instead(error.columns, config.column)
+        raise BadInput(f"data.name={config.name} has no column {config.column}; {way_out}") from error
+    except NotText as error:
+        raise BadInput(f"data.name={config.name}: row 1 {error}") from error
 
     def read() -> Pieces:
-        for part in chosen:
-            texts = part.select_columns([config.column]).with_format("arrow")
+        for part, path in zip(chosen, paths, strict=True):
+            texts = part.select_columns([path[0]]).with_format("arrow")
             row = 1
             try:
                 for table in texts.iter(batch_size=ROWS):
-                    for value in scalars(table[config.column]):
+                    for value in scalars(below(table[path[0]], path)):
                         text = cleaned(value)
                         row += 1
                         yield from pieces([text])

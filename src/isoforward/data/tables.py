@@ -11,8 +11,9 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+from isoforward.data.columns import TEXT, Held, example, held_in, instead, joined, kind, path_in, value_at
 from isoforward.data.text import NotText
 
 ROWS = 256  # of a Parquet file in memory at once
@@ -25,15 +26,15 @@ Values = Iterator[object]  # of the wanted column, None where a row lacks it
 class NoColumn(Exception):
     """A table without the wanted column; `columns` are those it has."""
 
-    def __init__(self, columns: Iterable[str], *, single: bool = False) -> None:
-        self.columns = list(columns)
+    def __init__(self, columns: Held, *, single: bool = False) -> None:
+        self.columns = columns
         self.single = single  # one JSON object, which is rather a configuration than a table
-        super().__init__(", ".join(self.columns))
+        super().__init__(", ".join(columns))
 
 
 def json_values(blocks: Iterator[str], column: str) -> Values:
     """Of JSON objects one after another (JSON lines, ndjson, pretty-printed too), or of one array of them."""
-    keys = dict[str, None]()
+    columns = Held()
     lacking, found = 0, False  # rows before the first that has the column
     rows, end = json_rows(blocks), object()
     while True:
@@ -42,19 +43,28 @@ def json_values(blocks: Iterator[str], column: str) -> Values:
             if row is end:
                 break
             if not isinstance(row, dict):
-                raise NotText(f"is a {type(row).__name__}, not an object with a field {column}")
+                raise NotText(f"is {kind(row)}, not an object with a field {column}")
+            path = path_in(row, column)
+            value = value_at(row, path) if path else None
+            refuse_other_than_text(value, row, column)
         except NotText:
             yield from [None] * lacking  # so that the row is counted right
             raise
-        if not found and column not in row:
+        if not found and not path:
             lacking += 1
-            keys |= dict.fromkeys(list(row)[:20])
+            columns = joined(columns, held_in(row)) if lacking <= ROWS else columns
             continue
         yield from [None] * lacking
         lacking, found = 0, True
-        yield row.get(column)
+        yield value
     if lacking:
-        raise NoColumn(keys, single=lacking == 1)
+        raise NoColumn(columns, single=lacking == 1)
+
+
+def refuse_other_than_text(value: object, row: dict[str, object], column: str) -> None:
+    """By the row, which has what else could be taken. Bytes may be text, which is seen when they are read."""
+    if not isinstance(value, str | bytes | None):
+        raise NotText(f"holds {kind(value)}, not text; {instead(held_in(row), column)}")
 
 
 SPACE = re.compile(r"[ \t\n\r]*")
@@ -63,15 +73,16 @@ SPACE = re.compile(r"[ \t\n\r]*")
 def json_rows(blocks: Iterator[str]) -> Iterator[object]:
     """In memory are a block and the row under way. Numbers, which are no text, are not looked at."""
     decoder = json.JSONDecoder(parse_int=lambda _: 0, parse_float=lambda _: 0.0)
-    text, at = "", 0
+    text, at, lines_before = "", 0, 0
     fault: NotText | None = None  # met while reading ahead: raised once the rows before it are through
 
     def more() -> bool:
         """Reads on, at least as much again as there is, so that a long row is looked at few times."""
-        nonlocal text, at, fault
+        nonlocal text, at, lines_before, fault
         if fault is not None:
             raise fault
         kept, size, read = [text[at:]], len(text) - at, 0
+        lines_before += text.count("\n", 0, at)
         try:
             while read <= size and (block := next(blocks, None)) is not None:
                 kept.append(block)
@@ -82,6 +93,9 @@ def json_rows(blocks: Iterator[str]) -> Iterator[object]:
             fault = error
         text, at = "".join(kept), 0
         return read > 0
+
+    def line(place: int) -> int:
+        return lines_before + text.count("\n", 0, place) + 1
 
     def character() -> str:
         """The next that is no space; none at the end."""
@@ -97,16 +111,21 @@ def json_rows(blocks: Iterator[str]) -> Iterator[object]:
             try:
                 row, at = decoder.raw_decode(text, at)
             except json.JSONDecodeError as error:
+                place = line(error.pos)
                 cut_off = error.pos >= len(text) - 10 or error.msg.startswith("Unterminated string")
                 if not (cut_off and more()):
-                    raise NotText(f"is no JSON: {error.msg}") from error
+                    raise NotText(f"(line {place}) is no JSON: {error.msg}") from error
             except RecursionError as error:
                 raise NotText("nests too deeply") from error
             else:
                 return row
 
     if character() != "[":
-        while character():
+        while following := character():
+            if following == ",":
+                raise NotText(
+                    f"follows a comma at the end of line {line(at)}; JSON lines have none there: take them out"
+                )
             yield value()
         return
     at += 1
@@ -114,7 +133,8 @@ def json_rows(blocks: Iterator[str]) -> Iterator[object]:
         yield value()
         while (following := character()) == ",":
             at += 1
-            character()
+            if character() == "]":
+                raise NotText(f"(line {line(at)}) is missing after the last comma; take the comma out")
             yield value()
         if following != "]":
             raise NotText("does not follow a comma" if following else "is missing: the array does not end")
@@ -133,7 +153,7 @@ def csv_values(blocks: Iterator[str], column: str, *, separators: str = SEPARATO
     headers = {separator: next(csv.reader([first], delimiter=separator)) for separator in separators}
     separator, header = max(headers.items(), key=lambda pair: (column in pair[1], len(pair[1])))
     if column not in header:
-        raise NoColumn(header)
+        raise NoColumn(dict.fromkeys(header, TEXT))
     place = header.index(column)
     reader = csv.reader(given, delimiter=separator, strict=True)
     while True:
@@ -170,11 +190,9 @@ def parquet_values(file: Path, column: str) -> Values:
     from pyarrow import parquet
 
     with parquet.ParquetFile(file) as table:
-        names = table.schema_arrow.names
-        if column not in names:
-            raise NoColumn(names)
+        path = path_to(table.schema_arrow, column)
         for batch in table.iter_batches(batch_size=ROWS, columns=[column]):
-            yield from scalars(batch.column(0))
+            yield from scalars(below(batch.column(batch.schema.names.index(path[0])), path))
 
 
 def arrow_values(file: Path, column: str) -> Values:
@@ -184,17 +202,32 @@ def arrow_values(file: Path, column: str) -> Values:
     with file.open("rb") as opened:
         open_reader = pa.ipc.open_file if opened.read(6) == b"ARROW1" else pa.ipc.open_stream
     with pa.memory_map(str(file)) as mapped:
-        names = open_reader(mapped).schema.names
-        if column not in names:
-            raise NoColumn(names)
+        schema = open_reader(mapped).schema
+        path = path_to(schema, column)
         mapped.seek(0)
-        table = open_reader(mapped, options=pa.ipc.IpcReadOptions(included_fields=[names.index(column)]))
+        table = open_reader(mapped, options=pa.ipc.IpcReadOptions(included_fields=[schema.names.index(path[0])]))
         if open_reader is pa.ipc.open_file:
             batches = (table.get_batch(n) for n in range(table.num_record_batches))
         else:
             batches = iter(table)
         for batch in batches:
-            yield from scalars(batch.column(0))
+            yield from scalars(below(batch.column(0), path))
+
+
+def path_to(schema: Any, column: str) -> list[str]:
+    """The names that lead to the column of an Arrow schema."""
+    row = example(schema)
+    if not (path := path_in(row, column)):
+        raise NoColumn(held_in(row))
+    refuse_other_than_text(value_at(row, path), row, column)
+    return path
+
+
+def below(values: Any, path: list[str]) -> Any:
+    """What the structs of a column of Arrow hold at the end of the path that begins with it; null where one is null."""
+    from pyarrow import compute
+
+    return compute.struct_field(values, path[1:]) if path[1:] else values
 
 
 class Scalar(Protocol):

@@ -10,6 +10,9 @@ import io
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
+from isoforward.data.columns import kind
+from isoforward.data.foreign import not_utf8, otherwise
+
 BLOCK = 1 << 20  # bytes read at once
 PIECE = 1 << 16  # characters encoded at once by one core
 OTHER_MARKS = {  # the longer ones first: UTF-32's begins as UTF-16's does
@@ -33,6 +36,7 @@ def decoded(stream: BinaryIO) -> Iterator[str]:
     for mark, encoding in OTHER_MARKS.items():
         if block.startswith(mark):
             raise NotText(f"is {encoding.upper()}; convert it first (iconv -f {encoding} -t utf-8)")
+    first, met_others = block, False  # others than ASCII's characters
     offset = len(codecs.BOM_UTF8) if block.startswith(codecs.BOM_UTF8) else 0
     block = block[offset:]
     while True:
@@ -42,13 +46,13 @@ def decoded(stream: BinaryIO) -> Iterator[str]:
             text = decoder.decode(block, final=not block)
         except UnicodeDecodeError as error:
             text = error.object[: error.start].decode()
-            fault = f"is not UTF-8 at byte {offset - pending + error.start}; convert it first (iconv -t utf-8)"
+            fault = not_utf8(block, offset - pending + error.start, met_others=met_others or not text.isascii())
+        met_others = met_others or not text.isascii()
         if (nul := text.find("\0")) >= 0:
-            place = offset - pending + len(text[:nul].encode())
-            text, fault = (
-                text[:nul],
-                f"holds a NUL at byte {place}, so it is no text; take it out or leave the file out",
-            )
+            text, place = text[:nul], offset - pending + len(text[:nul].encode())
+            fault = f"holds a NUL at byte {place}, so it is no text; take it out or leave the file out"
+        if fault is not None and (said := otherwise(first)):
+            raise NotText(said)  # what came before was no text, either
         yield breaks.decode(text, final=not block)
         if fault is not None:
             raise NotText(fault)
@@ -68,7 +72,7 @@ def cleaned(value: object) -> str:
         except UnicodeDecodeError as error:
             raise NotText(f"is not UTF-8 at byte {error.start} of its text") from error
     if not isinstance(value, str):
-        raise NotText(f"holds {type(value).__name__}, not text; write data.column=")
+        raise NotText(f"holds {kind(value)}, not text")
     if "\0" in value:
         raise NotText(f"holds a NUL at character {value.index(chr(0))}, so it is no text")
     try:
