@@ -101,6 +101,7 @@ def test_an_option_fills_what_the_schema_declares() -> None:
         ("+typo=1", "typo: no such key"),
         ("+model.wdith=64", "model.wdith: no such key; did you mean model.width?"),
         ("model=tinny", "model=tinny is not known: did you mean tiny?"),
+        ("optim=schema", "optim=schema is not known: choose one of adam, adamw, muon, sgd"),
         ("model.layers=x", "model.layers: Value 'x' of type 'str' could not be converted to Integer"),
         ("model.layers=-1", "model.layers=-1 must be a finite number of at least 1"),
         ("model.layers=0", "model.layers=0"),
@@ -225,6 +226,8 @@ def test_help_is_shown_and_nothing_run(name: str, schema: Any, capsys: pytest.Ca
     shown = capsys.readouterr().out
     assert "python " in shown
     assert "Powered by Hydra" not in shown
+    assert "\noptim: adam, adamw, muon, sgd\n" in shown and "schema" not in shown
+    assert ("\nrecipe: " in shown) == (name == "train")
 
 
 def test_the_package_finds_its_configs_beside_it() -> None:

@@ -29,7 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from isoforward.app import sweeps
 from isoforward.app.keys import GROUPS, unknown_key
 from isoforward.app.overrides import as_text
-from isoforward.app.scripts import conf_directory, read_script
+from isoforward.app.scripts import conf_directory, options_of, read_script
 from isoforward.app.unread import refuse_what_another_key_rules_out, refuse_what_is_not_read
 from isoforward.base import config as schemas
 from isoforward.base.datasheets import lookup
@@ -85,7 +85,9 @@ def register(script: Path, schema: type) -> str:
     own = [command] if (conf_directory() / f"{command}.yaml").is_file() else []
     quiet = [{f"override hydra/{log}": "none"} for log in ("job_logging", "hydra_logging")]
     about = read_script(script).help.replace("$", "$$").replace("${", "\\${")  # of string.Template, then of OmegaConf
-    options = "Groups (group=option)\n\n$APP_CONFIG_GROUPS\n" if groups else ""
+    chosen = sorted((keys & GROUPS.keys()) | ({"recipe"} if "trainer" in keys else set()))
+    listed = "\n".join(f"{group}: {', '.join(options_of(group))}" for group in chosen)
+    options = f"Groups (group=option)\n\n{listed}\n\n" if chosen else ""
     started = "${now:%Y-%m-%d}_${now:%H-%M-%S}"
     node: dict[str, object] = {
         "defaults": [f"{command}_schema", *groups, *own, "_self_", *quiet],

@@ -59,6 +59,11 @@ def conf_directory() -> Path:
     return installed if installed.is_dir() else PACKAGE.parents[1] / "conf"
 
 
+def options_of(group: str) -> list[str]:
+    """What `group=` takes; none where that is no group."""
+    return sorted(path.stem for path in (conf_directory() / group).glob("*.yaml")) if group.isidentifier() else []
+
+
 def questions() -> list[Script]:
     """By chapter, then by name."""
     found = [read_script(path) for name, path in scripts().items() if name not in SCRIPTS]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from isoforward.app.scripts import conf_directory, read_script
+from isoforward.app.scripts import conf_directory, options_of, read_script
 from isoforward.base import config as schemas
 from isoforward.base import dependent_keys
 from isoforward.base.errors import BadInput
@@ -27,10 +27,10 @@ def unread(script: Path, schema: type) -> set[str]:
 
 def set_by(group: str, option: str) -> set[str]:
     """The keys that choosing `group=option` sets; none where that is no choice of a group."""
-    path = conf_directory() / group / f"{option}.yaml"
-    if not (group.isidentifier() and option.isidentifier() and path.is_file()):
+    if option not in options_of(group):
         return set()
-    return {f"{group}." + str(key) for key in OmegaConf.load(path) if key != "defaults"}
+    stored = OmegaConf.load(conf_directory() / group / f"{option}.yaml")
+    return {f"{group}." + str(key) for key in stored if key != "defaults"}
 
 
 def refuse_what_is_not_read(script: Path, schema: type, overrides: Sequence[str]) -> None:
@@ -39,6 +39,8 @@ def refuse_what_is_not_read(script: Path, schema: type, overrides: Sequence[str]
     reads_text = command in READS_TEXT or not issubclass(schema, schemas.ExperimentConfig)
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
+        if value == "schema" and (options := options_of(key)):  # what the options of a group begin from is none of them
+            raise BadInput(f"{key}={value} is not known: choose one of {', '.join(options)}")
         text = key.startswith("data.") and key not in ("data.batch", "data.length", "data.source")
         if not reads_text and (text or (key in ("data", "data.source") and value != "synthetic")):
             raise BadInput(f"{override}: {command} reads no text, it measures on random tokens; leave this key out")
