@@ -284,6 +284,14 @@ def test_what_cannot_be_read_is_refused_by_file_row_and_place(
     assert not (tmp_path / "cache").exists()
 
 
+def test_a_column_of_files_that_have_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("To be, or not to be.\n" * 99)
+    with pytest.raises(BadInput, match=r"data\.column=body: nothing in data\.path=.* has columns; leave this key out"):
+        prepared(tmp_path, tmp_path / "a.txt", column="body")
+    (tmp_path / "b.csv").write_text("id;body\n" + "1;That is the question.\n" * 99)
+    prepared(tmp_path, tmp_path / "[ab].*", column="body")
+
+
 def test_what_can_be_read_but_once_says_so(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(BadInput, match="can be read but once"):

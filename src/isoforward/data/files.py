@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from isoforward.base.config import DataConfig
 from isoforward.base.errors import BadInput
 from isoforward.base.units import several
 from isoforward.data import tables
@@ -180,6 +181,8 @@ def found(path: str, column: str) -> TextFiles:
                 f"{file.path}: {file.suffix} is not read; unpack or convert it first, or leave it out "
                 "(data.path='FOLDER/*.txt')"
             )
+    if column != DataConfig.column and all(file.format not in TABLES for file in files):
+        raise BadInput(f"data.column={column}: nothing in data.path={path} has columns; leave this key out")
     return TextFiles(files=files, column=column, hidden=hidden)
 
 
