@@ -40,6 +40,36 @@ def test_runs_that_begin_in_the_same_second_have_a_directory_each(
         pytest.fail("two go on with it")
 
 
+def test_a_directory_that_holds_something_else_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "books").mkdir()
+    (tmp_path / "books" / "hamlet.txt").touch()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / ".lock").touch()  # of one that was killed before it began
+    with claim(TrainConfig(run_dir="empty")):
+        pass
+    for run_dir, said in (("books", "run_dir=books holds hamlet.txt and no run"), ("", "run_dir= names no directory")):
+        with pytest.raises(BadInput, match=said), claim(TrainConfig(run_dir=run_dir)):
+            pytest.fail("it was taken")
+        main = lambda config: pytest.fail("it ran")  # noqa: E731
+        assert run(main, TrainConfig, [f"run_dir={run_dir}"], script=scripts()["train"]) == 2
+        assert said in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.rglob("*")) == sorted(
+        ["books", "hamlet.txt", "empty", ".lock", "config.yaml", DONE]
+    )
+
+
+def test_a_sweep_takes_no_run_dir(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(lambda config: None, TrainConfig, ["-m", "seed=1", "run_dir=x"], script=scripts()["train"]) == 2
+    assert "run_dir: in a sweep each case has its own" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
 def test_a_run_that_was_refused_leaves_its_name_free(tmp_path: Path) -> None:
     config = TrainConfig(run_dir=str(tmp_path / "run"))
     with pytest.raises(BadInput, match="no such model"), claim(config):

@@ -22,6 +22,8 @@ COMMAND = ["-m", "seed=1,2,3,4,5"]
 
 def act(config: TrainConfig) -> None:
     """Seeds fail each in its own way, until a file says that they are mended."""
+    if config.seed == 6 and not Path("mended").exists():
+        raise MemoryError("no room for the text")
     with claim(config) as directory:
         with (directory / "ran").open("a") as file:
             file.write(f"{config.seed}\n")
@@ -66,6 +68,15 @@ def test_rows_24_and_25_a_case_that_dies_is_a_row_and_what_is_finished_is_never_
     assert (sweep / "0" / "config.yaml").stat().st_mtime_ns == before
     assert reason(sweep / "1.failed1").startswith("failed: killed")  # set aside, not lost
     assert directory_for("train", COMMAND[1:]) != sweep  # it is finished: the same command is another sweep
+
+
+def test_a_case_that_died_before_it_began_is_done_anew(here: Path) -> None:
+    command = ["-m", "seed=6"]
+    assert run(act, TrainConfig, command, script=TRAIN) != 0
+    (here / "mended").touch()
+    assert run(act, TrainConfig, command, script=TRAIN) == 0
+    (sweep,) = here.glob("runs/*_train_sweep")
+    assert (sweep / "0" / DONE).exists() and "no room for the text" in reason(sweep / "0.failed1")
 
 
 def test_row_25_a_sweep_killed_in_a_case_goes_on_with_it_where_it_was(here: Path) -> None:

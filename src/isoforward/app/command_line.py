@@ -170,6 +170,7 @@ def claim(config: sweeps.InDirectory, *, resuming: bool = False) -> Iterator[Pat
 
     A directory that holds a run is taken only to go on with it. One refused before it wrote anything is free again.
     """
+    refuse_what_is_no_run(config.run_dir)
     with own(config.run_dir, resuming=resuming) as directory:
         kept = directory / "config.yaml"
         if not resuming:
@@ -184,6 +185,17 @@ def claim(config: sweeps.InDirectory, *, resuming: bool = False) -> Iterator[Pat
                 remove(kept)
             raise
         write_atomically(directory / DONE, lambda file: file.write(sha256_of(kept).encode()))
+
+
+def refuse_what_is_no_run(run_dir: str) -> None:
+    """A directory of somebody else's. Hidden files can be of a run that was refused, or killed before it began."""
+    if not run_dir.strip():
+        raise BadInput("run_dir= names no directory; write run_dir=runs/NAME, or leave it out")
+    directory = Path(run_dir)
+    if (directory / "config.yaml").exists() or not (directory.is_dir() and os.access(directory, os.R_OK)):
+        return
+    if found := sorted(path.name for path in directory.iterdir() if not path.name.startswith(".")):
+        raise BadInput(f"run_dir={run_dir} holds {found[0]} and no run; choose a directory that is new or empty")
 
 
 @contextmanager
@@ -271,6 +283,8 @@ def run(
                 with kernels_as_asked(built):
                     main(built)
                 return
+            if any(override.startswith("run_dir=") for override in job.overrides.task):
+                raise BadInput("run_dir: in a sweep each case has its own, below hydra.sweep.dir=; leave this key out")
             sweeps.start(Path(job.sweep.dir), overrides)
             built = replace(built, run_dir=job.runtime.output_dir)
             with kernels_as_asked(built):
@@ -355,6 +369,10 @@ def refuse_what_is_not_here(config: object) -> None:
     """Before any work starts."""
     if (hardware := getattr(config, "hardware", "here")) != "here":
         lookup(hardware)
+    if hasattr(config, "run_dir"):
+        refuse_what_is_no_run(config.run_dir)
+    if getattr(config, "hardware", "here") != "here":
+        lookup(config.hardware)
     if getattr(config, "compile", False):
         from isoforward.base.device import best_device  # and torch with it, which follows the quota
 

@@ -63,6 +63,8 @@ def run_case(main: Callable[[Config], None], config: Config, script: Path, overr
             config = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, resume=str(directory)))
         else:
             set_aside(directory)
+    elif (directory / "results.jsonl").exists():  # it died before it began, and `failed` said so
+        set_aside(directory)
     outcome = run_isolated(run_here, main, config, script, sys.argv)
     if not isinstance(outcome, Failed):
         code, reason = outcome
