@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,11 +38,42 @@ def test_eight_bits_are_read_as_they_were_written(node: str, tmp_path: Path) -> 
     assert np.abs(np.array(found["logits"]) - logits.flatten().numpy()).max() < 1e-4
 
 
-def test_a_tokenizer_of_another_kind_is_refused(tmp_path: Path) -> None:
+TEXT = {"Sequence": {"id": "A", "type_id": 0}}
+START = {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}
+NAMED = {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}
+
+
+def template(*single: Any) -> dict[str, object]:
+    special = {"<|endoftext|>": NAMED} if START in single else {}
+    return {"type": "TemplateProcessing", "single": single, "pair": [TEXT], "special_tokens": special}
+
+
+def with_more(export: Path, **more: object) -> Tokenizer:
+    backend = Tokenizer.load(export / "tokenizer.json").backend
+    return Tokenizer(type(backend).from_str(json.dumps(json.loads(backend.to_str()) | more)))
+
+
+@pytest.mark.parametrize(
+    ("more", "what"),
+    [
+        ({"normalizer": {"type": "Lowercase"}}, "has a normalizer, Lowercase"),
+        ({"pre_tokenizer": {"type": "Whitespace"}}, "splits text into words in another way, Whitespace"),
+        ({"post_processor": template(START, TEXT)}, "adds tokens to every text"),
+        ({"post_processor": {"type": "Sequence", "processors": [template(START, TEXT)]}}, "adds tokens to every text"),
+        ({"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}, "is WordLevel"),
+    ],
+)
+def test_a_tokenizer_of_another_kind_is_refused_by_what_it_has(
+    more: dict[str, object], what: str, tmp_path: Path
+) -> None:
     export = make_export(tmp_path / "export", family="gpt2", layers=1, heads=2, width=16)
-    tokenizer = Tokenizer.load(export / "tokenizer.json")
-    told = json.loads(tokenizer.backend.to_str())
-    told["normalizer"] = {"type": "Lowercase"}
-    other = Tokenizer(type(tokenizer.backend).from_str(json.dumps(told)))
-    with pytest.raises(BadInput, match=r"data\.tokenizer=bpe or data\.tokenizer=char"):
-        packed_tokenizer(other)
+    with pytest.raises(
+        BadInput, match=rf"this model's tokenizer {what}; .* data\.tokenizer=bpe or data\.tokenizer=char"
+    ):
+        packed_tokenizer(with_more(export, **more))
+
+
+def test_a_template_that_adds_nothing_is_none(tmp_path: Path) -> None:
+    export = make_export(tmp_path / "export", family="gpt2", layers=1, heads=2, width=16)
+    plain = packed_tokenizer(with_more(export))
+    assert packed_tokenizer(with_more(export, post_processor=template(TEXT))) == plain

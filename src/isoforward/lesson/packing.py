@@ -11,7 +11,6 @@ from typing import TypedDict
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer as Backend
-from tokenizers import models
 
 from isoforward.base.errors import BadInput
 from isoforward.data.tokenizer import Tokenizer
@@ -75,32 +74,48 @@ def packed_tokenizer(tokenizer: Tokenizer) -> dict[str, object]:
     """BadInput for a tokenizer that tokenizer.js does not know: it must be byte-level BPE, or single characters."""
     backend: Backend = tokenizer.backend
     told = json.loads(backend.to_str())
-    model, before = told["model"], told.get("pre_tokenizer")
-    byte_level = before is not None
-    plain = (
-        isinstance(backend.model, models.BPE)
-        and not told.get("normalizer")
-        and all(not model.get(key) for key in ("dropout", "byte_fallback", "ignore_merges", "end_of_word_suffix"))
-        and not model.get("continuing_subword_prefix")
-        and (not byte_level or is_gpt2_like(before))
-        and (told.get("post_processor") or {}).get("type", "ByteLevel") == "ByteLevel"  # no template that adds tokens
-        and all(token["special"] for token in told.get("added_tokens", ()))
-    )
-    if not plain:
+    if what := beyond_a_page(told):
         raise BadInput(
-            "the page knows two kinds of tokenizer, byte-level BPE and single characters, and this model has another; "
-            "train one with data.tokenizer=bpe or data.tokenizer=char"
+            f"the page knows the byte-level BPE of GPT-2 and single characters, and this model's tokenizer {what}; "
+            "train a model with data.tokenizer=bpe or data.tokenizer=char"
         )
     tokens = [backend.id_to_token(id) or "" for id in range(tokenizer.vocabulary)]
-    merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model.get("merges", ())]
+    merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in told["model"].get("merges", ())]
     return {
         "tokens": tokens,
         "merges": merges,
-        "byte_level": byte_level,
+        "byte_level": told.get("pre_tokenizer") is not None,
         "special": sorted(tokenizer.special),
         "start": tokenizer.start,  # what an empty text begins with
         "ends": list(tokenizer.ends),
     }
+
+
+def beyond_a_page(told: Mapping[str, Any]) -> str | None:
+    """What a tokenizer.json has that tokenizer.js does not do, or nothing."""
+    model, before = told["model"], told.get("pre_tokenizer")
+    if model["type"] != "BPE":
+        return f"is {model['type']}"
+    if normalizer := told.get("normalizer"):
+        return f"has a normalizer, {normalizer['type']}"
+    settings = ("dropout", "byte_fallback", "ignore_merges", "end_of_word_suffix", "continuing_subword_prefix")
+    if chosen := next(filter(model.get, settings), None):
+        return f"sets {chosen}"
+    if before is not None and not is_gpt2_like(before):
+        return f"splits text into words in another way, {before['type']}"
+    if adds_tokens(told.get("post_processor")):
+        return "adds tokens to every text"
+    others = [token["content"] for token in told.get("added_tokens", ()) if not token["special"]]
+    return f"has an added token that is not special, {others[0]!r}" if others else None
+
+
+def adds_tokens(after: Mapping[str, Any] | None) -> bool:
+    """A template may name the text alone, as Transformers writes it."""
+    if after is None or after["type"] == "ByteLevel":
+        return False
+    if after["type"] == "Sequence":
+        return any(map(adds_tokens, after["processors"]))
+    return after["type"] != "TemplateProcessing" or any("SpecialToken" in piece for piece in after["single"])
 
 
 def is_gpt2_like(before: Mapping[str, object]) -> bool:
