@@ -38,6 +38,13 @@ def test_a_preset_gives_way_to_what_is_set() -> None:
     assert config.ffn_width == 4 * config.width
 
 
+def test_rope_scaling_may_be_as_transformers_writes_it() -> None:
+    theirs = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    ours = {"type": "yarn", "factor": 4.0, "original_context": 64}
+    assert ModelConfig(rope_scaling=theirs) == ModelConfig(rope_scaling=ours) == ModelConfig(rope_scaling=theirs | ours)
+    assert ModelConfig(rope_scaling=theirs).rope_scaling == ours
+
+
 def test_biases_of_before_they_had_kinds_are_all_or_none() -> None:
     assert ModelConfig(bias=True) == ModelConfig(bias="all")
     assert ModelConfig(bias=False) == ModelConfig(bias="none")
@@ -50,6 +57,14 @@ def test_biases_of_before_they_had_kinds_are_all_or_none() -> None:
         ({"norm": "rmsnrom"}, r"model\.norm=rmsnrom.*did you mean rmsnorm"),
         ({"family": "qwen3", "head_dim": 5}, r"model\.head_dim=5 is odd"),
         ({"rope_scaling": {"type": "longrope"}}, r"rope_scaling\.type=longrope is not one of linear, dynamic"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "needs original_context"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "of type yarn needs original_context"),
+        ({"rope_scaling": {"rope_type": "yarn", "type": "linear", "factor": 2.0}}, "rope_type and type are the same"),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 2.0, "beta_fast": 1.0}},
+            "beta_fast is no setting of",
+        ),
+        ({"rope_scaling": {"type": "linear", "factor": float("nan")}}, r"rope_scaling\.factor=nan"),
     ],
 )
 def test_what_no_architecture_has_is_named(given: dict[str, Any], said: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from isoforward.base.errors import BadInput
 
@@ -68,12 +69,19 @@ ROPE_SCALING = {  # by type: what must be given, what may be
 }
 
 
-def check_rope_scaling(scaling: object) -> None:
-    """`type` is llama3 where it is left out, as it was before there were others."""
+THEIRS = {"rope_type": "type", "original_max_position_embeddings": "original_context"}  # in files of Transformers
+
+
+def checked_rope_scaling(scaling: object) -> Mapping[str, Any] | None:
+    """With our names in place of Transformers'. `type` is llama3 where it is left out, as before there were others."""
     if scaling is None:
-        return
+        return None
     if not isinstance(scaling, Mapping):
         raise BadInput(f"model.rope_scaling={str(scaling)[:40]} is no table; write {{type: linear, factor: 2.0}}")
+    for theirs, ours in THEIRS.items():
+        if theirs in scaling and scaling.get(ours, scaling[theirs]) != scaling[theirs]:
+            raise BadInput(f"model.rope_scaling: {theirs} and {ours} are the same setting and differ; leave one out")
+    scaling = {THEIRS.get(str(key), str(key)): value for key, value in scaling.items()}
     kind = scaling.get("type", "llama3")
     if not isinstance(kind, str) or kind not in ROPE_SCALING:
         raise BadInput(f"model.rope_scaling.type={str(kind)[:40]} is not one of {', '.join(ROPE_SCALING)}")
@@ -90,3 +98,4 @@ def check_rope_scaling(scaling: object) -> None:
             raise BadInput(f"model.rope_scaling.{key}={str(value)[:40]} is not of the right kind")
     if kind == "llama3" and scaling["low_freq_factor"] >= scaling["high_freq_factor"]:
         raise BadInput("model.rope_scaling: low_freq_factor must be below high_freq_factor")
+    return scaling

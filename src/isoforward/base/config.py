@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from functools import cached_property
 from typing import Any
 
-from isoforward.base.architecture import CHOICES, FAMILIES, Architecture, check_rope_scaling
+from isoforward.base.architecture import CHOICES, FAMILIES, Architecture, checked_rope_scaling
 from isoforward.base.errors import BadInput
 
 VALIDATION_ROWS = 8  # sequences that trainer.validation_batches counts as one
@@ -85,8 +85,8 @@ class ModelConfig:
     dropout: float = 0.0
     norm_eps: float = 1e-5
     rope_theta: float = 10000.0
-    # A dict: type (linear, dynamic, yarn, llama3) and its settings. Any, since OmegaConf merges no dict into an
-    # optional one
+    # A dict: type (linear, dynamic, yarn, llama3) and its settings, or Transformers' rope_type. Any, since OmegaConf
+    # merges no dict into an optional one
     rope_scaling: Any = None
     source: str = "fresh"
     path: str | None = None
@@ -121,7 +121,7 @@ class ModelConfig:
             raise BadInput(f"model.norm_eps={self.norm_eps} must be a positive number")
         if not (math.isfinite(self.rope_theta) and self.rope_theta > 0):
             raise BadInput(f"model.rope_theta={self.rope_theta} must be a positive number")
-        check_rope_scaling(self.rope_scaling)
+        object.__setattr__(self, "rope_scaling", checked_rope_scaling(self.rope_scaling))
         if self.source != "fresh" and not self.path:
             raise BadInput(f"model={self.source} needs model.path=DIRECTORY")
 
