@@ -433,4 +433,22 @@ def test_the_command_imports_and_says_what_it_cannot(tmp_path: Path, capsys: pyt
     assert "nowhere" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_a_tensor_that_is_not_finite_is_named_and_nothing_written(
+    number: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = trained()
+    with torch.no_grad():
+        model.get_parameter("blocks.1.attention.qkv.weight")[3, 5] = number
+    export(model, tmp_path / "from", tokenizer=Tokenizer.from_characters(["abc"]))
+    assert export_module.main(["import", str(tmp_path / "from"), str(tmp_path / "to")]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "model.safetensors: the tensor transformer.h.1.attn.c_attn.weight is not finite" in said
+    assert not (tmp_path / "to").exists()
+
+
+def test_numbers_whose_sum_overflows_are_finite() -> None:
+    assert export_module.is_finite(torch.full((9,), 3e38))
+
+
 # GGUF

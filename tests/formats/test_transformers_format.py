@@ -35,6 +35,7 @@ from isoforward.base.config import ModelConfig
 from isoforward.base.errors import BadInput, Integrity
 from isoforward.data.tokenizer import Tokenizer
 from isoforward.formats.export import export, load, load_tokenizer, main
+from isoforward.formats.transformers_format import from_transformers
 from isoforward.model.gpt import GPT, KVCache
 from isoforward.model.steps import decode, prefill
 
@@ -451,3 +452,24 @@ def test_smollm2_is_tuned_from_its_file(smollm2: Path, tmp_path: Path) -> None:
     assert before.config == after.config
     assert not torch.equal(before.embedding.weight, after.embedding.weight)
     assert load_tokenizer(tmp_path / "run" / "export").end == load_tokenizer(smollm2).end
+
+
+NAMED_LLAMA: dict[str, object] = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ({"model_type": "qwen2"}, r"model_type 'qwen2' and architectures \['LlamaForCausalLM'\] contradict each other"),
+        ({"model_type": "gpt_neox"}, r"model_type 'gpt_neox' and architectures \['LlamaForCausalLM'\] contradict"),
+        ({"model_type": None}, r"model_type is missing; of \['LlamaForCausalLM'\] it is 'llama': write that into the"),
+        ({"model_type": None, "architectures": None}, r"model_type is missing$"),
+        (
+            {"model_type": "gpt_neox", "architectures": ["GPTNeoXForCausalLM"]},
+            r"measure it as it is: isoforward phase_costs model=transformers model\.path='/my models/neox'$",
+        ),
+    ],
+)
+def test_what_names_no_architecture_of_ours_says_which_way_out(named: dict[str, object], said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        from_transformers(NAMED_LLAMA | named, Path("/my models/neox"))

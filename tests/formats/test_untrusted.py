@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from isoforward.base.errors import Integrity
+from isoforward.base.errors import BadInput, Integrity, Refusal
 from isoforward.formats.export import load
 from tests.formats.exports import in_child, logits, reseal, trained
 
@@ -32,11 +32,29 @@ def test_a_pickle_is_never_opened(name: str, tmp_path: Path, monkeypatch: pytest
     torch.save({"x": Trap(sprung)}, directory / name)
     (directory / "config.json").write_text('{"model_type": "gpt2"}')
     for path in (directory, directory / name):
-        with pytest.raises(Integrity, match=name):
+        with pytest.raises(BadInput, match=f"{name} is a pickle, which can run code, and is never opened; use safet"):
             load(path)
     assert not sprung.exists()
     torch.load(io.BytesIO((directory / name).read_bytes()), weights_only=False)
     assert sprung.exists()  # so the trap was a trap
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "pointer of Git LFS .*: git lfs pull"),
+        (b'{\n  "architectures": []}', "is JSON and holds no weights; name its directory, "),
+        (b"<!DOCTYPE html><html>", "is a web page and holds no weights"),
+    ],
+)
+def test_what_is_found_in_place_of_weights_is_told_by_its_beginning(
+    content: bytes, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    (tmp_path / "model.safetensors").write_bytes(content)
+    for path in (tmp_path, tmp_path / "model.safetensors"):
+        with pytest.raises(Refusal, match=message):
+            load(path)
 
 
 def header(tensors: dict[str, object], data: bytes = b"", length: int | None = None) -> bytes:

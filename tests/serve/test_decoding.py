@@ -143,3 +143,16 @@ def test_one_row_in_training_gives_the_bits_and_gradients_of_serving_it(
             bound = {torch.float32: 1e-4, torch.bfloat16: 5e-2}[dtype] * float(parameter.grad.abs().max())
             zero = 1e-7  # a query has no choice among one key: its norm's gradient is 0 but for rounding
             torch.testing.assert_close(alone[name], parameter.grad, atol=max(bound, zero), rtol=0)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(), Sampling(top_k=3), Sampling(top_p=0.5)])
+def test_logits_that_are_not_finite_are_refused_by_the_weight_that_makes_them(sampling: Sampling) -> None:
+    model = freeze(GPT(tiny(family="llama")))
+    with torch.no_grad():
+        model.get_parameter("norm.weight").fill_(3e38)
+    with pytest.raises(BadInput, match="not finite, though all weights are: float32 is too narrow"):
+        list(forward_passes(model, [[1, 2]], max_new_tokens=2, sampling=sampling))
+    with torch.no_grad():
+        model.get_parameter("norm.weight")[3] = float("nan")
+    with pytest.raises(BadInput, match=r"the logits are not finite, since the model's norm\.weight is not"):
+        list(forward_passes(model, [[1, 2]], max_new_tokens=2, sampling=sampling))

@@ -151,3 +151,16 @@ def test_a_module_with_a_draft_writes_the_text_of_one_without() -> None:
     assert faster.generate("the", temperature=0, max_new_tokens=25) == alone.generate(
         "the", temperature=0, max_new_tokens=25
     )
+
+
+@pytest.mark.parametrize("broken", ["model", "draft"])
+def test_logits_that_are_not_finite_are_refused(broken: str) -> None:
+    models = {"model": random_model(0), "draft": random_model(1)}
+    with torch.no_grad():
+        models[broken].get_parameter("norm.weight")[0] = float("nan")
+    with pytest.raises(BadInput, match=r"the model's norm\.weight is not"):
+        list(
+            speculative_passes(
+                models["model"], [[1]], draft=models["draft"], draft_tokens=2, max_new_tokens=6, sampling=Sampling()
+            )
+        )

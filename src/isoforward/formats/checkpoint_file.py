@@ -29,6 +29,7 @@ from torch import Tensor
 
 from isoforward.base.errors import BadInput, Integrity
 from isoforward.base.storage import write_atomically
+from isoforward.formats.untrusted import is_pickle, never_opened
 
 PREFIX = b'{"__metadata__":{"digest":"'
 DIGEST = slice(8 + len(PREFIX), 8 + len(PREFIX) + 64)  # where it stands in the file, in hexadecimal
@@ -131,6 +132,8 @@ def verify(path: Path) -> None:
         with path.open("rb") as file:
             start = file.read(DIGEST.stop)
             if start[8 : DIGEST.start] != PREFIX:
+                if is_pickle(start):
+                    raise never_opened(path)
                 raise Integrity(f"{path} is no training checkpoint of isoforward, or its beginning is damaged")
             digest = blake3(start[: DIGEST.start] + NO_DIGEST)  # its threads would not outlive a fork
             while piece := file.read(PIECE):

@@ -4,7 +4,7 @@ An export is a directory: model.safetensors, config.json, tokenizer.json and tok
 them, and manifest.json, which vouches for the rest and says what config.json cannot. A directory without a manifest is
 read as a checkpoint of Transformers. Tensors come from safetensors alone: a pickle is never opened.
 
-    python -m isoforward import DIRECTORY_OR_GGUF OUT
+    isoforward import DIRECTORY_OR_GGUF OUT
 """
 
 from __future__ import annotations
@@ -325,7 +325,14 @@ def build(
             whole, widths = found.tensors[name].read(), [view.shape[-1] for view in views]
             for view, part in zip(views, whole.split_with_sizes(widths, dim=-1), strict=True):
                 view.copy_(part)
+            if not all(is_finite(view) for view in views):
+                raise BadInput(f"{found.tensors[name].file}: the tensor {name} is not finite (NaN or infinite)")
     return model
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """A sum reads each number once and keeps none, and is not finite where one of them is not."""
+    return bool(tensor.sum().isfinite() or tensor.isfinite().all())
 
 
 def find(path: Path, verify: bool) -> Checkpoint:
@@ -404,7 +411,7 @@ def read_manifest(directory: Path, verify: bool = False) -> Manifest | None:
 
 def main(arguments: list[str] | None = None) -> int:
     print_what_can_be_encoded()
-    parser = argparse.ArgumentParser(prog="python -m isoforward", description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="isoforward", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     importing = commands.add_parser("import", help="turn a Transformers directory or a GGUF file into an export")
     importing.add_argument("source", type=Path, metavar="DIRECTORY_OR_GGUF")

@@ -1,6 +1,6 @@
 """A model written as one GGUF file, for llama.cpp.
 
-    python -m isoforward gguf runs/latest/export model.gguf
+    isoforward gguf runs/latest/export model.gguf
 
 Weights keep their dtype, norms and biases are in fp32. The tokenizer goes along where llama.cpp reads text as it does.
 """
@@ -95,7 +95,7 @@ def features_in_pairs(weight: Tensor, heads: int) -> Tensor:
 
 def main(arguments: list[str] | None = None) -> int:
     print_what_can_be_encoded()
-    parser = argparse.ArgumentParser(prog="python -m isoforward gguf", description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="isoforward gguf", description=__doc__, allow_abbrev=False)
     parser.add_argument("source", type=Path, metavar="EXPORT", help="or anything that import takes")
     parser.add_argument("out", type=Path, metavar="OUT")
     asked = parser.parse_args(arguments)

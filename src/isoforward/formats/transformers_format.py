@@ -5,6 +5,7 @@ A family of its own needs a preset in base/architecture.py and an entry of FORMA
 
 from __future__ import annotations
 
+import shlex
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -266,16 +267,18 @@ def to_transformers(config: ModelConfig, dtype: torch.dtype, tokenizer: Tokenize
     return written | dict(zip(form.bias_keys, flags, strict=True)) | rope_to_transformers(config)
 
 
-def from_transformers(raw: Mapping[str, object]) -> ModelConfig:
-    """Reads a config.json; BadInput names what our forward does not do."""
+def from_transformers(raw: Mapping[str, object], directory: Path = Path("DIRECTORY")) -> ModelConfig:
+    """Reads the config.json of `directory`; BadInput names what our forward does not do."""
     family = raw.get("model_type")
     form = FORMATS.get(family) if isinstance(family, str) else None
     named = raw.get("architectures") or (form and [form.architectures[0]])
     if form is None or not isinstance(named, list) or not set(map(str, named)) <= set(form.architectures):
+        refuse_contradictions(family, named)
         known = ", ".join(form.architectures[0] for form in FORMATS.values())
+        as_it_is = f"isoforward phase_costs model=transformers model.path={shlex.quote(str(directory))}"
         raise BadInput(
-            f"architecture {shown(named or family)} (model_type {shown(family)}) is not one we implement: "
-            f"{known} are; write model=transformers to measure any other as it is"
+            f"architecture {shown(named or family)} (model_type {shown(family)}) is not one we implement: {known} are; "
+            f"to measure it as it is: {as_it_is}"
         )
     for key, allowed in form.fixed.items():
         if raw.get(key, allowed[0]) not in allowed:
@@ -294,6 +297,19 @@ def from_transformers(raw: Mapping[str, object]) -> ModelConfig:
     if config.head_dim is not None and config.head_dim * config.heads == config.width:
         return replace(config, head_dim=None)
     return config
+
+
+def refuse_contradictions(family: object, named: object) -> None:
+    """Where what the file names is implemented, but not as one."""
+    types = {name: family for family, form in FORMATS.items() for name in form.architectures}
+    meant = {types[name] for name in map(str, named) if name in types} if isinstance(named, list) else set()
+    if family is None:
+        way_out = f"; of {shown(named)} it is {meant.pop()!r}: write that into the file" if len(meant) == 1 else ""
+        raise BadInput(f"model_type is missing{way_out}")
+    if meant and str(family) not in meant:
+        raise BadInput(
+            f"model_type {shown(family)} and architectures {shown(named)} contradict each other; correct the wrong one"
+        )
 
 
 def bias_of(raw: Mapping[str, object], form: Format) -> dict[str, str]:
@@ -334,7 +350,7 @@ def config_in(path: Path) -> ModelConfig:
     if not file.is_file():
         raise BadInput(f"model.path={path} holds no config.json; name a directory of save_pretrained")
     try:
-        return from_transformers(read_json(file))
+        return from_transformers(read_json(file), file.parent)
     except BadInput as error:
         raise BadInput(f"{file}: {error}") from error
 

@@ -109,10 +109,29 @@ def open_tensors(directory: Path) -> dict[str, Stored]:
     if "model.safetensors.index.json" in names:
         return open_shards(directory / "model.safetensors.index.json", names)
     if pickled := [name for name in sorted(names) if Path(name).suffix in PICKLED]:
-        raise Integrity(
-            f"{directory}: {pickled[0]!r} is a pickle, which can run code, and is never opened; use safetensors"
-        )
+        raise never_opened(directory / pickled[0])
     raise BadInput(f"{directory} holds no model.safetensors")
+
+
+def never_opened(path: Path) -> BadInput:
+    return BadInput(f"{path} is a pickle, which can run code, and is never opened; use safetensors")
+
+
+def is_pickle(start: bytes) -> bool:
+    """Of what torch.save wrote, a ZIP archive, or of a pickle itself, of protocol 2 or later."""
+    return start.startswith((b"PK\3\4", b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5"))
+
+
+def refuse_other_formats(path: Path, start: bytes) -> None:
+    """Of a file that begins so, and is often given or found in place of weights."""
+    if is_pickle(start):
+        raise never_opened(path)
+    if start.startswith(b"version https://git-lfs"):
+        raise Integrity(f"{path} is a pointer of Git LFS and holds no weights; fetch them with: git lfs pull")
+    if start.lstrip().startswith(b"{"):
+        raise BadInput(f"{path} is JSON and holds no weights; name its directory, {path.parent}")
+    if start.lstrip().startswith(b"<"):
+        raise Integrity(f"{path} is a web page and holds no weights; download the file itself")
 
 
 def open_shards(index: Path, names: set[str]) -> dict[str, Stored]:
@@ -134,8 +153,10 @@ def open_file(path: Path) -> dict[str, Stored]:
     """The library refuses overlaps, holes and trailing bytes itself, but not a header of up to 100 MB."""
     try:
         with path.open("rb") as beginning:
-            header_bytes = int.from_bytes(beginning.read(8), "little")
+            start = beginning.read(64)
+        header_bytes = int.from_bytes(start[:8], "little")
         if header_bytes > TEXT_LIMIT:
+            refuse_other_formats(path, start)
             raise Integrity(f"{path} claims a header of {header_bytes} bytes; none needs {TEXT_LIMIT}")
         file: Any = safe_open(path, framework="pt")
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118

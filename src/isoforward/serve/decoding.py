@@ -121,6 +121,19 @@ def refuse_unservable(model: GPT, prompts: Sequence[Sequence[int]]) -> None:
         raise BadInput(f"the prompt has {longest} tokens and the model's context holds {model.config.context}")
 
 
+def refuse_non_finite(model: GPT, logits: Tensor) -> None:
+    """Logits (..., V) that no token can be drawn from: the largest is then NaN or infinite."""
+    if logits.max().isfinite():
+        return
+    name = next((name for name, weight in model.named_parameters() if not weight.isfinite().all()), None)
+    if name is not None:
+        raise BadInput(f"the logits are not finite, since the model's {name} is not; take an earlier checkpoint")
+    told = str(model.dtype).removeprefix("torch.")
+    raise BadInput(
+        f"the logits are not finite, though all weights are: {told} is too narrow for this model's activations"
+    )
+
+
 def room_for(model: GPT, *, batch: int, capacity: int, padding: Tensor | None = None, exact: bool = False) -> KVCache:
     """An empty cache, or BadInput where it would take more memory than there is."""
     device = model.embedding.weight.device
@@ -191,6 +204,7 @@ def forward_passes(
                 past = StaticKVCache(past)
         else:
             logits = one_more(model, chosen[:, None], past)  # not cut from `tokens`, whose strides grow with it
+        refuse_non_finite(model, logits)
         scores = sampling.penalised(logits, tokens)
         chosen = sampling.choose(scores, generator)
         ids = chosen.tolist()

@@ -16,7 +16,7 @@ from torch import Tensor
 from isoforward.base.errors import BadInput
 from isoforward.model.gpt import GPT, KVCache
 from isoforward.model.steps import prefill, verify
-from isoforward.serve.decoding import Pass, Sampling, draw, refuse_unservable, room_for
+from isoforward.serve.decoding import Pass, Sampling, draw, refuse_non_finite, refuse_unservable, room_for
 
 
 def speculative_passes(
@@ -64,6 +64,7 @@ def speculative_passes(
         if exact and held.length:
             held.rewind(held.length - (held.length - len(text) - room) % exact)
         logits = verify(model, ids_of(model, [*text[held.length :], *proposals]), held)[0, -room - 1 :]  # (room + 1, V)
+        refuse_non_finite(model, logits)
         gained = accept(sampling.probabilities(logits), chances, proposals, generator)
         held.length = len(text) + len(gained) - 1
         drafted.length = min(drafted.length, held.length - padding)
@@ -85,7 +86,9 @@ def propose(
     chances: list[Tensor] = []
     for _ in range(count):
         lacking = [*text, *proposals][cache.length :]
-        probabilities = sampling.probabilities(prefill(draft, ids_of(draft, lacking), cache))  # (1, V)
+        logits = prefill(draft, ids_of(draft, lacking), cache)  # (1, V)
+        refuse_non_finite(draft, logits)
+        probabilities = sampling.probabilities(logits)
         proposals.append(int(draw(probabilities, generator)))
         chances.append(probabilities[0])
     return proposals, chances
