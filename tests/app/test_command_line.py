@@ -70,6 +70,21 @@ def test_a_sweep_takes_no_run_dir(
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("optim.lr=null", "error: optim.lr=null: it takes a value; leave the key out for its default"),
+        ("~optim.lr", "error: ~optim.lr: no key of this group can be taken out; leave it away for its default"),
+        ("adapter.targets=none", "error: adapter.targets takes a list; write 'adapter.targets=[A,B]'"),
+    ],
+)
+def test_what_no_key_takes_is_said_in_words_of_the_command(
+    override: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(lambda _: None, TrainConfig, [override], script=scripts()["train"]) == 2
+    assert capsys.readouterr().err.splitlines() == [said]
+
+
 def test_a_run_that_was_refused_leaves_its_name_free(tmp_path: Path) -> None:
     config = TrainConfig(run_dir=str(tmp_path / "run"))
     with pytest.raises(BadInput, match="no such model"), claim(config):

@@ -69,7 +69,15 @@ def test_a_file_of_prompts_is_served_as_one_batch(
 def test_prompts_that_cannot_be_read_are_refused_by_the_name_of_their_file(tmp_path: Path) -> None:
     (tmp_path / "empty").write_text("")
     (tmp_path / "latin").write_bytes(b"na\xefve")
-    for name, why in (("none", "cannot be read"), ("empty", "is empty"), ("latin", "not UTF-8 at byte 2")):
+    (tmp_path / "powershell").write_bytes("ROMEO:\nabc\n".encode("utf-16"))
+    (tmp_path / "marked").write_bytes(b"\xef\xbb\xbfROMEO:\r\nabc\r\n")
+    assert read_prompts(GenerateConfig(prompts_file=str(tmp_path / "marked"))) == ["ROMEO:", "abc"]
+    for name, why in (
+        ("none", "cannot be read"),
+        ("empty", "is empty"),
+        ("latin", r"not UTF-8 at byte 2; convert it first \(iconv -f latin1 -t utf-8"),
+        ("powershell", r"prompts_file=.*powershell is UTF-16; convert it first \(iconv -f utf-16 -t utf-8\)"),
+    ):
         with pytest.raises(BadInput, match=why):
             read_prompts(GenerateConfig(prompts_file=str(tmp_path / name)))
 
@@ -87,6 +95,11 @@ def test_compiling_is_no_part_of_it_either() -> None:
 def test_a_pass_that_gave_several_tokens_is_one_forward() -> None:
     said = figures([passed(0.5), passed(0.02, tokens=3), passed(0.02)], cache=True, compiled=False)
     assert said.endswith("TPOT 10.00 ms · 100 tokens/s over 4 decoded in 2 forward passes")
+
+
+def test_one_is_not_several() -> None:
+    said = figures([passed(0.5, context=1), passed(0.02, tokens=3)], cache=True, compiled=False)
+    assert "for 1 prompt token ·" in said and said.endswith("over 3 decoded in 1 forward pass")
 
 
 def test_what_is_missing_is_said() -> None:
@@ -156,7 +169,7 @@ def test_a_special_token_that_a_prompt_spells_is_text_and_that_is_said(
     _, err = printed(capsys, checkpoint=str(sea), prompt="the<|eot|>", max_new_tokens=1, parse_special=True)
     assert "read as text" not in err and "for 3 prompt tokens" in err
     _, err = printed(capsys, checkpoint=str(sea), prompt="the", max_new_tokens=1, add_special_tokens=False)
-    assert "for 1 prompt tokens" in err
+    assert "for 1 prompt token\n" in err
 
 
 @pytest.mark.parametrize(

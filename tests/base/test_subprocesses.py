@@ -143,7 +143,7 @@ def test_the_environment_is_added_to() -> None:
     [
         (kill_itself, [int(signal.SIGKILL)], "killed by SIGKILL: the system does so where memory runs out"),
         (kill_itself, [int(signal.SIGSEGV)], "killed by SIGSEGV"),
-        (mistake, ["model.heads=5 does not divide"], "BadInput: model.heads=5 does not divide"),
+        (mistake, ["model.heads=5 does not divide"], "model.heads=5 does not divide"),
         (crash, [], "RuntimeError: the first line"),
         (leave, [7], "ended with code 7 and said nothing"),
         (not_picklable, [], "TypeError: cannot pickle 'generator' object"),

@@ -157,7 +157,13 @@ def explain(error: Exception, schema: type) -> BadInput:
     detail = cause or text
     key = re.search(r"full_key: (\S+)", detail)
     first = detail.splitlines()[0] if detail else type(error).__name__
-    if key and not first.startswith(key[1]):
+    if key and "is not Optional" in first:
+        first = f"{key[1]}=null: it takes a value; leave the key out for its default"
+    elif key and "does not support deletion" in first:
+        first = f"~{key[1]}: no key of this group can be taken out; leave it away for its default"
+    elif key and "is not a ListConfig" in first:
+        first = f"{key[1]} takes a list; write '{key[1]}=[A,B]'"
+    if key and not first.lstrip("~").startswith(key[1]):
         first = f"{key[1]}: {first}"
     if "parsing override" in text or "no viable alternative" in text or "mismatched input" in text:
         first = f"{text.splitlines()[0]}; write key=value, and quote values that hold , {{ }} [ ] or ="

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from isoforward.base.config import GenerateConfig
 from isoforward.base.errors import BadInput
+from isoforward.base.units import several
+from isoforward.data.text import NotText, decoded
 from isoforward.formats.untrusted import harmless
 from isoforward.serve.continuation import Continuation
 from isoforward.serve.decoding import Pass, Sampling
@@ -60,11 +62,12 @@ def read_prompts(config: GenerateConfig) -> list[str]:
         return [config.prompt or ""]
     path = Path(config.prompts_file)
     try:
-        prompts = path.read_text(encoding="utf-8").splitlines()
+        with path.open("rb") as file:
+            prompts = "".join(decoded(file)).splitlines()
     except OSError as error:
         raise BadInput(f"prompts_file={path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise BadInput(f"prompts_file={path} is not UTF-8 at byte {error.start}") from error
+    except NotText as error:
+        raise BadInput(f"prompts_file={path} {error}") from error
     if not prompts:
         raise BadInput(f"prompts_file={path} is empty; write a prompt a line")
     return prompts
@@ -168,7 +171,7 @@ def figures(passes: list[Pass], *, cache: bool, compiled: bool) -> str:
     """
     if not passes:
         return "no token was asked for"
-    line, later = f"TTFT {passes[0].time_s * 1e3:.1f} ms for {passes[0].context} prompt tokens", passes[1:]
+    line, later = f"TTFT {passes[0].time_s * 1e3:.1f} ms for {several(passes[0].context, 'prompt token')}", passes[1:]
     if compiled and later:
         line += f" · {later[0].time_s:.1f} s to compile the step"
         later = later[1:]
@@ -176,7 +179,7 @@ def figures(passes: list[Pass], *, cache: bool, compiled: bool) -> str:
         time_s, tokens = sum(step.time_s for step in later), sum(len(step.tokens) for step in later)
         line += f" · TPOT {time_s / tokens * 1e3:.2f} ms · {tokens / time_s:.0f} tokens/s over {tokens} decoded"
         if tokens > len(later):
-            line += f" in {len(later)} forward passes"
+            line += f" in {several(len(later), 'forward pass')}"
     return line + ("" if cache else " · without KV cache")
 
 

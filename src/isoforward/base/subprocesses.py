@@ -19,6 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Generic, TypeVar
 
+from isoforward.base.errors import Refusal
+
 T = TypeVar("T")
 
 PR_SET_PDEATHSIG = 1
@@ -118,7 +120,8 @@ def run_isolated(
 
 
 def reason(error: Exception) -> str:
-    text = f"{type(error).__name__}: {error}".splitlines()[0]
+    name = "" if isinstance(error, Refusal) else f"{type(error).__name__}: "  # a refusal says all by itself
+    text = f"{name}{error}".splitlines()[0]
     exhausted = isinstance(error, MemoryError) or "can't allocate memory" in text or "out of memory" in text
     return f"out of memory ({text})" if exhausted else text
 
