@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from isoforward.base.architecture import FAMILIES, ROPE_SCALING, Architecture, check_rope_scaling
+from isoforward.base.architecture import FAMILIES, ROPE_SCALING, Architecture, checked_rope_scaling
 from isoforward.base.errors import BadInput
 
 PARTS = ("qkv", "out", "mlp", "norm")
@@ -26,10 +26,10 @@ def test_an_rmsnorm_has_no_bias_whatever_else_has() -> None:
 def test_what_a_scaling_needs_is_enough_and_nothing_less_is(kind: str) -> None:
     needed, _ = ROPE_SCALING[kind]
     given = {key: float(n) for n, key in enumerate(needed, 2)}  # low_freq_factor below high_freq_factor
-    check_rope_scaling({"type": kind, **given})
+    checked_rope_scaling({"type": kind, **given})
     for key in needed:
         with pytest.raises(BadInput, match=f"of type {kind} needs {key}"):
-            check_rope_scaling({"type": kind, **given, key: None})
+            checked_rope_scaling({"type": kind, **given, key: None})
 
 
 @pytest.mark.parametrize(
@@ -50,4 +50,4 @@ def test_what_a_scaling_needs_is_enough_and_nothing_less_is(kind: str) -> None:
 )
 def test_a_scaling_that_is_none_is_named(scaling: object, said: str) -> None:
     with pytest.raises(BadInput, match=said):
-        check_rope_scaling(scaling)
+        checked_rope_scaling(scaling)

@@ -377,8 +377,6 @@ def refuse_what_is_not_here(config: object) -> None:
         lookup(hardware)
     if hasattr(config, "run_dir"):
         refuse_what_is_no_run(config.run_dir)
-    if getattr(config, "hardware", "here") != "here":
-        lookup(config.hardware)
     if getattr(config, "compile", False):
         from isoforward.base.device import best_device  # and torch with it, which follows the quota
 

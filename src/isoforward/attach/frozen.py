@@ -76,10 +76,10 @@ def time_serving(call: Call, clock: Clock) -> dict[str, list[float]]:
         return {}
     from isoforward.serve.transformers_model import Wrapped, WrappedCache
 
-    model: Any = Wrapped(call.module)
+    model = Wrapped(call.module)
     seconds: dict[str, list[float]] = {"prefill": [], "decode": []}
     with frozen([call]), call.precision():
-        cache: Any = WrappedCache(model)
+        cache = WrappedCache(model)
         for _ in range(WARMUP + REPEATS):
             cache.rewind(0)
             seconds["prefill"].append(spent(clock, lambda: steps.prefill(model, prompt, cache)))

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from functools import reduce
 from operator import getitem
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 TEXT = "text"
 NAMED = 20  # columns in a message
@@ -24,7 +27,7 @@ def path_in(row: object, column: str) -> list[str]:
     return next(([name, *rest] for name, rest in within if rest), [])
 
 
-def value_at(row: object, path: Iterable[str]) -> Any:
+def value_at(row: object, path: Iterable[str]) -> object:
     return reduce(getitem, path, row)  # type: ignore[arg-type]  # getitem is typed for sequences alone
 
 
@@ -68,13 +71,18 @@ def kind(value: object) -> str:
     return str(value)  # a type of Arrow that is none of these
 
 
-def example(of: Any) -> Any:
-    """A value such as a column of an Arrow type holds; of a schema, a row."""
+def row_of(fields: Iterable[pa.Field]) -> dict[str, object]:
+    """Such as a table of this schema has."""
+    return {field.name: example(field.type) for field in fields}
+
+
+def example(of: pa.DataType) -> object:
+    """A value such as a column of an Arrow type holds."""
     import pyarrow as pa
     from pyarrow import types
 
-    if isinstance(of, pa.Schema) or types.is_struct(of):
-        return {field.name: example(field.type) for field in of}
+    if types.is_struct(of):
+        return row_of(of)
     if types.is_list(of) or types.is_large_list(of) or types.is_fixed_size_list(of):
         return [example(of.value_type)]
     if types.is_dictionary(of):

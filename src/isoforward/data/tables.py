@@ -11,10 +11,13 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from isoforward.data.columns import TEXT, Held, example, held_in, instead, joined, kind, path_in, value_at
+from isoforward.data.columns import TEXT, Held, held_in, instead, joined, kind, path_in, row_of, value_at
 from isoforward.data.text import NotText
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 ROWS = 256  # of a Parquet file in memory at once
 WIDEST = 2**31 - 1  # characters of a CSV field
@@ -214,16 +217,16 @@ def arrow_values(file: Path, column: str) -> Values:
             yield from scalars(below(batch.column(0), path))
 
 
-def path_to(schema: Any, column: str) -> list[str]:
+def path_to(schema: pa.Schema, column: str) -> list[str]:
     """The names that lead to the column of an Arrow schema."""
-    row = example(schema)
+    row = row_of(schema)
     if not (path := path_in(row, column)):
         raise NoColumn(held_in(row))
     refuse_other_than_text(value_at(row, path), row, column)
     return path
 
 
-def below(values: Any, path: list[str]) -> Any:
+def below(values: pa.Array, path: list[str]) -> pa.Array:
     """What the structs of a column of Arrow hold at the end of the path that begins with it; null where one is null."""
     from pyarrow import compute
 

@@ -19,6 +19,27 @@ from isoforward.model.gpt import GPT
 LARGEST_HALF = 65504.0
 
 
+class Processor(TypedDict, total=False):
+    type: str
+    processors: list[Processor]
+    single: list[dict[str, object]]
+
+
+class Added(TypedDict):
+    content: str
+    special: bool
+
+
+class TokenizerFile(TypedDict, total=False):
+    """A tokenizer.json: what is read of it."""
+
+    model: dict[str, object]
+    normalizer: dict[str, object] | None
+    pre_tokenizer: dict[str, object] | None
+    post_processor: Processor | None
+    added_tokens: list[Added]
+
+
 class Weights(TypedDict):
     tensors: list[dict[str, object]]  # name, shape and bits of each
     data: str  # of one after the other, deflated, in base64
@@ -91,7 +112,7 @@ def packed_tokenizer(tokenizer: Tokenizer) -> dict[str, object]:
     }
 
 
-def beyond_a_page(told: Mapping[str, Any]) -> str | None:
+def beyond_a_page(told: TokenizerFile) -> str | None:
     """What a tokenizer.json has that tokenizer.js does not do, or nothing."""
     model, before = told["model"], told.get("pre_tokenizer")
     if model["type"] != "BPE":
@@ -109,7 +130,7 @@ def beyond_a_page(told: Mapping[str, Any]) -> str | None:
     return f"has an added token that is not special, {others[0]!r}" if others else None
 
 
-def adds_tokens(after: Mapping[str, Any] | None) -> bool:
+def adds_tokens(after: Processor | None) -> bool:
     """A template may name the text alone, as Transformers writes it."""
     if after is None or after["type"] == "ByteLevel":
         return False
