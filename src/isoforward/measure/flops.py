@@ -12,7 +12,7 @@ products count, a multiplication and an addition each.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from math import prod
@@ -166,16 +166,18 @@ class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return 0
 
 
-def on_meta(operator: Any, args: Any, kwargs: Any) -> Any:
+def on_meta(operator: Overload, args: Sequence[object], kwargs: Mapping[str, object]) -> object:
     """The operator, anywhere; on meta also where it refuses what real devices do."""
-    if not (args and isinstance(args[0], Tensor) and args[0].is_meta):
-        return operator(*args, **kwargs)
-    if operator is aten._to_copy.default and kwargs.get("device") == torch.device("cpu"):
-        return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)  # the gradient of a plain number
-    if operator is aten._grouped_mm.default and args[0].dtype != torch.bfloat16:  # it knows no other dtype there
-        a, b, *more = args
-        narrow = operator(*(torch.empty_like(each, dtype=torch.bfloat16) for each in (a, b)), *more, **kwargs)
-        return torch.empty_like(narrow, dtype=a.dtype)
+    first, second = (*args, None, None)[:2]
+    if isinstance(first, Tensor) and first.is_meta:
+        if operator is aten._to_copy.default and kwargs.get("device") == torch.device("cpu"):
+            return torch.zeros(first.shape, dtype=first.dtype)  # the gradient of a plain number
+        if operator is aten._grouped_mm.default and first.dtype != torch.bfloat16:  # it knows no other dtype there
+            assert isinstance(second, Tensor)
+            narrow = [torch.empty_like(each, dtype=torch.bfloat16) for each in (first, second)]
+            made = operator(*narrow, *args[2:], **kwargs)
+            assert isinstance(made, Tensor)
+            return torch.empty_like(made, dtype=first.dtype)
     return operator(*args, **kwargs)
 
 
