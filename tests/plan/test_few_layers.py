@@ -51,7 +51,12 @@ def counted(directory: Path, kind: str) -> Counted:
     return Counted(directory)
 
 
-@pytest.mark.parametrize("kind", SHORT)
+QUICK = ("llama", "mixtral")
+
+
+@pytest.mark.parametrize(
+    "kind", [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in SHORT]
+)
 def test_few_layers_tell_the_same_as_all(tmp_path: Path, kind: str) -> None:
     short, whole = counted(tmp_path, kind), counted(tmp_path, kind)
     whole.__dict__["shorter"] = None  # so that all of it is counted
