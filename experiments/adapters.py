@@ -28,8 +28,9 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from isoforward.app.command_line import claim, run
+from isoforward.app.command_line import run
 from isoforward.app.question import at_most, case_of, command_line, tell
+from isoforward.app.run_directory import claim
 from isoforward.base import units
 from isoforward.base.config import (
     AdapterConfig,

@@ -17,8 +17,9 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from isoforward.app.command_line import claim, run
+from isoforward.app.command_line import run
 from isoforward.app.question import command_line, tell
+from isoforward.app.run_directory import claim
 from isoforward.base import units
 from isoforward.base.config import TrackingConfig, within
 from isoforward.base.datasheets import Hardware, kept_here, save

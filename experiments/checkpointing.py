@@ -13,8 +13,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from isoforward.app.command_line import claim, run
+from isoforward.app.command_line import run
 from isoforward.app.question import case_of, command_line, tell
+from isoforward.app.run_directory import claim
 from isoforward.base.config import ExperimentConfig
 from isoforward.base.results import Results, Row, only
 from isoforward.measure.variants import time_variants, weigh_variants

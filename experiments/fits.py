@@ -23,8 +23,9 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from isoforward.app.command_line import claim, run
+from isoforward.app.command_line import run
 from isoforward.app.question import command_line, tell
+from isoforward.app.run_directory import claim
 from isoforward.base.config import ModelConfig, OptimConfig, TrackingConfig
 from isoforward.base.device import device_of
 from isoforward.base.environment import environment

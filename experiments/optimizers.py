@@ -18,8 +18,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from isoforward.app.command_line import claim, option, run
+from isoforward.app.command_line import option, run
 from isoforward.app.question import at_most, case_of, command_line, tell
+from isoforward.app.run_directory import claim
 from isoforward.base import units
 from isoforward.base.config import DataConfig, ExperimentConfig, TrainConfig, TrainerConfig, at_least
 from isoforward.base.results import Results, Row, only, select, write

@@ -27,8 +27,9 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from isoforward.app.command_line import claim, run
+from isoforward.app.command_line import run
 from isoforward.app.question import case_of, command_line, tell
+from isoforward.app.run_directory import claim
 from isoforward.base import units
 from isoforward.base.config import ExperimentConfig, ModelConfig, within
 from isoforward.base.datasheets import Hardware, calibrated_here, lookup

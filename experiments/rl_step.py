@@ -30,8 +30,9 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from isoforward.app.command_line import claim, option, run
+from isoforward.app.command_line import option, run
 from isoforward.app.question import at_most, case_of, command_line, tell
+from isoforward.app.run_directory import claim
 from isoforward.base import units
 from isoforward.base.config import ExperimentConfig, ModelConfig, at_least, one_of
 from isoforward.base.datasheets import lookup

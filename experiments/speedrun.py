@@ -27,8 +27,9 @@ import torch
 from hydra import compose
 from rich.console import Console
 
-from isoforward.app.command_line import claim, register, run, typed
+from isoforward.app.command_line import register, run, typed
 from isoforward.app.question import case_of, command_line, precision_of, tell
+from isoforward.app.run_directory import claim
 from isoforward.app.scripts import conf_directory, scripts
 from isoforward.base import units
 from isoforward.base.config import ExperimentConfig, TrainConfig, at_least, one_of

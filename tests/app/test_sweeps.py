@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from isoforward.app.command_line import claim, run
+from isoforward.app.command_line import run
+from isoforward.app.run_directory import claim
 from isoforward.app.scripts import scripts
 from isoforward.app.sweeps import directory_for
 from isoforward.base.config import TrainConfig

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 import isoforward
-from isoforward.app.command_line import claim
+from isoforward.app.run_directory import claim
 from isoforward.app.sweeps import InDirectory
 from isoforward.base import units
 from isoforward.base.config import ExperimentConfig, MeasureConfig, ModelConfig, Run, TrackingConfig

@@ -14,7 +14,6 @@ import torch
 from lightning.pytorch import seed_everything
 from rich.console import Console
 
-from isoforward.app.command_line import claim
 from isoforward.app.question import (
     at_most,
     call,
@@ -26,6 +25,7 @@ from isoforward.app.question import (
     tracker_of,
 )
 from isoforward.app.resuming import as_it_began
+from isoforward.app.run_directory import claim
 from isoforward.base.config import ModelConfig, TrainConfig
 from isoforward.base.device import best_device
 from isoforward.base.environment import environment as environment_of
