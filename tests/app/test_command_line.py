@@ -1,4 +1,4 @@
-"""Who has a directory, and what the program says and exits with."""
+"""What the program says and exits with."""
 
 from __future__ import annotations
 
