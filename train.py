@@ -7,6 +7,7 @@
     python train.py trainer.resume=auto                      go on where the newest run stopped
     python train.py -m optim.lr=1e-3,3e-3                    a sweep
 
+optim.lr falls from warm-up on to its share optim.min_lr at the last step: 0.1 is a tenth of it.
 Everything goes to one directory, runs/<date>_<time>_train; runs/latest is the newest that finished.
 """
 

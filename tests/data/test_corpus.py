@@ -357,6 +357,23 @@ def test_a_hub_dataset_brings_its_own_validation_split(tmp_path: Path, monkeypat
         prepare(config(tmp_path, source="hub", name=str(folder)))
 
 
+def test_a_hub_dataset_has_nested_columns_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
+    folder = tmp_path / "dataset"
+    folder.mkdir()
+    rows = [{"about": {"text": f"row {n}", "n": n}, "tags": ["a"]} for n in range(60)] + [{"about": None, "tags": []}]
+    (folder / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    corpus = prepare(config(tmp_path, source="hub", name=str(folder), column="about.text"))
+    texts = (read(corpus, part).split("<|endoftext|>") for part in ("train", "validation"))
+    assert sorted(one for part in texts for one in part if one) == sorted(f"row {n}" for n in range(60))
+    for column, said in (
+        ("text", "has no column text; write"),
+        ("tags", "row 1 holds a list of texts, not text; write"),
+    ):
+        with pytest.raises(BadInput, match=rf"{said} data\.column=about\.text$"):
+            prepare(config(tmp_path, source="hub", name=str(folder), column=column))
+
+
 def test_synthetic_tokens_follow_the_seed_and_fill_the_vocabulary(tmp_path: Path) -> None:
     asked = config(tmp_path, source="synthetic", tokenizer="bpe", vocab=600)
     first, again, other = prepare(asked, seed=1), prepare(asked, seed=1), prepare(asked, seed=2)

@@ -212,7 +212,11 @@ def test_a_column_within_others_has_a_dotted_name(plainly: Corpus, name: str, tm
     ("name", "content", "message"),
     [
         ("a.txt", parquet_of(), r"a\.txt is Parquet by its first bytes, .* let its name end in \.parquet$"),
-        ("a.txt", b"PK\3\4\x14\0\6", r"a\.txt is a ZIP archive, as \.docx, \.xlsx and \.epub are by its first bytes"),
+        (
+            "a.txt",
+            b"PK\3\4\x14\0\6",
+            r"a\.txt is a ZIP archive \(as \.docx, \.xlsx and \.epub are\) by its first bytes",
+        ),
         ("a.txt", b"%PDF-1.7\n%\xe2\xe3\xcf\xd3", r"is PDF by its first bytes, .*; take the text out of it, or leave"),
         (
             "a.txt",

@@ -22,6 +22,7 @@ SHAPES = {
     "gpt2 without biases": {"family": "gpt2", "layers": 2, "heads": 4, "width": 32, "bias": False, "tied": False},
     "llama": {"family": "llama", "layers": 2, "heads": 4, "width": 32},
     "llama, grouped heads": {"family": "llama", "layers": 3, "heads": 4, "kv_heads": 2, "width": 48, "tied": False},
+    "qwen2": {"family": "qwen2", "layers": 2, "heads": 4, "width": 32},
     "llama 3's rotation": {
         "family": "llama",
         "layers": 1,

@@ -13,8 +13,9 @@ import torch
 
 from isoforward.base.errors import BadInput
 from isoforward.data.tokenizer import Tokenizer
-from isoforward.lesson.packing import packed_model, packed_tokenizer
+from isoforward.lesson.packing import forward_of, packed_model, packed_tokenizer
 from isoforward.serve.inference import load
+from tests.conftest import tiny
 
 from .conftest import make_export, make_lesson
 from .test_numbers import TOKENS, as_the_page_has_them, ask, data_of
@@ -77,3 +78,20 @@ def test_a_template_that_adds_nothing_is_none(tmp_path: Path) -> None:
     export = make_export(tmp_path / "export", family="gpt2", layers=1, heads=2, width=16)
     plain = packed_tokenizer(with_more(export))
     assert packed_tokenizer(with_more(export, post_processor=template(TEXT))) == plain
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"family": "qwen3"},
+        {"family": "olmo2"},
+        {"family": "gemma"},
+        {"family": "llama", "head_dim": 4},
+        {"family": "llama", "rope_scaling": {"type": "linear", "factor": 2.0}},
+    ],
+)
+def test_a_forward_that_the_page_does_not_compute_is_refused(other: dict[str, Any]) -> None:
+    with pytest.raises(
+        BadInput, match="the page computes the forwards of GPT-2 and Llama, and this model's is another"
+    ):
+        forward_of(tiny(**other))

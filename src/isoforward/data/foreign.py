@@ -11,7 +11,7 @@ FIRST_BYTES = {  # of formats, and how a name ends that is read as one
     b"\x28\xb5\x2f\xfd": ("Zstandard", ".zst"),
     b"PAR1": ("Parquet", ".parquet"),
     b"ARROW1": ("Arrow", ".arrow"),
-    b"PK\3\4": ("a ZIP archive, as .docx, .xlsx and .epub are", None),
+    b"PK\3\4": ("a ZIP archive (as .docx, .xlsx and .epub are)", None),
     b"7z\xbc\xaf": ("a 7z archive", None),
     b"Rar!": ("a RAR archive", None),
     b"%PDF": ("PDF", None),

@@ -6,12 +6,15 @@ import base64
 import json
 import zlib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer as Backend
 
+from isoforward.base.architecture import FAMILIES
+from isoforward.base.config import ModelConfig
 from isoforward.base.errors import BadInput
 from isoforward.data.tokenizer import Tokenizer
 from isoforward.model.gpt import GPT
@@ -55,7 +58,7 @@ def packed_model(model: GPT, bits: int) -> PackedModel:
     """`weights`: matrices in `bits`, vectors in fp32, deflated. weights.js is the way back."""
     c = model.config
     config = {
-        "family": c.family,
+        "family": forward_of(c),
         "layers": c.layers,
         "heads": c.heads,
         "kv_heads": c.kv_head_count,
@@ -89,6 +92,20 @@ def pack(values: npt.NDArray[np.float32], bits: int) -> tuple[int, bytes]:
     scales = np.maximum(np.abs(values).max(axis=1), 1e-12).astype(np.float32) / np.float32(127)
     integers = np.clip(np.rint(values / scales[:, None]), -127, 127).astype(np.int8)
     return 8, integers.tobytes() + scales.astype("<f4").tobytes()
+
+
+def forward_of(config: ModelConfig) -> str:
+    """Which of the two forwards of gpt.js computes `config`: gpt2 or llama, both with biases or without."""
+    plain = config.attention_width == config.width
+    scaled = (config.rope_scaling or {}).get("type", "llama3")
+    for family in ("gpt2", "llama"):
+        preset = FAMILIES[family]
+        if plain and scaled == "llama3" and replace(config.architecture, bias=preset.bias) == preset:
+            return family
+    raise BadInput(
+        f"the page computes the forwards of GPT-2 and Llama, and this model's is another (family {config.family}); "
+        "train one with model.family=gpt2 or model.family=llama, and what else of model.* is theirs"
+    )
 
 
 def packed_tokenizer(tokenizer: Tokenizer) -> dict[str, object]:

@@ -17,7 +17,7 @@ from isoforward.base.errors import BadInput, Refusal
 from isoforward.base.results import Results, read
 from isoforward.base.storage import write_atomically
 from isoforward.lesson.answers import measured
-from isoforward.lesson.packing import packed_model, packed_tokenizer
+from isoforward.lesson.packing import forward_of, packed_model, packed_tokenizer
 from isoforward.serve.decoding import Pass
 from isoforward.serve.inference import InferenceModule, find_export, load
 
@@ -119,6 +119,7 @@ def build_page(
 
 def refuse_unpackable(module: InferenceModule) -> dict[str, object]:
     """BadInput, before any work, for a model that no page holds; what a page has of its tokenizer."""
+    forward_of(module.model.config)
     tokenizer = packed_tokenizer(module.tokenizer)
     parameters = sum(parameter.numel() for parameter in module.model.parameters())
     if parameters > LIMIT:  # a byte each at least
