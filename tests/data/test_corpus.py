@@ -363,8 +363,6 @@ def test_a_hub_dataset_has_nested_columns_too(tmp_path: Path, monkeypatch: pytes
     folder.mkdir()
     rows: list[Any] = [{"about": {"text": f"row {n}", "n": n}, "tags": ["a"]} for n in range(60)]
     rows.append({"about": None, "tags": []})
-        {"about": None, "tags": []}
-    ]
     (folder / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
     corpus = prepare(config(tmp_path, source="hub", name=str(folder), column="about.text"))
     texts = (read(corpus, part).split("<|endoftext|>") for part in ("train", "validation"))
