@@ -192,3 +192,16 @@ def test_a_module_that_is_loaded_exact_serves_so(tmp_path: Path) -> None:
     text = [*module.encode("the king"), *row.tokens]
     logprobs = master.eval()(torch.tensor([[*text, *[0] * (32 - len(text))]])).detach().double().log_softmax(-1)[0]
     assert row.logprobs == [float(logprobs[7 + i, token]) for i, token in enumerate(row.tokens)]
+
+
+def test_an_order_of_sums_that_bf16_all_but_hides_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products of fewer than 16 rows add up their halves first."""
+
+    def ordered(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        half = x.shape[-1] // 2 if x.shape[0] < 16 else 0
+        x, w = x.double().float(), weight.float()
+        y = x[..., :half] @ w[:, :half].T + x[..., half:] @ w[:, half:].T
+        return (y if bias is None else y + bias).to(weight.dtype)
+
+    monkeypatch.setattr(F, "linear", ordered)
+    assert fewest_rows(tiny(family="llama"), torch.bfloat16) == 16

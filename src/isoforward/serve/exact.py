@@ -2,8 +2,8 @@
 
 A sum of floating-point numbers has an order, and a library chooses it by the shape of its operands. So decoding gives
 its kernels rows in multiples of the fewest that have training's bits (`rows`, found by comparing bits on this machine),
-and every position's key in its own slot of as many as the
-context holds, so that attention adds them up in one order. Training itself stays as it is.
+and every position's key in its own slot of as many as the context holds, so that attention adds them up in one order.
+Training itself stays as it is.
 
 What it equals, bit for bit, is the forward of sequences as long as the model's context: a shorter one is padded at the
 right, which causal attention does not see.
@@ -119,7 +119,11 @@ def padded_length(length: int, rows: int, context: int) -> int:
 
 @torch.inference_mode()
 def fewest_rows(config: ModelConfig, dtype: torch.dtype) -> int:
-    """The fewest rows with which every kernel of `config` gives the bits that training's shapes give here."""
+    """The fewest rows with which every kernel of `config` gives the bits that training's shapes give here.
+
+    Random numbers alone would not do: in bf16 nearly every sum rounds to one number in any order. So each kernel is also
+    given terms that cancel in pairs, whose sum is rounding alone.
+    """
     tests = list(kernels(config, dtype, torch.Generator().manual_seed(0)))
     most = min(CANDIDATES[-1], config.context)
     unlike = ""
@@ -142,11 +146,23 @@ def kernels(
     def random(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator).to(dtype)
 
+    def pairs(of: int) -> Tensor:  # (2, of // 2)
+        return torch.randperm(of, generator=generator)[: of // 2 * 2].view(2, -1)
+
     for out, width in sorted(set(shapes(config))):
         weight, bias, x = random(out, width), random(out), random(SEQUENCES * length, width)
-        yield f"the product with {out} x {width}", partial(same_product, x, weight, bias, length)
+        name = f"the product with {out} x {width}"
+        yield name, partial(same_product, x, weight, bias, length)
+        one, other = pairs(width)
+        weight, x = weight.clone(), x.clone()
+        weight[:, other], x[:, other] = weight[:, one], -x[:, one]
+        yield name, partial(same_product, x, weight, torch.zeros_like(bias), length)
     D, H, K = config.head_width, config.heads, config.kv_head_count
     q, k, v = random(1, H, length, D), random(1, K, length, D), random(1, K, length, D)
+    yield "attention", partial(same_attention, q, k, v)
+    one, other = pairs(length)
+    k, v = k.clone(), v.clone()
+    k[:, :, other], v[:, :, other] = k[:, :, one], -v[:, :, one]
     yield "attention", partial(same_attention, q, k, v)
 
 
