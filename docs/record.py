@@ -59,7 +59,7 @@ QUESTIONS = {
     "speedrun_bits": ["speedrun", "track=bits", *PLAIN],
     "throughput": ["throughput", *precisely(3)],
     "adapters": ["adapters", *precisely(5)],
-    "rl_step": ["rl_step", *precisely(60, processes=3)],
+    "rl_step": ["rl_step", *precisely(40, processes=3)],
     "attach_overhead": ["attach_overhead", *precisely(5)],
     "break_even": ["break_even", "model=llama3_8b", "hardware=h100", "tokens=15e12", "price_per_hour=2.5", *PLAIN],
     "plan": ["plan", "model=llama3_8b", "hardware=a100", "batch=2", "length=1024", "price_per_hour=2", *PLAIN],

@@ -186,7 +186,10 @@ def test_keys_that_would_do_nothing_together_are_refused(keys: dict[str, object]
         GenerateConfig(**keys)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "cp1252", "utf-8"])
+@pytest.mark.parametrize(
+    "encoding",
+    ["latin-1", "ascii", *(pytest.param(encoding, marks=pytest.mark.slow) for encoding in ("cp1252", "utf-8"))],
+)
 @pytest.mark.parametrize(
     "command",
     [

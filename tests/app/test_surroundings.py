@@ -59,7 +59,10 @@ def test_variables_of_another_job_make_no_other_run_of_it(tmp_path: Path) -> Non
     assert "torchrun started 8 processes" in err and "trainer.devices=8" in err
 
 
-@pytest.mark.parametrize("home", [None, "", "/dev/null/nobody", "/proc/nobody"])
+@pytest.mark.parametrize(
+    "home",
+    [None, "/dev/null/nobody", *(pytest.param(home, marks=pytest.mark.slow) for home in ("", "/proc/nobody"))],
+)
 def test_no_home_is_needed_where_the_places_are_named(home: str | None, tmp_path: Path) -> None:
     named = ["data.cache_dir=kept", "run_dir=run", "tracking=auto"]
     out, _ = typed(tmp_path, *TINY, "measure=none", *named, HOME=home, XDG_CACHE_HOME=None, WANDB_MODE="offline")

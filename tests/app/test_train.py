@@ -159,6 +159,7 @@ def test_log_card_rows_and_tracker_tell_the_same_numbers(
     )
 
 
+@pytest.mark.slow
 def test_a_peak_that_is_asked_for_is_the_one_that_is_told(config: TrainConfig) -> None:
     asked = MeasureConfig(repeats=5, warmup=1, prompt=2, new_tokens=2, context=8)
     train(replace(config, measure=asked, hardware="h100", precision="bf16"))

@@ -51,7 +51,7 @@ def counted(directory: Path, kind: str) -> Counted:
     return Counted(directory)
 
 
-QUICK = ("llama", "mixtral")
+QUICK = ("llama",)
 
 
 @pytest.mark.parametrize(

@@ -121,8 +121,8 @@ def padded_length(length: int, rows: int, context: int) -> int:
 def fewest_rows(config: ModelConfig, dtype: torch.dtype) -> int:
     """The fewest rows with which every kernel of `config` gives the bits that training's shapes give here.
 
-    Random numbers alone would not do: in bf16 nearly every sum rounds to one number in any order. So each kernel is also
-    given terms that cancel in pairs, whose sum is rounding alone.
+    Random numbers alone would not do: in bf16 nearly every sum rounds to one number in any order. So each kernel also
+    gets terms that cancel in pairs, whose sum is rounding alone.
     """
     tests = list(kernels(config, dtype, torch.Generator().manual_seed(0)))
     most = min(CANDIDATES[-1], config.context)
