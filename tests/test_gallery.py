@@ -42,6 +42,7 @@ def test_every_recorded_run_can_be_recorded_anew(monkeypatch: pytest.MonkeyPatch
     elsewhere = {
         "phase_costs_h200",
         "phase_costs_smollm2",
+        "mismatch_llama",
         "mismatch_vllm",
         "serving",
     }  # other machines, weights, servers
