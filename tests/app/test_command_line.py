@@ -76,10 +76,10 @@ def test_habits_of_other_tools_are_told_how_it_is_done_here(
 
 
 def test_help_may_stand_between_keys_and_the_version_is_this_projects(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in (["seed=7", "--help", "model.layers=2"], ["-h", "seed=7"]):
-        with pytest.raises(SystemExit, match="0"):
-            run(lambda config: pytest.fail("it ran"), TrainConfig, arguments, script=scripts()["train"])
-        assert "seed: 7" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="0"):
+        arguments = ["seed=7", "--help", "model.layers=2"]
+        run(lambda config: pytest.fail("it ran"), TrainConfig, arguments, script=scripts()["train"])
+    assert "seed: 7" in capsys.readouterr().out
     assert run(lambda config: pytest.fail("it ran"), TrainConfig, ["--version"], script=scripts()["train"]) == 0
     assert capsys.readouterr().out.startswith("isoforward ")
 

@@ -61,7 +61,7 @@ def test_variables_of_another_job_make_no_other_run_of_it(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     "home",
-    [None, "/dev/null/nobody", *(pytest.param(home, marks=pytest.mark.slow) for home in ("", "/proc/nobody"))],
+    [None, *(pytest.param(home, marks=pytest.mark.slow) for home in ("", "/dev/null/nobody", "/proc/nobody"))],
 )
 def test_no_home_is_needed_where_the_places_are_named(home: str | None, tmp_path: Path) -> None:
     named = ["data.cache_dir=kept", "run_dir=run", "tracking=auto"]
@@ -108,6 +108,7 @@ def test_training_goes_through_without_a_proc_that_can_be_written(before: str, t
     assert newest_good(tmp_path / "run" / "checkpoints") is not None
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not namespaces(), reason="mounts of one's own are not allowed here")
 def test_measuring_without_proc_says_why_there_is_no_memory(tmp_path: Path) -> None:
     measure = ["measure.repeats=5", "measure.warmup=1", "measure.prompt=2", "measure.new_tokens=2", "measure.context=8"]

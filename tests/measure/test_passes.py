@@ -107,7 +107,14 @@ def interrupted_late(case: Case, log: str, last: int) -> Bench:
     return Bench(works=[Work(parts=(case.step("step"),), run=lambda n: (float(number),))])
 
 
-@pytest.mark.parametrize(("last", "kept"), [(2, [1]), (3, [1]), (4, [1, 2, 3]), (5, [1, 2, 3, 4])])
+@pytest.mark.parametrize(
+    ("last", "kept"),
+    [
+        (3, [1]),
+        (4, [1, 2, 3]),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((2, [1]), (5, [1, 2, 3, 4]))),
+    ],
+)
 def test_ctrl_c_in_a_later_process_keeps_those_that_were_done(tmp_path: Path, last: int, kept: list[int]) -> None:
     results, log = tmp_path / "results.jsonl", tmp_path / "log"
     plan = MeasureConfig(repeats=40, warmup=1, processes=6)
