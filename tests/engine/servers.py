@@ -3,6 +3,7 @@
 import os
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from isoforward.base.results import Results, read
+from isoforward.data.tokenizer import Tokenizer
+from isoforward.serve.decoding import Sampling
+from isoforward.serve.endpoint import Endpoint
+from isoforward.serve.inference import load
+
+PROMPTS = ("ROMEO:", "First Citizen:\n", "The king")
+NEW_TOKENS = 48
 ROOT = Path(__file__).resolve().parents[2]
 STARTS_S = 300
 
@@ -46,3 +55,21 @@ def wait_for(url: str, server: "subprocess.Popen[bytes]", log: Path) -> None:
             assert server.poll() is None, log.read_text("utf-8", "replace")[-3000:]
             time.sleep(1)
     pytest.fail(f"it did not start in {STARTS_S} s: {log.read_text('utf-8', 'replace')[-3000:]}")
+
+
+def greedy_tokens(trained: Path, url: str, tokenizer: Tokenizer, prompt: str) -> tuple[list[int], list[int]]:
+    """Theirs and ours."""
+    module = load(trained, kernels="reference")
+    ids = module.encode(prompt)
+    theirs = Endpoint(url, tokenizer).complete(ids, new_tokens=NEW_TOKENS, temperature=0.0, seed=1)
+    (ours,) = module.complete([ids], max_new_tokens=NEW_TOKENS, sampling=Sampling(temperature=0))
+    return theirs.tokens, list(ours.tokens)
+
+
+def mismatch_of(trained: Path, url: str, run_dir: Path) -> Results:
+    """Of the question, as it is typed."""
+    keys = [f"checkpoint={trained}", "precision=fp32", "sequences=8", "measure.budget=2", "tracking=none"]
+    keys += [f"endpoint={url}", f"run_dir={run_dir}"]
+    script = ROOT / "experiments" / "mismatch.py"
+    subprocess.run([sys.executable, script, *keys], cwd=ROOT, check=True, capture_output=True)
+    return read(run_dir / "results.jsonl")

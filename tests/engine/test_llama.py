@@ -14,10 +14,7 @@ import pytest
 from isoforward.base.results import only, read, select
 from isoforward.data.tokenizer import Tokenizer
 from isoforward.formats.gguf_writing import main as write
-from isoforward.serve.decoding import Sampling
-from isoforward.serve.endpoint import Endpoint
-from isoforward.serve.inference import load
-from tests.engine.servers import ROOT, started
+from tests.engine.servers import PROMPTS, ROOT, greedy_tokens, mismatch_of, started
 
 PYTHON = ROOT / ".venv-llama" / "bin" / "python"
 FP32 = "0"  # of ggml's types: its cache is in fp16 where nothing is said
@@ -60,21 +57,14 @@ print(json.dumps([llama.tokenize(text.encode(), add_bos=False, special=False) fo
     assert json.loads(done.stdout) == [tokenizer.encode(text) for text in TEXTS]
 
 
-@pytest.mark.parametrize("prompt", ["ROMEO:", "First Citizen:\n", "The king"])
+@pytest.mark.parametrize("prompt", PROMPTS)
 def test_its_greedy_text_is_ours_token_for_token(trained: Path, url: str, tokenizer: Tokenizer, prompt: str) -> None:
-    module = load(trained, kernels="reference")
-    ids = module.encode(prompt)
-    theirs = Endpoint(url, tokenizer).complete(ids, new_tokens=48, temperature=0.0, seed=1)
-    (ours,) = module.complete([ids], max_new_tokens=48, sampling=Sampling(temperature=0))
-    assert theirs.tokens == ours.tokens
+    theirs, ours = greedy_tokens(trained, url, tokenizer, prompt)
+    assert theirs == ours
 
 
 def test_the_mismatch_with_it_is_rounding(trained: Path, url: str, tmp_path: Path) -> None:
-    keys = [f"checkpoint={trained}", "precision=fp32", "sequences=8", "measure.budget=2", "tracking=none"]
-    keys += [f"endpoint={url}", f"run_dir={tmp_path / 'run'}"]
-    script = ROOT / "experiments" / "mismatch.py"
-    subprocess.run([sys.executable, script, *keys], cwd=ROOT, check=True, capture_output=True)
-    results = read(tmp_path / "run" / "results.jsonl")
+    results = mismatch_of(trained, url, tmp_path / "run")
     largest = only(results, quantity="difference", statistic="largest", way="endpoint").value
     assert largest is not None
     assert 0 < largest < 1e-4

@@ -3,19 +3,14 @@
 `make engine` sets it up in .venv-engine; nothing else needs that.
 """
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from isoforward.base.results import only, read, select
+from isoforward.base.results import only, select
 from isoforward.data.tokenizer import Tokenizer
-from isoforward.serve.decoding import Sampling
-from isoforward.serve.endpoint import Endpoint
-from isoforward.serve.inference import load
-from tests.engine.servers import ROOT, started
+from tests.engine.servers import PROMPTS, ROOT, greedy_tokens, mismatch_of, started
 
 PYTHON = ROOT / ".venv-engine" / "bin" / "python"
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
@@ -35,21 +30,14 @@ def url(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
         yield url
 
 
-@pytest.mark.parametrize("prompt", ["ROMEO:", "First Citizen:\n", "The king"])
+@pytest.mark.parametrize("prompt", PROMPTS)
 def test_its_greedy_text_is_ours_token_for_token(trained: Path, url: str, tokenizer: Tokenizer, prompt: str) -> None:
-    module = load(trained, kernels="reference")
-    ids = module.encode(prompt)
-    theirs = Endpoint(url, tokenizer).complete(ids, new_tokens=48, temperature=0.0, seed=1)
-    (ours,) = module.complete([ids], max_new_tokens=48, sampling=Sampling(temperature=0))
-    assert theirs.tokens == ours.tokens
+    theirs, ours = greedy_tokens(trained, url, tokenizer, prompt)
+    assert theirs == ours
 
 
 def test_the_mismatch_with_it_is_rounding(trained: Path, url: str, tmp_path: Path) -> None:
-    keys = [f"checkpoint={trained}", "precision=fp32", "sequences=8", "measure.budget=2", "tracking=none"]
-    keys += [f"endpoint={url}", f"run_dir={tmp_path / 'run'}"]
-    script = ROOT / "experiments" / "mismatch.py"
-    subprocess.run([sys.executable, script, *keys], cwd=ROOT, check=True, capture_output=True)
-    results = read(tmp_path / "run" / "results.jsonl")
+    results = mismatch_of(trained, url, tmp_path / "run")
     largest = only(results, quantity="difference", statistic="largest", way="endpoint").value
     assert largest is not None
     assert 0 < largest < 1e-4
