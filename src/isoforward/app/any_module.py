@@ -66,9 +66,9 @@ def compare_phases(
     pairs, at least 5. Raises BadInput where no step can be taken on the batch.
     """
     plan = MeasureConfig(precision=precision, budget=budget, repeats=repeats, warmup=warmup)
-    pair_given = isinstance(batch, tuple | list) and len(batch) == 2
-    inputs, targets = batch if isinstance(batch, tuple | list) and len(batch) == 2 else (batch, batch)
-    rate: Callable[..., Tensor] = loss or (next_token_loss if pair_given else loss_of_the_model)
+    pair = batch if isinstance(batch, tuple | list) and len(batch) == 2 else None
+    inputs, targets = (batch, batch) if pair is None else pair
+    rate: Callable[..., Tensor] = loss or (loss_of_the_model if pair is None else next_token_loss)
     master, updater = copy.deepcopy((Called(model), optimizer))
     updater = updater or AdamW(master.parameters())
     if isinstance(updater, LBFGS):
@@ -85,7 +85,7 @@ def compare_phases(
     }
 
     def criterion(output: object, targets: object) -> Tensor:
-        return rate(getattr(output, "logits", output) if pair_given else output, targets)
+        return rate(output if pair is None else getattr(output, "logits", output), targets)
 
     def step(phase: steps.Phase = steps.unmeasured) -> None:
         steps.train_step(master, updater, inputs, targets, criterion=criterion, phase=phase)

@@ -228,6 +228,12 @@ def end_ids(config: Mapping[str, object]) -> list[int]:
     return [id for id in (found if isinstance(found, list) else [found]) if type(id) is int]
 
 
+def cuts_as_gpt2(pre_tokenizer: Mapping[str, object]) -> bool:
+    """Of a tokenizer.json: whether it cuts text into words of bytes as GPT-2's does."""
+    plain = pre_tokenizer.get("type") == "ByteLevel" and not pre_tokenizer.get("add_prefix_space")
+    return plain and bool(pre_tokenizer.get("use_regex", True))
+
+
 def one_or_all(ends: Sequence[int]) -> int | list[int] | None:
     """`eos_token_id`, as Transformers writes it."""
     return list(ends) if len(ends) > 1 else next(iter(ends), None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from isoforward.data.tokenizer import Tokenizer
+from isoforward.data.tokenizer import Tokenizer, cuts_as_gpt2
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -29,7 +29,7 @@ def why_not(tokenizer: Tokenizer) -> str | None:
         return "its model is no plain BPE"
     if state["normalizer"] is not None:
         return "it normalizes text"
-    if cut.get("type") != "ByteLevel" or cut.get("add_prefix_space") or not cut.get("use_regex", True):
+    if not cuts_as_gpt2(cut):
         return "it does not cut text into words of bytes as GPT-2's does"
     if any(token["lstrip"] or token["rstrip"] or token["single_word"] for token in state["added_tokens"]):
         return "a token that was added takes the space around it"

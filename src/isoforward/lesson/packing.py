@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import zlib
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import TypedDict
 
@@ -16,7 +15,7 @@ from tokenizers import Tokenizer as Backend
 from isoforward.base.architecture import FAMILIES
 from isoforward.base.config import ModelConfig
 from isoforward.base.errors import BadInput
-from isoforward.data.tokenizer import Tokenizer
+from isoforward.data.tokenizer import Tokenizer, cuts_as_gpt2
 from isoforward.model.gpt import GPT
 
 LARGEST_HALF = 65504.0
@@ -139,7 +138,7 @@ def beyond_a_page(told: TokenizerFile) -> str | None:
     settings = ("dropout", "byte_fallback", "ignore_merges", "end_of_word_suffix", "continuing_subword_prefix")
     if chosen := next(filter(model.get, settings), None):
         return f"sets {chosen}"
-    if before is not None and not is_gpt2_like(before):
+    if before is not None and not cuts_as_gpt2(before):
         return f"splits text into words in another way, {before['type']}"
     if adds_tokens(told.get("post_processor")):
         return "adds tokens to every text"
@@ -154,8 +153,3 @@ def adds_tokens(after: Processor | None) -> bool:
     if after["type"] == "Sequence":
         return any(map(adds_tokens, after["processors"]))
     return after["type"] != "TemplateProcessing" or any("SpecialToken" in piece for piece in after["single"])
-
-
-def is_gpt2_like(before: Mapping[str, object]) -> bool:
-    plain = before.get("type") == "ByteLevel" and not before.get("add_prefix_space")
-    return plain and bool(before.get("use_regex", True))
