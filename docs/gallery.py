@@ -67,6 +67,10 @@ def machine(results: Results) -> str:
     return f"{place.identity['gpu'] or place.identity['cpu']}, {cores}, torch {place.identity['torch']}"
 
 
+def measured(results: Results) -> bool:
+    return any(row.provenance == "measured" for row in results.rows)
+
+
 def judged(verdicts: Sequence[Verdict]) -> str:
     """The reasons of one verdict; of several, how many give each kind of reason."""
     doubted = [verdict for verdict in verdicts if verdict.reasons]
@@ -82,8 +86,7 @@ def judged(verdicts: Sequence[Verdict]) -> str:
 def entry(name: str, results: Results, asked: Script) -> str:
     place = next(iter(results.environments.values()))
     subject = name.removeprefix(asked.name).strip("_")
-    measured = any(row.provenance == "measured" for row in results.rows)
-    how = judged(results.verdicts) if measured else "predicted: nothing was measured"
+    how = judged(results.verdicts) if measured(results) else "predicted: nothing was measured"
     parts = [
         f"### {asked.about}{f' ({subject})' if subject else ''}",
         wrapped((RECORDED / name / "answer.txt").read_text("utf-8")),
@@ -110,14 +113,18 @@ def page(recorded: dict[str, Results]) -> str:
 
 
 def write_pages() -> dict[str, bool]:
-    """Gallery, pictures and tables; gives whether each recorded run is trusted."""
+    """Gallery, pictures and tables; gives whether each recorded run that measured something is trusted."""
     recorded = {path.name: read(path / "results.jsonl") for path in sorted(RECORDED.iterdir())}
     for name, results in recorded.items():
         draw(name, results)
     PAGE.write_text(page(recorded), "utf-8")
     for path in TABLES:
         path.write_text(with_table(path.read_text("utf-8")), "utf-8")
-    return {name: all(verdict.trusted for verdict in results.verdicts) for name, results in recorded.items()}
+    return {
+        name: all(verdict.trusted for verdict in results.verdicts)
+        for name, results in recorded.items()
+        if measured(results)
+    }
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ MODULES = {"head": "unembedding"}  # of parts that are called otherwise than the
 
 
 class LowRank(nn.Module):
-    """x (..., in) to B A x (..., out). B is 0 at first, so that nothing changes before it is trained."""
+    """A (rank, in) and B (out, rank). B is 0 at first, so that nothing changes before it is trained."""
 
     def __init__(self, inputs: int, outputs: int, rank: int) -> None:
         super().__init__()
@@ -38,12 +38,9 @@ class LowRank(nn.Module):
         self.b = nn.Parameter(torch.zeros(outputs, rank))
         nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))  # as Hu's code and PEFT draw it
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(F.linear(x, self.a.to(x.dtype)), self.b.to(x.dtype))
-
 
 class AdaptedLinear(FrozenLinear):
-    """A linear with low-rank maps beside some of the maps it holds: `rows` are the outputs of each, by name."""
+    """W x + scale B A x, with an A and a B beside some of the maps that W holds: `rows` are the outputs of each."""
 
     def __init__(self, base: Linear, rows: dict[str, int], adapted: list[str], adapter: AdapterConfig) -> None:
         super().__init__(base)
@@ -57,10 +54,15 @@ class AdaptedLinear(FrozenLinear):
         return dict(self.low_rank.items())  # type: ignore[arg-type]  # a ModuleDict does not say of what
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = dict(zip(self.rows, super().forward(x).split_with_sizes([*self.rows.values()], dim=-1), strict=True))
-        for name, beside in self.pairs().items():
-            parts[name] = parts[name] + self.scale * beside(x)
-        return torch.cat([*parts.values()], dim=-1) if len(parts) > 1 else parts.popitem()[1]
+        """One product for all A and one sum, so that what is as large as the outputs is written as little as can be."""
+        pairs = self.pairs()
+        down = F.linear(x, torch.cat([beside.a for beside in pairs.values()]).to(x.dtype))
+        each = dict(zip(pairs, down.chunk(len(pairs), dim=-1), strict=True))
+        beside = [
+            F.linear(each[name], (self.scale * pairs[name].b).to(x.dtype)) if name in each else nothing(x, rows)
+            for name, rows in self.rows.items()
+        ]
+        return super().forward(x) + torch.cat(beside, dim=-1)
 
     @torch.no_grad()
     def merged_weight(self, dtype: torch.dtype) -> Tensor:
@@ -70,6 +72,11 @@ class AdaptedLinear(FrozenLinear):
         for name, beside in self.pairs().items():
             parts[name] = parts[name] + self.scale * beside.b.float() @ beside.a.float()
         return torch.cat([*parts.values()])
+
+
+def nothing(x: Tensor, outputs: int) -> Tensor:
+    """Zeros that take no memory, where a map has nothing beside it."""
+    return x.new_zeros(()).expand(*x.shape[:-1], outputs)
 
 
 def adapt(model: GPT, adapter: AdapterConfig) -> GPT:
