@@ -156,11 +156,10 @@ def value_of(results: Results, **wanted: Any) -> float:
 
 
 def table(results: Results) -> "Table":
-    from rich.table import Table
+    from isoforward.show.tables import plain_table
 
-    shown = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("", "training", "a million\nserved", "overtakes\nat tokens", "days", "days,\nsimulated", "differ"):
-        shown.add_column(name, no_wrap=True, justify="right" if shown.columns else "left")
+    columns = ("", "training", "a million\nserved", "overtakes\nat tokens", "days", "days,\nsimulated", "differ")
+    shown = plain_table(*columns, left=("",))
     for name, (_, unit, _) in COSTS.items():
         met = only(results, quantity="break-even", cost=name)
         if met.value is None:

@@ -133,11 +133,10 @@ def best(
 
 
 def table(results: Results) -> Any:
-    from rich.table import Table
+    from isoforward.show.tables import plain_table
 
-    shown = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("served tokens", "counted in", "cheapest", "trained on", "a parameter", "saved"):
-        shown.add_column(name, no_wrap=True, justify="left" if name == "counted in" else "right")
+    columns = ("served tokens", "counted in", "cheapest", "trained on", "a parameter", "saved")
+    shown = plain_table(*columns, left=("counted in",))
     for row in select(results, quantity="cheapest size"):
         at = row.conditions
         saved = only(results, quantity="saved", counted=at["counted"], served_tokens=at["served_tokens"])

@@ -15,8 +15,8 @@ from isoforward.show.report_sections import (
     phase_table,
     pictured,
     slug,
-    varying_conditions,
 )
+from isoforward.show.row_charts import differing
 from tests.show.planted import PLANTED, row
 
 
@@ -62,7 +62,7 @@ def test_a_table_of_rows_names_what_varies_and_is_bounded() -> None:
     table, file = every_row(PLANTED, 3)
     assert len(table.rows) == 3
     assert "planted" in unquote(file.uri)
-    assert varying_conditions(PLANTED.rows[:2]) == []
+    assert differing(PLANTED.rows[:2]) == []
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@x"])

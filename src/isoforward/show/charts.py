@@ -219,19 +219,22 @@ def curves(marks: Sequence[Record], *, x_title: str, unit: str, per: str) -> dic
     scale = span(marks)
     across = sorted({mark["x"] for mark in marks})
     doubling = across[0] > 0 and across[-1] >= 8 * across[0]
+    labels = {"values": across} if len(across) <= 10 else {}
     last = list({mark["series"]: mark for mark in sorted(marks, key=lambda mark: mark["x"])}.values())
     x = alt.X(
         "x:Q",
         scale=alt.Scale(type="log", base=2, nice=False) if doubling else alt.Scale(zero=False),
-        axis=alt.Axis(title=x_title, grid=False, format=".3~s" if across[-1] >= 1e5 else PLAIN)
-        if len(across) > 10
-        else alt.Axis(title=x_title, grid=False, format=".3~s" if across[-1] >= 1e5 else PLAIN, values=across),
+        axis=alt.Axis(title=x_title, grid=False, format=".3~s" if across[-1] >= 1e5 else PLAIN, **labels),
     )
     y = alt.Y("value:Q", scale=scale, axis=alt.Axis(title=f"{unit} {per}", format=PLAIN, tickCount=5, **decades(scale)))
     phases, variants = (list(dict.fromkeys(mark[key] for mark in marks)) for key in ("phase", "variant"))
     listed = alt.Legend(columns=3, symbolType="stroke", symbolStrokeWidth=3, labelLimit=300)
     many = len(last) > 4
-    colour = alt.Color("phase:N", scale=phase_scale(phases), legend=listed if many and len(phases) > 1 else None)
+    colour = alt.Color(
+        "phase:N",
+        scale=alt.Scale(domain=phases, range=[PHASE_COLOURS[phase] for phase in phases]),
+        legend=listed if many and len(phases) > 1 else None,
+    )
     dash = alt.StrokeDash(
         "variant:N",
         scale=alt.Scale(domain=variants, range=DASHES),
@@ -281,10 +284,12 @@ def lane_axis(count: int) -> object:
     return alt.Y("lane:O", axis=None, scale=alt.Scale(domain=list(range(count)), padding=0))
 
 
-def phase_scale(phases: Sequence[str]) -> object:
+def decade_axis(channel: Any, field: str, title: str, *, ends: Sequence[float] | None = None, **axis: Any) -> Any:
+    """A logarithmic one, labelled at powers of ten, from one of `ends` to the other."""
     import altair as alt
 
-    return alt.Scale(domain=list(phases), range=[PHASE_COLOURS[phase] for phase in phases])
+    bounds = {} if ends is None else {"domain": list(ends), "nice": False}
+    return channel(field, scale=alt.Scale(type="log", **bounds), axis=alt.Axis(title=title, values=DECADES, **axis))
 
 
 def span(marks: Sequence[Record]) -> object:

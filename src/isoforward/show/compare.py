@@ -40,15 +40,26 @@ class Line:
 
     @property
     def flops_per_s(self) -> float | None:
-        if self.time is None or self.flops is None or not self.time.value or not self.flops.value:
-            return None
-        return self.flops.value / self.time.value
+        return self._per_s(self.flops)
 
     @property
     def bytes_per_s(self) -> float | None:
-        if self.time is None or self.bytes is None or not self.time.value or not self.bytes.value:
+        return self._per_s(self.bytes)
+
+    def _per_s(self, count: Row | None) -> float | None:
+        if self.time is None or count is None or not self.time.value or not count.value:
             return None
-        return self.bytes.value / self.time.value
+        return count.value / self.time.value
+
+    @property
+    def costs(self) -> list[str]:
+        """Time, that of a token, FLOPs and peak memory as text, empty where they are not known."""
+        return [
+            "" if self.time is None or self.time.value is None else units.seconds(self.time.value),
+            "" if self.time_per_token_s is None else units.seconds(self.time_per_token_s),
+            "" if self.flops is None or not self.flops.value else units.count(self.flops.value),
+            "" if self.memory is None or self.memory.value is None else units.size(self.memory.value),
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)

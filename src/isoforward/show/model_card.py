@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from isoforward.base import units
-from isoforward.show.compare import BothLives, Line
+from isoforward.show.compare import BothLives
 
 
 def about_training(facts: Mapping[str, object]) -> str:
@@ -25,7 +24,7 @@ def about_costs(comparison: BothLives, where: Mapping[str, object]) -> str:
             "",
             "| life | phase | time | a token | FLOP | peak memory |",
             "|---|---|---:|---:|---:|---:|",
-            *(f"| {' | '.join(cells(line))} |" for line in lines),
+            *(f"| {' | '.join([line.life, line.label, *line.costs])} |" for line in lines),
             "",
             f"Measured on {where.get('gpu') or where.get('cpu')}, {where.get('threads')} threads, "
             f"torch {where.get('torch')}, in {of['dtype']}: training on {of['batch']} x {of['length']} tokens, "
@@ -34,17 +33,6 @@ def about_costs(comparison: BothLives, where: Mapping[str, object]) -> str:
             "",
         ]
     )
-
-
-def cells(line: Line) -> list[str]:
-    return [
-        line.life,
-        line.label,
-        "" if line.time is None or line.time.value is None else units.seconds(line.time.value),
-        "" if line.time_per_token_s is None else units.seconds(line.time_per_token_s),
-        "" if line.flops is None or not line.flops.value else units.count(line.flops.value),
-        "" if line.memory is None or line.memory.value is None else units.size(line.memory.value),
-    ]
 
 
 def about_text(prompt: str, sample: str) -> str:

@@ -9,7 +9,6 @@ from isoforward.base.results import Results, at_most_one, select
 from isoforward.plan.economics import break_even_tokens
 from isoforward.show.charts import (
     DASHES,
-    DECADES,
     INK,
     MUTED,
     PHASE_COLOURS,
@@ -21,6 +20,7 @@ from isoforward.show.charts import (
     bars,
     curves,
     data,
+    decade_axis,
     haloed,
     on_axis,
     themed,
@@ -35,12 +35,10 @@ def two_lives(runs: Sequence[tuple[str, BothLives]]) -> Chart:
     for which, label in enumerate(("Training step", "Frozen forward, same batch", "Prefill", "Decode with KV cache")):
         for name, run in runs:
             whole = [run.step, *run.inference][which]
+            parts = [line for line in run.training if line.time_per_token_s] if which == 0 else [whole]
             if whole.time_per_token_s:
-                lanes.append(
-                    (f"{name}: {label[0].lower()}{label[1:]}" if len(runs) > 1 else label, whole, [whole], run)
-                )
-                if which == 0:
-                    lanes[-1] = (*lanes[-1][:2], [line for line in run.training if line.time_per_token_s], run)
+                named = f"{name}: {label[0].lower()}{label[1:]}" if len(runs) > 1 else label
+                lanes.append((named, whole, parts, run))
     typical = sorted(whole.time_per_token_s or 0.0 for _, whole, _, _ in lanes)[len(lanes) // 2]
     size, unit = on_axis("s", typical)
 
@@ -62,14 +60,12 @@ def two_lives(runs: Sequence[tuple[str, BothLives]]) -> Chart:
     if len(runs) == 1:
         run = runs[0][1]
         phases = {line.phase: line.time_per_token_s for line in run.training if line.time_per_token_s}
-        parts = [f"{time / sum(phases.values()):.0%} {phase}" for phase, time in phases.items()]
+        shares = [f"{time / sum(phases.values()):.0%} {phase}" for phase, time in phases.items()]
         served = [units.seconds(line.time_per_token_s) for line in run.inference if line.time_per_token_s]
+        ways = zip(served, ("in the same batch", "in a prompt", "decoded alone"), strict=False)
         title = (
-            f"A token in training takes {units.seconds(run.step.time_per_token_s or 0.0)}: {', '.join(parts)}. "
-            f"Served it takes {served[0]} in the same batch"
-            + "".join(
-                f", {time} {how}" for time, how in zip(served[1:], ("in a prompt", "decoded alone"), strict=False)
-            )
+            f"A token in training takes {units.seconds(run.step.time_per_token_s or 0.0)}: {', '.join(shares)}. "
+            f"Served it takes {', '.join(f'{time} {how}' for time, how in ways)}"
         )
     return Chart(
         name="two_lives",
@@ -129,6 +125,7 @@ def cache(results: Results) -> Chart | str:
     curve = {held: [p for p in points if p[1].value is not None] for held, points in cache_curve(results).items()}
     if not all(len(points) > 1 for points in curve.values()):
         return "these rows do not time one more token at several contexts, with a KV cache and without"
+    points = [(held, context, row) for held, ends in curve.items() for context, row in ends]
     (first, with_first), (last, with_last) = curve[True][0], curve[True][-1]
     without = [row.value or 0.0 for _, row in (curve[False][0], curve[False][-1])]
     return Chart(
@@ -146,18 +143,14 @@ def cache(results: Results) -> Chart | str:
                     variant="with" if held else "without",
                     series=f"with{'' if held else 'out'} KV cache",
                 )
-                for held, points in curve.items()
-                for context, row in points
+                for held, context, row in points
+                for how in ["with" if held else "without"]
             ],
             x_title="tokens before it",
             unit="s",
             per="per token",
         ),
-        table=[
-            {"cache": held, "context": context} | figures(row)
-            for held, points in curve.items()
-            for context, row in points
-        ],
+        table=[{"cache": held, "context": context} | figures(row) for held, context, row in points],
     )
 
 
@@ -171,12 +164,8 @@ def break_even(run: BothLives) -> Chart | str:
     for line in run.inference[1:]:
         counted = line.flops.value / line.tokens if line.flops and line.flops.value else None
         table += [
-            {
-                "phase": line.phase,
-                "cost": cost,
-                "served_tokens_per_trained_token": break_even_tokens(trained[cost], each),
-            }
-            | {"provenance": row.provenance}
+            {"phase": line.phase, "cost": cost}
+            | {"served_tokens_per_trained_token": break_even_tokens(trained[cost], each), "provenance": row.provenance}
             for cost, each, row in (("time", line.time_per_token_s, line.time), ("FLOPs", counted, line.flops))
             if each and trained[cost] and row is not None
         ]
@@ -194,16 +183,9 @@ def break_even(run: BothLives) -> Chart | str:
     for way in drawn:
         way |= {"share": 1.0, "way": f"{way['phase']}, {way['cost']}: {units.digits(way['at'])}"}
     lines = [way | {"share": share, "at": way["at"] * share} for way in drawn for share in (1e-6, 1e6)]
-    x = alt.X(
-        "at:Q",
-        scale=alt.Scale(type="log", domain=[low, high], nice=False),
-        axis=alt.Axis(title="served tokens for each trained one", values=DECADES, format=PLAIN, grid=False),
-    )
-    y = alt.Y(
-        "share:Q",
-        scale=alt.Scale(type="log", domain=[0.01, 100], nice=False),
-        axis=alt.Axis(title="cost of serving ÷ cost of training", values=DECADES, format=PLAIN),
-    )
+    title = "served tokens for each trained one"
+    x = decade_axis(alt.X, "at:Q", title, ends=(low, high), format=PLAIN, grid=False)
+    y = decade_axis(alt.Y, "share:Q", "cost of serving ÷ cost of training", ends=(0.01, 100), format=PLAIN)
     colour = alt.Color("colour:N", scale=None)
     for way in [*drawn, *lines]:
         way["colour"] = PHASE_COLOURS[way["phase"]]
@@ -239,10 +221,7 @@ def roofline(run: BothLives) -> Chart | str:
     """What each phase reaches below what the machine could; or why that cannot be drawn."""
     import altair as alt
 
-    flops, bandwidth = (
-        at_most_one(run.results, quantity="peak_flops"),
-        at_most_one(run.results, quantity="peak_bandwidth"),
-    )
+    flops, bandwidth = (at_most_one(run.results, quantity=peak) for peak in ("peak_flops", "peak_bandwidth"))
     if not (flops and bandwidth and flops.value and bandwidth.value):
         return "these rows hold no peak FLOP/s and no peak bandwidth of this machine"
     table: list[Record] = []
@@ -269,18 +248,14 @@ def roofline(run: BothLives) -> Chart | str:
         | {"said": f"{point['label']}: {point['of_roof']:.0%} of the roof", "colour": PHASE_COLOURS[point["phase"]]}
         for point in table
     ]
-    x = alt.X(
-        "flop_per_byte:Q",
-        scale=alt.Scale(type="log", domain=[low, high], nice=False),
-        axis=alt.Axis(title="FLOP per byte moved", values=DECADES, format=PLAIN, grid=False),
-    )
-    log = alt.Scale(type="log")
-    y = alt.Y("flop_per_s:Q", scale=log, axis=alt.Axis(title="FLOP/s", values=DECADES, format=".3~s"))
+    x = decade_axis(alt.X, "flop_per_byte:Q", "FLOP per byte moved", ends=(low, high), format=PLAIN, grid=False)
+    y = decade_axis(alt.Y, "flop_per_s:Q", "FLOP/s", format=".3~s")
+    low_y = alt.Y("low_flop_per_s:Q", scale=alt.Scale(type="log"))
     points = alt.Chart(data(drawn)).encode(x=x, color=alt.Color("colour:N", scale=None))
     shape = alt.Shape("life:N", scale=alt.Scale(domain=["training", "inference"], range=["square", "circle"]))
     layers = [
         alt.Chart(data(roof)).mark_line(color=INK, strokeWidth=2).encode(x=x, y=y),
-        points.mark_rule(strokeWidth=2).encode(y=alt.Y("low_flop_per_s:Q", scale=log), y2="high_flop_per_s:Q"),
+        points.mark_rule(strokeWidth=2).encode(y=low_y, y2="high_flop_per_s:Q"),
         points.mark_point(filled=True, size=120, opacity=1).encode(y=y, shape=shape, tooltip=["said:N"]),
     ]
     for n, point in enumerate(drawn):

@@ -9,7 +9,6 @@ from isoforward.base import units
 from isoforward.base.errors import BadInput
 from isoforward.base.results import Results, Row
 from isoforward.base.statistics import Judgement
-from isoforward.base.vocabulary import Condition
 from isoforward.show.charts import PHASE_COLOURS, Chart, Record, dots, printable
 from isoforward.show.row_charts import is_number, labelled, telling
 
@@ -24,10 +23,6 @@ class Change:
     kind: str  # of setting
     places: Sequence[str]  # other conditions that tell rows of its phase apart
     found: Judgement
-
-    @property
-    def setting(self) -> Condition:
-        return self.row.conditions.get(self.kind)
 
 
 def changes(name: str, results: Results) -> Chart | None:
@@ -76,27 +71,20 @@ def changed(results: Results, rows: Sequence[Row]) -> Iterator[Change]:
 
 
 def mark(change: Change, *, named: bool) -> Record:
-    phase = labelled(change.row, change.places)
-    return {
-        "series": f"{phase}, {printable(str(change.setting))}" if named else phase,
-        "value": change.found.ratio.value,
-        "low": change.found.ratio.low,
-        "high": change.found.ratio.high,
+    phase, ratio = labelled(change.row, change.places), change.found.ratio
+    own: Record = {"value": ratio.value, "low": ratio.low, "high": ratio.high, "said": units.times(ratio.value)}
+    return own | {
+        "series": f"{phase}, {printable(str(change.row.conditions.get(change.kind)))}" if named else phase,
         "phase": change.row.phase,
         "colour": PHASE_COLOURS[change.row.phase],
-        "said": units.times(change.found.ratio.value),
         "told": f"{change.found.outcome}: {change.found.sentence()}",
     }
 
 
 def record(change: Change) -> Record:
-    row, found = change.row, change.found
+    row, ratio = change.row, change.found.ratio
     where = {key: row.conditions.get(key) for key in (change.kind, *change.places)}
-    ratio: Record = {
-        "ratio": found.ratio.value,
-        "low": found.ratio.low,
-        "high": found.ratio.high,
-        "pairs": found.ratio.n,
-    }
-    ratio |= {"interval": found.ratio.interval.kind, "confidence": found.ratio.interval.confidence}
-    return {"life": row.life, "phase": row.phase, **where, **ratio, "outcome": found.outcome, "provenance": "measured"}
+    told: Record = {"ratio": ratio.value, "low": ratio.low, "high": ratio.high, "pairs": ratio.n}
+    told |= {"interval": ratio.interval.kind, "confidence": ratio.interval.confidence}
+    about: Record = {"life": row.life, "phase": row.phase, **where}
+    return about | told | {"outcome": change.found.outcome, "provenance": "measured"}

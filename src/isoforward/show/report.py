@@ -43,6 +43,7 @@ from isoforward.show.report_sections import (
     phase_table,
     plain,
     slug,
+    told,
 )
 
 LETTERS = {"measured": "m", "counted": "c", "predicted": "p", "estimated": "e", "unavailable": "–"}
@@ -193,21 +194,17 @@ def about(run: BothLives) -> list[str]:
 
 def ratios(run: BothLives) -> list[Cell]:
     """The four answers, each with its origin."""
-    doubted = printable("; ".join(["measured", *run.warnings]))
-    measured = partial(Cell, origin="measured", hint=doubted, doubt=bool(run.warnings))
+    doubted, held = "; ".join(run.warnings), run.step.memory
     assert run.step.against_forward is not None
-    time = judged(run.step.against_forward, "measured", "; ".join(run.warnings))
-    held = run.step.memory
+    time = judged(run.step.against_forward, "measured", doubted)
     tiles = [replace(time, phase="the time of its forward, for a training step")]
     if run.flops_ratio is not None:
         ratio_of_flops = units.times(run.flops_ratio)
         tiles.append(Cell(text=ratio_of_flops, phase="its FLOPs", origin="counted", hint="model convention"))
     if run.memory_ratio is not None and held is not None:
         tiles.append(Cell(text=units.times(run.memory_ratio), phase="its peak memory", origin=held.provenance))
-    return [
-        *tiles,
-        measured(text=units.times(run.decode_ratio), phase="the time of a trained token, for a decoded one"),
-    ]
+    decode = told("measured", doubted, text=units.times(run.decode_ratio))
+    return [*tiles, replace(decode, phase="the time of a trained token, for a decoded one")]
 
 
 def places(results: Results) -> list[Place]:

@@ -247,8 +247,8 @@ def any_rows(experiment: str, results: Results, most: int) -> list[Section]:
     for (quantity, _, per, convention), rows in groups.items():
         varying = row_charts.telling(rows)
         told = "".join((f" per {per}", f", {convention} convention" if convention else ""))
-        differing = varying_conditions(rows)
-        shared = [f"{key}={value}" for key, value in rows[0].conditions.items() if key not in differing]
+        unlike = row_charts.differing(rows)
+        shared = [f"{key}={value}" for key, value in rows[0].conditions.items() if key not in unlike]
         note = [f"All with {', '.join(shared)}." if shared else ""]
         note += [f"The first {most} of {len(rows)} rows; results.jsonl holds all." if len(rows) > most else ""]
         sections.append(
@@ -272,15 +272,10 @@ def any_rows(experiment: str, results: Results, most: int) -> list[Section]:
     return sections
 
 
-def varying_conditions(rows: Sequence[Row]) -> list[str]:
-    keys = dict.fromkeys(key for row in rows for key in row.conditions)
-    return [key for key in keys if len({row.conditions.get(key) for row in rows}) > 1]
-
-
 def every_row(results: Results, most: int) -> tuple[Table, Download]:
     doubted = doubts(results)
     shown = results.rows[:most]
-    varying = set(varying_conditions(shown))
+    varying = set(row_charts.differing(shown))
     table = Table(
         columns=["experiment", "life", "phase", "quantity", "per", "value", "conditions"],
         rows=[
@@ -295,13 +290,7 @@ def every_row(results: Results, most: int) -> tuple[Table, Download]:
 
 
 def record(row: Row) -> Record:
-    told = {
-        "experiment": row.experiment,
-        "life": row.life,
-        "phase": row.phase,
-        "quantity": row.quantity,
-        "per": row.per,
-    }
+    told: Record = {key: getattr(row, key) for key in ("experiment", "life", "phase", "quantity", "per")}
     rest = {"convention": row.convention, "reason": row.reason, "warnings": "; ".join(row.warnings) or None}
     return told | row_charts.figures(row) | rest | dict(row.conditions)
 

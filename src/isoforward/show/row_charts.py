@@ -88,6 +88,12 @@ def of_rows(name: str, rows: Sequence[Row], varying: Sequence[str]) -> Chart | N
     return Chart(name=name, title=title, spec=spec, table=[])
 
 
+def differing(rows: Sequence[Row]) -> list[str]:
+    """The conditions that are not alike in all of them."""
+    keys = dict.fromkeys(key for row in rows for key in row.conditions)
+    return [key for key in keys if len({row.conditions.get(key) for row in rows}) > 1]
+
+
 def telling(rows: Sequence[Row]) -> list[str]:
     """The conditions that tell `rows` apart, without those that follow from one of them or from the phase.
 
@@ -106,10 +112,9 @@ def telling(rows: Sequence[Row]) -> list[str]:
             return False
         return len({(row.conditions.get(other), row.conditions.get(key)) for row in rows}) == len(values(other))
 
-    keys = [key for key in dict.fromkeys(k for row in rows for k in row.conditions) if len(values(key)) > 1]
     found: list[str] = []
     phases = {(row.life, row.phase) for row in rows}
-    for key in sorted(keys, key=lambda key: (-len(values(key)), not numbers(key))):
+    for key in sorted(differing(rows), key=lambda key: (-len(values(key)), not numbers(key))):
         by_phase = len({(row.life, row.phase, row.conditions.get(key)) for row in rows}) == len(phases)
         if key != HOW_OFTEN and not by_phase and not any(follows(key, other) for other in found):
             found.append(key)

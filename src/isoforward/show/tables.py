@@ -13,7 +13,7 @@ from isoforward.base.results import Results, Row
 from isoforward.base.statistics import Judgement
 from isoforward.base.vocabulary import CONDITIONS, Condition
 from isoforward.show.compare import BothLives, Line, cache_curve
-from isoforward.show.row_charts import kind_of
+from isoforward.show.row_charts import differing, kind_of
 
 MOST_ROWS = 24  # of one quantity; the report has them all
 ASIDE = ("tokens", "executions", "parameters", "peak_phase", "head")  # conditions that follow from others
@@ -23,7 +23,7 @@ READINGS = ("training_time_s", "training_gflop")  # no two are alike, and none s
 def show_rows(console: Console, results: Results) -> None:
     """Any rows, a table for each quantity: in front what tells its rows apart, above them all what they share."""
     rows = [row for row in results.rows if row.quantity != "identity"]
-    apart = told_apart(rows)
+    apart = differing(rows)
     common = [f"{key} {value}" for key, value in shared(rows).items() if key not in (*apart, *ASIDE)]
     console.print(", ".join(common), style="dim", markup=False, highlight=False)
     for quantity in dict.fromkeys(row.quantity for row in rows):
@@ -51,16 +51,10 @@ def of_quantity(quantity: str, rows: list[Row]) -> Table:
     for row in rows[:MOST_ROWS]:
         where = [plain(row.conditions.get(key)) for key in varying] + ([row.life] if lives else [])
         per = [row.per] if pers else []
-        interval = "" if row.low is None or row.high is None or not row.value else spread(row)
-        table.add_row(*where, row.phase, *per, units.quantity(row.value, row.unit), interval)
+        table.add_row(*where, row.phase, *per, units.quantity(row.value, row.unit), spread(row))
     if len(rows) > MOST_ROWS:
         table.caption = f"and {len(rows) - MOST_ROWS} more, in the report"
     return table
-
-
-def told_apart(rows: list[Row]) -> list[str]:
-    keys = list(dict.fromkeys(key for row in rows for key in row.conditions))
-    return [key for key in keys if len({row.conditions.get(key) for row in rows}) > 1]
 
 
 def fewest(rows: list[Row]) -> list[str]:
@@ -68,17 +62,25 @@ def fewest(rows: list[Row]) -> list[str]:
 
     Where some would do as well, those declared last.
     """
-    differing = told_apart(rows)
+    unlike = differing(rows)
 
     def apart(keys: list[str]) -> int:
         return len({(row.life, row.phase, row.per, *(row.conditions.get(key) for key in keys)) for row in rows})
 
-    kept = [key for key in differing if key not in (*ASIDE, *READINGS)]
+    kept = [key for key in unlike if key not in (*ASIDE, *READINGS)]
     for key in [key for key in CONDITIONS if key in kept]:
         fewer = [each for each in kept if each != key]
         if apart(fewer) == apart(kept):
             kept = fewer
-    return kept + [key for key in differing if key in READINGS]
+    return kept + [key for key in unlike if key in READINGS]
+
+
+def plain_table(*columns: str, left: Sequence[str] = ("phase",)) -> Table:
+    """Numbers on the right, and what is `left` on the left."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in columns:
+        table.add_column(name, no_wrap=True, justify="left" if name in left else "right")
+    return table
 
 
 def shared(rows: list[Row]) -> dict[str, Condition]:
@@ -94,7 +96,9 @@ def plain(value: Condition) -> str:
 
 
 def spread(row: Row) -> str:
-    assert row.low is not None and row.high is not None and row.value
+    """Half the interval, relative to the value."""
+    if row.low is None or row.high is None or not row.value:
+        return ""
     return f"{(row.high - row.low) / 2 / abs(row.value):.0%}"
 
 
@@ -117,10 +121,7 @@ def show(console: Console, comparison: BothLives) -> None:
         f"training on {where['batch']} x {where['length']} tokens, serving one sequence",
         highlight=False,
     )
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("phase", no_wrap=True)
-    for name in ("time", "±", "x forward", "a token", "FLOP", "peak"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = plain_table("phase", "time", "±", "x forward", "a token", "FLOP", "peak")
     table.add_row("[bold]training[/], a step")
     for one in [*comparison.training, comparison.step]:
         table.add_row(*cells(one))
@@ -154,13 +155,6 @@ def cells(one: Line) -> list[str]:
     time = one.time
     if time is None or time.value is None:
         return [f"  {one.label}", "unavailable"]
-    interval = "" if time.low is None or time.high is None else spread(time)
-    return [
-        f"  {one.label}",
-        units.seconds(time.value),
-        interval,
-        "" if one.against_forward is None else against_forward(one.against_forward),
-        units.seconds(one.time_per_token_s or 0.0),
-        "" if one.flops is None or not one.flops.value else units.count(one.flops.value),
-        "" if one.memory is None or one.memory.value is None else units.size(one.memory.value),
-    ]
+    whole, *rest = one.costs
+    against = "" if one.against_forward is None else against_forward(one.against_forward)
+    return [f"  {one.label}", whole, spread(time), against, *rest]
