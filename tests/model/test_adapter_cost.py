@@ -6,6 +6,7 @@ import pytest
 
 from isoforward.base.config import AdapterConfig, ModelConfig
 from isoforward.base.errors import BadInput
+from isoforward.base.vocabulary import CONVENTIONS
 from isoforward.measure.flops import count_training
 from isoforward.model import adapter_cost as partial
 from isoforward.model import cost
@@ -29,7 +30,7 @@ SHAPES = [{"family": "gpt2"}, {"family": "llama", "kv_heads": 2}, {"family": "ol
 )
 def test_flops_and_parameters_are_those_of_the_step_that_runs(shape: dict[str, Any], how: dict[str, Any]) -> None:
     config, adapter = tiny(layers=3, **shape), AdapterConfig(**how)
-    for convention in cost.CONVENTIONS:
+    for convention in CONVENTIONS:
         size: dict[str, Any] = {"batch": 2, "length": 7, "convention": convention}
         counted = count_training(config, adapter=adapter, **size)
         assert counted["forward"] == partial.adapted_forward_flops(config, adapter, **size).total

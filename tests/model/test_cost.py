@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from isoforward.base.config import ModelConfig
 from isoforward.base.errors import BadInput
+from isoforward.base.vocabulary import CONVENTIONS
 from isoforward.measure.flops import count_training
 from isoforward.model import cost, steps
 from isoforward.model.gpt import GPT, KVCache
@@ -331,7 +332,7 @@ def test_hardware_adds_a_product_for_flash_and_the_recomputed_blocks_less_their_
 # Properties
 
 configs = st.sampled_from(list(SMALL.values()))
-conventions = st.sampled_from(cost.CONVENTIONS)
+conventions = st.sampled_from(CONVENTIONS)
 
 
 @given(configs, st.integers(1, 5), st.integers(1, 20), st.integers(1, 20), conventions, st.booleans())

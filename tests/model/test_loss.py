@@ -10,7 +10,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from isoforward.base.errors import BadInput
-from isoforward.model import footprint
 from isoforward.model import loss as subject
 from isoforward.model.loss import next_token_loss
 
@@ -30,7 +29,7 @@ def test_value_and_gradient_are_those_of_the_whole_in_double_precision(
     rows: int, dtype: torch.dtype, tolerance: float, scale: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A gradient in bf16 is rounded once: half a unit in its last place, 2^-8."""
-    monkeypatch.setitem(subject.SLICE, "cpu", rows * V)
+    monkeypatch.setattr(subject, "LOSS_SLICE", rows * V)
     logits, targets = drawn(dtype, scale)
     found = next_token_loss(logits, targets)
     (found / 4).backward()
@@ -61,7 +60,7 @@ class Largest(TorchDispatchMode):
 
 
 def test_no_more_than_a_slice_is_ever_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(subject.SLICE, "cpu", 4 * V)
+    monkeypatch.setattr(subject, "LOSS_SLICE", 4 * V)
     logits, targets = drawn(torch.bfloat16)
     with Largest() as largest:
         next_token_loss(logits, targets).backward()
@@ -83,16 +82,12 @@ def test_a_logit_that_is_not_finite_makes_the_loss_so() -> None:
         assert not next_token_loss(logits, targets).isfinite()
 
 
-def test_memory_is_planned_with_the_slices_that_are_taken() -> None:
-    assert subject.SLICE["cpu"] == footprint.LOSS_SLICE
-
-
 @pytest.mark.parametrize("rows", [1, 4, 100])
 @pytest.mark.parametrize("left_out", [[], [0], [1, 5, 6], list(range(B * T))])
 def test_targets_of_minus_100_count_for_nothing_as_in_torch(
     rows: int, left_out: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(subject.SLICE, "cpu", rows * V)
+    monkeypatch.setattr(subject, "LOSS_SLICE", rows * V)
     logits, targets = drawn()
     targets.flatten()[left_out] = -100
     theirs = logits.detach().clone().requires_grad_()

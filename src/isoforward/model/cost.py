@@ -22,8 +22,8 @@ from collections.abc import Mapping
 from typing import NamedTuple, TypedDict
 
 from isoforward.base.config import ModelConfig, at_least, one_of
+from isoforward.base.vocabulary import CONVENTIONS
 
-CONVENTIONS = ("model", "causal", "hardware")
 KERNELS = ("flash", "math")  # of attention: one kernel that never stores the scores, or products and a softmax
 CHECKPOINTING = ("none", "selective", "full")
 

@@ -22,7 +22,7 @@ from isoforward.model.cost import (
     updated,
 )
 
-LOSS_SLICE = 2**20  # elements of the logits that the loss looks at together, on a CPU
+LOSS_SLICE = 2**20  # elements of the logits that the loss looks at together, on a CPU: what its cache holds
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "int8": 1}
 
 

@@ -23,6 +23,7 @@ from isoforward.base.choices import Choice, Way, fastest, is_reference
 from isoforward.base.config import ModelConfig
 from isoforward.base.device import device_of
 from isoforward.model.attention_kernels import attend_plainly
+from isoforward.model.cost import block_matrices
 
 ROWS = (1, 4, 16, 64)  # that kernels are measured at; between two of them, as at the larger
 POOL_BYTES = 2**26  # of weights that a measurement reads in turn: more than the caches hold, as a whole model's
@@ -118,14 +119,8 @@ def candidates(rows: int, *, copies: bool) -> list[str]:
 
 def shapes(config: ModelConfig) -> list[tuple[int, int]]:
     """(out, in) of each product of a block, and of the head."""
-    up = config.ffn_width * (2 if config.architecture.gated else 1)
-    return [
-        (sum(config.qkv_widths), config.width),
-        (config.width, config.attention_width),
-        (up, config.width),
-        (config.width, config.ffn_width),
-        (config.vocabulary, config.width),
-    ]
+    matrices = [(each.outputs, each.inputs) for each in block_matrices(config)]
+    return [*matrices, (config.vocabulary, config.width)]
 
 
 def kernels_of(config: ModelConfig, dtype: torch.dtype, device: torch.device, rows: Sequence[int]) -> Kernels:

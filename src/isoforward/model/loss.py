@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction, FunctionCtx
 
 from isoforward.base.errors import BadInput
+from isoforward.model.footprint import LOSS_SLICE
 
 IGNORED = -100  # a target that counts for nothing, as torch.nn.functional.cross_entropy has it: a prompt, padding
-SLICE = {"cpu": 2**20, "meta": 2**20}  # elements: what a cache holds; counting on meta is of the same slices
-MOST_ON_META = 32  # of which the memory hardly differs from that of more, and a plan is to be there in seconds
-LARGE_SLICE = 2**26  # of any other device, which wants few and large kernels
+LARGE_SLICE = 2**26  # elements of any device but a CPU, which wants few and large kernels
+MOST_ON_META = 32  # slices, of which the memory hardly differs from that of more: a plan is to be there in seconds
 
 
 def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ class SlicedCrossEntropy(torch.autograd.Function):
 
 
 def slices(logits: Tensor, *more: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    rows = max(1, SLICE.get(logits.device.type, LARGE_SLICE) // logits.shape[-1])
-    if logits.is_meta:
-        rows = max(rows, -(-len(logits) // MOST_ON_META))
+    """On meta those of a CPU, but for MOST_ON_META."""
+    size = LOSS_SLICE if logits.device.type in ("cpu", "meta") else LARGE_SLICE
+    rows = max(1, size // logits.shape[-1], -(-len(logits) // MOST_ON_META) if logits.is_meta else 0)
     return zip(*(torch.split(each, rows) for each in (logits, *more)), strict=True)
