@@ -90,6 +90,9 @@ class InferenceModule(nn.Module):
             )
         return ids
 
+    def _passes(self, prompts: Sequence[Sequence[int]], sampling: Sampling | None, **how: object) -> Iterator[Pass]:
+        return self.passes(self.model, prompts, sampling=sampling or Sampling(), ends=self.tokenizer.ends, **how)
+
     def stream(
         self,
         prompt: str | Sequence[int],
@@ -103,14 +106,7 @@ class InferenceModule(nn.Module):
         ids = self.encode(prompt) if isinstance(prompt, str) else prompt
         row = Continuation(self.tokenizer, ids, stop=stop)
         last: Pass | None = None
-        for last in self.passes(
-            self.model,
-            [ids],
-            max_new_tokens=max_new_tokens,
-            sampling=sampling or Sampling(),
-            ends=self.tokenizer.ends,
-            cache=cache,
-        ):
+        for last in self._passes([ids], sampling, max_new_tokens=max_new_tokens, cache=cache):
             yield "".join(row.add(token) for token in last.tokens), last
             if row.finished:
                 break
@@ -129,14 +125,7 @@ class InferenceModule(nn.Module):
     ) -> list[Continuation]:
         """Several prompts, as ids, served as one batch; with `logprobs`, those of the model's own distribution."""
         rows = [Continuation(self.tokenizer, prompt, stop=stop) for prompt in prompts]
-        for step in self.passes(
-            self.model,
-            prompts,
-            max_new_tokens=max_new_tokens,
-            sampling=sampling or Sampling(),
-            ends=self.tokenizer.ends,
-            cache=cache,
-        ):
+        for step in self._passes(prompts, sampling, max_new_tokens=max_new_tokens, cache=cache):
             chances = step.logits.double().log_softmax(-1) if logprobs else None
             for i, (at, token) in enumerate(zip(step.rows, step.tokens, strict=True)):
                 rows[at].add(token, None if chances is None else float(chances[i, token]))
