@@ -50,7 +50,7 @@ def answers(results: Results) -> list[Answer | None]:
     step, forward, backward, optimizer = (
         row(results, "training", phase, "time") for phase in ("step", "forward", "backward", "optimizer")
     )
-    frozen = row(results, "inference", "forward", "time")
+    frozen, frozen_peak = (row(results, "inference", "forward", quantity) for quantity in ("time", "memory"))
     decode = row(results, "inference", "decode", "time", context=None)
     step_flops = [row(results, "training", phase, "flops", convention="model") for phase in TRAINING]
     context, cached, uncached = longest(results)
@@ -64,8 +64,8 @@ def answers(results: Results) -> list[Answer | None]:
         quotient("step_flops", total(step_flops), value_of(step_flops[0]), "counted"),
         compared(results, "backward_time", backward, forward),
         compared(results, "forward_twice", forward, frozen),
-        quotient("step_memory", training_peak(results), value_of(frozen_peak(results)), "measured"),
-        share("activations", kept_for_backward(results), training_peak(results)),
+        quotient("step_memory", training_peak(results), value_of(frozen_peak), "measured"),
+        quotient("activations", kept_for_backward(results), training_peak(results), "measured", unit="%"),
         compared(results, "optimizer", optimizer, step, unit="%"),
         compared(results, "decode", decode, step, tokens=tokens_of(step)),
         compared(results, "cache_time", uncached, cached, at=at),
@@ -147,17 +147,9 @@ def quotient(
     }
 
 
-def share(name: str, part: float | None, whole: float | None) -> Answer | None:
-    return quotient(name, part, whole, "measured", unit="%")
-
-
 def training_peak(results: Results) -> float | None:
     values = [value_of(row(results, "training", phase, "memory")) for phase in TRAINING]
     return max((value for value in values if value is not None), default=None)
-
-
-def frozen_peak(results: Results) -> Row | None:
-    return row(results, "inference", "forward", "memory")
 
 
 def kept_for_backward(results: Results) -> float | None:
