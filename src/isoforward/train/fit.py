@@ -101,6 +101,7 @@ def fit(
         use_distributed_sampler=False,
     )
     data = config.data
+    begun = 0 if checkpoint is None else checkpoint_file.load(checkpoint, only=("global_step",)).get("global_step", 0)
     loader = DataLoader(
         TrainingBatches(
             corpus.train,
@@ -108,9 +109,7 @@ def fit(
             batch=data.batch,
             length=data.length,
             steps=plan.max_steps,
-            start=0
-            if checkpoint is None
-            else checkpoint_file.load(checkpoint, only=("global_step",)).get("global_step", 0),
+            start=begun,
             shard=share,
         ),
         batch_size=None,
