@@ -11,18 +11,13 @@ Every setting takes the same optimizer step on the same batch, cut into 1, 2, 4 
 
 import dataclasses
 import sys
-from pathlib import Path
-
-from rich.console import Console
 
 from isoforward.app.command_line import run
-from isoforward.app.question import case_of, command_line, tell
-from isoforward.app.run_directory import claim
+from isoforward.app.question import ask_variants, case_of
 from isoforward.base import units
 from isoforward.base.config import ExperimentConfig, at_least
 from isoforward.base.errors import BadInput
 from isoforward.base.results import Results, only
-from isoforward.measure.variants import time_variants, weigh_variants
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,12 +49,7 @@ def answer(results: Results) -> str:
 def main(config: Accumulation) -> None:
     case = case_of(config, "accumulation")
     cases = [dataclasses.replace(case, accumulate=parts, labels={"micro_batches": parts}) for parts in config.parts]
-    console = Console()
-    with claim(config) as run_dir:
-        results = Path(run_dir) / "results.jsonl"
-        with console.status("measuring accumulation"):
-            weigh_variants(cases, results, time_variants(cases, results, command_line()))
-        tell(config, run_dir, console, answer)
+    ask_variants(config, cases, answer)
 
 
 if __name__ == "__main__":

@@ -22,15 +22,13 @@ import copy
 import dataclasses
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
 
 import numpy as np
 import torch
 from rich.console import Console
 
 from isoforward.app.command_line import run
-from isoforward.app.question import at_most, case_of, command_line, tell
-from isoforward.app.run_directory import claim
+from isoforward.app.question import asking, at_most, case_of
 from isoforward.base import units
 from isoforward.base.config import (
     AdapterConfig,
@@ -40,18 +38,19 @@ from isoforward.base.config import (
     TrainerConfig,
     at_least,
 )
-from isoforward.base.results import Results, Row, RowFields, only, select, write
+from isoforward.base.results import Results, Row, RowFields, only, select
 from isoforward.base.terminal import say
 from isoforward.data.corpus import Corpus, prepare
 from isoforward.formats.export import freeze
-from isoforward.measure.benchmark import Measured, Work
+from isoforward.measure.benchmark import Measured, Work, part_by_part
 from isoforward.measure.case import Case, batch_of, frozen_of, master_of
 from isoforward.measure.energy import open_reader
 from isoforward.measure.learning_curves import MARKS, Point, at_loss, flops_curve, learning_curve, loss_rows
-from isoforward.measure.passes import Bench, call_apart, measure_apart
-from isoforward.measure.train_and_serve import Serving, training_flops
+from isoforward.measure.memory import account_rows
+from isoforward.measure.passes import Bench, call_apart
+from isoforward.measure.train_and_serve import Serving, energy_row, training_flops
 from isoforward.measure.variants import bench as training_bench
-from isoforward.measure.variants import state_row, weigh_variants
+from isoforward.measure.variants import state_row
 from isoforward.model.adapter_cost import adapted_maps, trained_parameters
 from isoforward.model.adapters import AdaptedLinear, adapt, linears_of
 from isoforward.model.gpt import GPT
@@ -96,8 +95,7 @@ def bench(first: Case, cases: Sequence[Case]) -> Bench:
     training = training_bench(first, cases)
     lora = [case for case in cases if case.adapter.name == "lora"]
     served = [serving(case) for case in lora]
-    compared = [each for sides in served for each in zip(*sides, strict=True)]
-    pairs = [pair for beside, merged in compared for pair in zip(beside.parts, merged.parts, strict=True)]
+    pairs = [pair for beside, merged in served for pair in part_by_part(beside, merged)]
 
     def rows(measured: Measured) -> Iterator[Row]:
         yield from training.rows(measured)
@@ -112,11 +110,8 @@ def bench(first: Case, cases: Sequence[Case]) -> Bench:
 def energies(first: Case, cases: Sequence[Case], wholes: Sequence[Work]) -> Iterator[Row]:
     """Of a training step in each way; none where no energy can be read."""
     reader = open_reader(first.measure.energy, torch.device(first.device))
-    for case, whole in zip(cases, wholes, strict=True):
-        energy = reader.window(partial(whole.run, 1))
-        how: RowFields = {"provenance": energy.provenance, "reason": energy.reason}
-        if energy.energy_j is not None:
-            yield case.row(case.step("step").about, how, quantity="energy", value=energy.energy_j)
+    rows = (energy_row(case, reader, whole, whole.part) for case, whole in zip(cases, wholes, strict=True))
+    yield from (row for row in rows if row.value is not None)
 
 
 def trained_like(case: Case) -> GPT:
@@ -263,18 +258,15 @@ def main(config: Adapters) -> None:
         vocab = prepare(DataConfig(tokenizer="char", length=config.data.length)).tokenizer.vocabulary
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab=config.model.vocab or vocab))
     cases = ways(case_of(config, "adapters"), config)
-    console = Console()
     for case in cases:
         trained = trained_parameters(case.model, case.adapter)
-        say(console, f"{way_of(case)}: {trained:,} parameters are trained")
-    with claim(config) as run_dir:
-        results = run_dir / "results.jsonl"
-        say(console, f"measuring adapters{at_most(config.measure)}, then memory, then training in each way")
-        where = measure_apart(cases[0], bench, cases, results=results, command=command_line())
-        weigh_variants(cases, results, where)
-        rows = call_apart(learn, cases, config, threads=cases[0].threads, what="training")
-        write(results, [dataclasses.replace(each, environment=where) for each in rows])
-        tell(config, run_dir, console, answer)
+        say(Console(), f"{way_of(case)}: {trained:,} parameters are trained")
+    with asking(config, answer) as run:
+        run.say(f"measuring adapters{at_most(config.measure)}, then memory, then training in each way")
+        run.measure(cases[0], bench, cases)
+        for case in cases:
+            run.add(account_rows(case, "training"))
+        run.add(call_apart(learn, cases, config, threads=cases[0].threads, what="training"))
 
 
 if __name__ == "__main__":

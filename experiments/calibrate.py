@@ -12,21 +12,17 @@ commands take it as hardware=runs/.../hardware.json, or as hardware=here if it i
 import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from isoforward.app.command_line import run
-from isoforward.app.question import command_line, tell
+from isoforward.app.question import Asking, tell
 from isoforward.app.run_directory import claim
 from isoforward.base import units
 from isoforward.base.config import TrackingConfig, within
 from isoforward.base.datasheets import Hardware, kept_here, save
-from isoforward.base.environment import environment
 from isoforward.base.errors import BadInput
-from isoforward.base.results import Results, Row, RowFields, Verdict, only, row_of, select, write
-from isoforward.base.terminal import say
+from isoforward.base.results import Results, Row, RowFields, Verdict, only, row_of, select
 from isoforward.base.vocabulary import Condition
 from isoforward.measure.trust import Findings, disturbed_by, over_all, shares
 from isoforward.plan.calibration import calibrate
@@ -87,35 +83,28 @@ def answer(results: Results) -> str:
 def main(config: Calibrate) -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
-    console = Console()
-    device = torch.device("cpu")
     with claim(config) as run_dir:
-        where = environment(command_line(), device)
-        with console.status("calibrating") as status:
+        run = Asking(run_dir)
+        run.note()
+        with run.console.status("calibrating") as status:
             hardware, found = calibrate(lambda what: status.update(f"calibrating: {what}"))
-        placed = [dataclasses.replace(row, environment=where.id) for row in rows(hardware)]
-        judged = verdict_of(found, where.id)
-        write(run_dir / "results.jsonl", [where, *placed, judged])
-        file = Path(run_dir) / "hardware.json"
+        judged = verdict_of(found)
+        run.add(rows(hardware), judged)
+        file = run_dir / "hardware.json"
         save(file, hardware)
-        tell(config, run_dir, console, answer)
+        tell(config, run_dir, run.console, answer)
         if config.keep and not judged.trusted:
             raise BadInput(f"not kept for hardware=here: {judged.reasons[0]}; hardware={file} takes it all the same")
         if config.keep:
             save(kept_here() / f"{hardware.calibration['id']}.json", hardware)
-        say(console, f"hardware={file}" + (", found by hardware=here" if config.keep else ""))
+        run.say(f"hardware={file}" + (", found by hardware=here" if config.keep else ""))
 
 
-def verdict_of(found: Sequence[Findings], where: str) -> Verdict:
+def verdict_of(found: Sequence[Findings]) -> Verdict:
     """By cause alone: that single operators spread is what the forecast averages over."""
     disturbance = disturbed_by(found)
-    return Verdict(
-        experiment="calibrate",
-        trusted=disturbance is None,
-        reasons=() if disturbance is None else (disturbance,),
-        figures=shares(over_all(found)),
-        environment=where,
-    )
+    reasons = () if disturbance is None else (disturbance,)
+    return Verdict(experiment="calibrate", trusted=not reasons, reasons=reasons, figures=shares(over_all(found)))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from isoforward.base.errors import BadInput
 from isoforward.base.results import Results, only
 from isoforward.measure.benchmark import Part, Work, timed
 from isoforward.measure.case import Case, batch_of, master_of
-from isoforward.measure.passes import Bench
+from isoforward.measure.passes import Bench, against_first
 from isoforward.model import steps
 from isoforward.model.gpt import GPT, KVCache
 from isoforward.model.loss import next_token_loss
@@ -70,9 +70,7 @@ def works_of(case: Case, way: str) -> list[Work]:
 
 
 def bench(case: Case) -> Bench:
-    base, *taxed = (works_of(case, way) for way in WAYS)
-    pairs = [(one.part, other.part) for works in taxed for one, other in zip(works, base, strict=True)]
-    return Bench(works=[*base, *(work for works in taxed for work in works)], pairs=pairs)
+    return against_first([works_of(case, way) for way in WAYS])
 
 
 def answer(results: Results) -> str:

@@ -9,16 +9,11 @@
 
 import dataclasses
 import sys
-from pathlib import Path
-
-from rich.console import Console
 
 from isoforward.app.command_line import run
-from isoforward.app.question import case_of, command_line, tell
-from isoforward.app.run_directory import claim
+from isoforward.app.question import ask_variants, case_of
 from isoforward.base.config import ExperimentConfig
 from isoforward.base.results import Results, Row, only
-from isoforward.measure.variants import time_variants, weigh_variants
 
 SETTINGS = ("none", "selective", "full")
 
@@ -42,12 +37,7 @@ def answer(results: Results) -> str:
 def main(config: ExperimentConfig) -> None:
     case = case_of(config, "checkpointing")
     cases = [dataclasses.replace(case, checkpointing=each, labels={"checkpointing": each}) for each in SETTINGS]
-    console = Console()
-    with claim(config) as run_dir:
-        results = Path(run_dir) / "results.jsonl"
-        with console.status("measuring checkpointing"):
-            weigh_variants(cases, results, time_variants(cases, results, command_line()))
-        tell(config, run_dir, console, answer)
+    ask_variants(config, cases, answer)
 
 
 if __name__ == "__main__":

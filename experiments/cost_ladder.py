@@ -16,23 +16,20 @@ import sys
 from collections.abc import Callable, Iterator
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from isoforward.app.command_line import run
-from isoforward.app.question import at_most, case_of, command_line, tell
-from isoforward.app.run_directory import claim
+from isoforward.app.question import asking, at_most, case_of
 from isoforward.base import units
 from isoforward.base.config import ExperimentConfig
 from isoforward.base.memory_readers import ProcessMemory
-from isoforward.base.results import Results, Row, RowFields, only, write
+from isoforward.base.results import Results, Row, RowFields, only
 from isoforward.base.subprocesses import Failed, run_isolated
-from isoforward.base.terminal import say
 from isoforward.measure import flops
 from isoforward.measure.benchmark import Measured, Part, timed
-from isoforward.measure.case import Case, batch_of, master_of
+from isoforward.measure.case import Case, batch_of, counted, master_of, unavailable
 from isoforward.measure.memory import HONEST_MALLOC, PeakOf, tiny_like
-from isoforward.measure.passes import Bench, measure_apart
+from isoforward.measure.passes import Bench, against_first
 from isoforward.model import steps
 from isoforward.model.gpt import GPT
 from isoforward.model.loss import next_token_loss
@@ -68,20 +65,15 @@ def rungs(case: Case, model: GPT, tokens: Tensor, targets: Tensor) -> dict[str, 
 
 def bench(case: Case) -> Bench:
     """Every rung against the first."""
-    works = [
-        timed(case.clock, part(case, rung), work)
-        for rung, work in rungs(case, master_of(case), *batch_of(case)).items()
-    ]
-    pairs = [(work.part, works[0].part) for work in works[1:]]
+    climbed = rungs(case, master_of(case), *batch_of(case))
 
     def rows(measured: Measured) -> Iterator[Row]:
-        counted = flops.count_training(case.model, batch=case.batch, length=case.length, optim=case.optim)
+        of = flops.count_training(case.model, batch=case.batch, length=case.length, optim=case.optim)
         for rung in RUNGS:
-            count = counted["forward"] + sum(counted.get(phase, 0) for phase in REACHES.get(rung, ()))
-            how: RowFields = {"quantity": "flops", "provenance": "counted", "convention": "model"}
-            yield case.row(part(case, rung).about, how, value=float(count))
+            count = of["forward"] + sum(of.get(phase, 0) for phase in REACHES.get(rung, ()))
+            yield case.row(part(case, rung).about, counted(count))
 
-    return Bench(works=works, pairs=pairs, rows=rows)
+    return against_first([[timed(case.clock, part(case, rung), work)] for rung, work in climbed.items()], rows)
 
 
 def part(case: Case, rung: str) -> Part:
@@ -92,10 +84,8 @@ def part(case: Case, rung: str) -> Part:
 
 def memory_row(case: Case, rung: str) -> Row:
     found = run_isolated(peak, case, rung, threads=case.threads, env=HONEST_MALLOC)
-    about: RowFields = {**part(case, rung).about, "quantity": "memory"}
-    if isinstance(found, Failed):
-        return case.row(about, value=None, provenance="unavailable", reason=found.reason)
-    return case.row(about, value=float(found))
+    how: RowFields = unavailable(found.reason) if isinstance(found, Failed) else {"value": float(found)}
+    return case.row(part(case, rung).about, how, quantity="memory")
 
 
 def peak(case: Case, rung: str) -> int:
@@ -125,13 +115,10 @@ def answer(results: Results) -> str:
 
 def main(config: ExperimentConfig) -> None:
     case = case_of(config, "cost_ladder")
-    console = Console()
-    with claim(config) as run_dir:
-        say(console, f"measuring cost_ladder{at_most(config.measure)}")
-        results = run_dir / "results.jsonl"
-        where = measure_apart(case, bench, results=results, command=command_line())
-        write(results, [dataclasses.replace(memory_row(case, rung), environment=where) for rung in RUNGS])
-        tell(config, run_dir, console, answer)
+    with asking(config, answer) as run:
+        run.say(f"measuring cost_ladder{at_most(config.measure)}")
+        run.measure(case, bench)
+        run.add(memory_row(case, rung) for rung in RUNGS)
 
 
 if __name__ == "__main__":

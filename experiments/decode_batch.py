@@ -21,11 +21,10 @@ from isoforward.app.question import ask
 from isoforward.base import units
 from isoforward.base.config import ExperimentConfig, at_least
 from isoforward.base.errors import BadInput
-from isoforward.base.results import Results, Row, RowFields, only, select
-from isoforward.base.vocabulary import Condition
+from isoforward.base.results import Results, Row, only, select
 from isoforward.measure import flops
 from isoforward.measure.benchmark import Measured, Part, Work, timed
-from isoforward.measure.case import Case, batch_of, frozen_of, identity_row, master_of
+from isoforward.measure.case import Case, batch_of, counted, frozen_of, identity_row, master_of
 from isoforward.measure.passes import Bench
 from isoforward.model import footprint, steps
 from isoforward.model.gpt import GPT
@@ -54,12 +53,9 @@ def decoding(case: Case, frozen: GPT, batch: int) -> Work:
         cache.rewind(case.prompt)
         steps.decode(frozen, token, cache)
 
-    return timed(case.clock, Part(life="inference", phase="decode", per="step", conditions=at(case, batch)), step)
-
-
-def at(case: Case, batch: int) -> dict[str, Condition]:
     own = case.decode_kernels(batch)
-    return case.conditions(batch=batch, tokens=batch, context=case.prompt + 1, cache=True, **own)
+    conditions = case.conditions(batch=batch, tokens=batch, context=case.prompt + 1, cache=True, **own)
+    return timed(case.clock, Part(life="inference", phase="decode", per="step", conditions=conditions), step)
 
 
 def bench(case: Case, batches: Sequence[int]) -> Bench:
@@ -83,14 +79,11 @@ def bench(case: Case, batches: Sequence[int]) -> Bench:
 
     def rows(measured: Measured) -> Iterator[Row]:
         yield identity
-        about: RowFields = {"life": "inference", "phase": "decode", "per": "step"}
-        for batch in batches:
-            count = flops.count_decode(case.model, batch=batch, cached=case.prompt)
-            how: RowFields = {"quantity": "flops", "provenance": "counted", "convention": "model"}
-            yield case.row(about, how, value=float(count), conditions=at(case, batch))
+        for batch, decode in zip(batches, decodes, strict=True):
+            about = decode.part.about
+            yield case.row(about, counted(flops.count_decode(case.model, batch=batch, cached=case.prompt)))
             moved = footprint.inference_bytes(case.model, batch=batch, cached=case.prompt, dtype=case.precision)
-            how = {"quantity": "bytes", "provenance": "predicted"}
-            yield case.row(about, how, value=float(moved.total), conditions=at(case, batch))
+            yield case.row(about, quantity="bytes", provenance="predicted", value=float(moved.total))
 
     return Bench(works=[forward, reading, *decodes], pairs=pairs, rows=rows)
 

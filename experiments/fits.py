@@ -21,18 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from isoforward.app.command_line import run
-from isoforward.app.question import command_line, tell
-from isoforward.app.run_directory import claim
+from isoforward.app.question import asking
 from isoforward.base.config import ModelConfig, OptimConfig, TrackingConfig
 from isoforward.base.device import device_of
-from isoforward.base.environment import environment
 from isoforward.base.errors import BadInput
-from isoforward.base.results import Results, Row, RowFields, Verdict, only, row_of, select, write
+from isoforward.base.results import Results, Row, RowFields, Verdict, only, row_of, select
 from isoforward.base.subprocesses import Failed, bound_memory, run_isolated
-from isoforward.base.terminal import say
 from isoforward.measure.memory import HONEST_MALLOC, PeakOf, rehearse
 from isoforward.model import steps
 from isoforward.model.gpt import GPT
@@ -233,19 +229,13 @@ def answer(results: Results) -> str:
 
 
 def main(config: Fits) -> None:
-    wanted, console = trials(config), Console()
-    with claim(config) as run_dir:
-        where = environment(command_line(), torch.device("cpu"))
-        write(run_dir / "results.jsonl", [where])
+    wanted = trials(config)
+    with asking(config, answer) as run:
+        run.note()
         for trial in wanted:
-            say(console, f"training {trial.name}")
-            made = [dataclasses.replace(row, environment=where.id) for row in rows(trial)]
-            write(run_dir / "results.jsonl", made)
-        verdict = Verdict(
-            experiment="fits", trusted=True, environment=where.id
-        )  # memory is no time: others change nothing
-        write(run_dir / "results.jsonl", [verdict])
-        tell(config, run_dir, console, answer)
+            run.say(f"training {trial.name}")
+            run.add(rows(trial))
+        run.add((), Verdict(experiment="fits", trusted=True))  # memory is no time: others change nothing
 
 
 if __name__ == "__main__":

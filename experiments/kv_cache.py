@@ -21,7 +21,7 @@ from isoforward.app.question import ask
 from isoforward.base import units
 from isoforward.base.config import ExperimentConfig
 from isoforward.base.results import Results, Row, RowFields, only, select
-from isoforward.measure.benchmark import Measured, Part
+from isoforward.measure.benchmark import Measured, Part, part_by_part
 from isoforward.measure.case import Case, batch_of, frozen_of, identity_row, master_of
 from isoforward.measure.passes import Bench, derived
 from isoforward.measure.train_and_serve import Serving, context_flop_rows
@@ -46,7 +46,6 @@ def bench(case: Case) -> Bench:
     works = {
         kept: [make(n) for n in contexts(case)] for kept, make in ((True, serving.cached), (False, serving.uncached))
     }
-    pairs = [(one.part, other.part) for one, other in zip(works[True], works[False], strict=True)]
 
     def rows(measured: Measured) -> Iterator[Row]:
         yield identity
@@ -61,7 +60,7 @@ def bench(case: Case) -> Bench:
             samples = {n: measured.estimate(*work.parts).samples for n, work in zip(contexts(case), each, strict=True)}
             yield derived(case, part, slopes(samples), quantity="exponent")
 
-    return Bench(works=[*works[True], *works[False]], pairs=pairs, rows=rows)
+    return Bench(works=[*works[True], *works[False]], pairs=part_by_part(works[True], works[False]), rows=rows)
 
 
 def slopes(samples: Mapping[int, Sequence[float]]) -> list[float]:

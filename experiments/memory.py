@@ -14,22 +14,16 @@ measure.repeats measure.warmup optim.min_lr optim.schedule optim.warmup_steps
 import dataclasses
 import sys
 from collections.abc import Iterator
-from pathlib import Path
-
-import torch
-from rich.console import Console
 
 from isoforward.app.command_line import run
-from isoforward.app.question import case_of, command_line, tell
-from isoforward.app.run_directory import claim
+from isoforward.app.question import asking, case_of
 from isoforward.base import units
 from isoforward.base.config import ExperimentConfig, OptimConfig
-from isoforward.base.environment import environment
 from isoforward.base.errors import BadInput
-from isoforward.base.results import Results, Row, RowFields, only, select, write
+from isoforward.base.results import Results, Row, only, select
 from isoforward.base.subprocesses import Failed
-from isoforward.measure.case import Case
-from isoforward.measure.memory import account, memory_rows
+from isoforward.measure.case import Case, unavailable
+from isoforward.measure.memory import account, held_in, memory_rows
 
 
 def sweep(case: Case) -> Iterator[tuple[str, Case]]:
@@ -47,17 +41,14 @@ def sweep(case: Case) -> Iterator[tuple[str, Case]]:
 
 
 def measured(case: Case, change: str) -> Iterator[Row]:
-    lives = {"training": case.training(change=change), "generation": case.decoding(change=change)}
-    if change not in ("as it is", "bf16"):
-        del lives["generation"]  # the same weights, served the same way
-    for life, conditions in lives.items():
+    also = ("generation",) if change in ("as it is", "bf16") else ()  # else the same weights, served the same way
+    for life in ("training", *also):
         found = account(case, life)
         if isinstance(found, Failed):
-            about: RowFields = {"life": "training" if life == "training" else "inference", "phase": "run", "per": "run"}
-            how: RowFields = {"quantity": "memory", "value": None, "provenance": "unavailable", "reason": found.reason}
-            yield case.row(about, how, conditions=conditions)
+            about = held_in(case, life, change=change)
+            yield case.row(about, unavailable(found.reason), phase="run", per="run")
         else:
-            yield from memory_rows(case, life, found, conditions)
+            yield from memory_rows(case, life, found, change=change)
 
 
 def answer(results: Results) -> str:
@@ -80,21 +71,15 @@ def answer(results: Results) -> str:
 
 def main(config: ExperimentConfig) -> None:
     case = case_of(config, "memory")
-    console = Console()
     failed = []
-    with claim(config) as run_dir:
-        where = environment(command_line(), torch.device(case.device))
-        results = Path(run_dir) / "results.jsonl"
-        write(results, [where])
-        with console.status("measuring memory") as status:
+    with asking(config, answer) as run:
+        run.note(case.device)
+        with run.console.status("measuring memory") as status:
             for change, each in sweep(case):
                 status.update(f"measuring memory: {change}")
-                rows = [dataclasses.replace(r, environment=where.id) for r in measured(each, change)]
-                failed += [change for r in rows if r.value is None]
-                write(results, rows)
-        tell(config, run_dir, console, answer)
+                failed += [change for record in run.add(measured(each, change)) if record.value is None]
     if failed:
-        raise BadInput(f"not measured: {', '.join(failed)}; the reasons are in {results}")
+        raise BadInput(f"not measured: {', '.join(failed)}; the reasons are in {run.results}")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from isoforward.base.results import Results, RowFields, only
 from isoforward.base.vocabulary import TRAINING
 from isoforward.measure.benchmark import Work
 from isoforward.measure.case import Case, batch_of, frozen_of, master_of, with_kernels
-from isoforward.measure.passes import Bench
+from isoforward.measure.passes import Bench, against_first
 from isoforward.measure.train_and_serve import Serving, Training
 
 KNOBS = ("precision", "checkpointing", "batch", "length", "optimizer", "threads", "accumulate", "compile")
@@ -87,11 +87,7 @@ def pinned(case: Case, work: Work) -> Work:
 
 
 def bench(case: Case, knob: str, values: list[str]) -> Bench:
-    first, second = (works_of(turned(case, knob, value)) for value in values)
-    pairs = [
-        pair for one, other in zip(second, first, strict=True) for pair in zip(one.parts, other.parts, strict=True)
-    ]
-    return Bench(works=[*first, *second], pairs=pairs)
+    return against_first([works_of(turned(case, knob, value)) for value in values])
 
 
 def answer(knob: str, values: list[str]) -> Callable[[Results], str]:

@@ -14,23 +14,18 @@ file in conf/optim.
 import dataclasses
 import sys
 from collections.abc import Iterator
-from pathlib import Path
-
-from rich.console import Console
 
 from isoforward.app.command_line import option, run
-from isoforward.app.question import at_most, case_of, command_line, tell
-from isoforward.app.run_directory import claim
+from isoforward.app.question import asking, at_most, case_of
 from isoforward.base import units
 from isoforward.base.config import DataConfig, ExperimentConfig, TrainConfig, TrainerConfig, at_least
-from isoforward.base.results import Results, Row, only, select, write
-from isoforward.base.terminal import say
+from isoforward.base.results import Results, Row, only, select
 from isoforward.data.corpus import prepare
 from isoforward.measure.case import Case
 from isoforward.measure.flops import count_training
 from isoforward.measure.learning_curves import MARKS, Point, flops_curve, learning_curve, loss_rows
 from isoforward.measure.passes import call_apart
-from isoforward.measure.variants import state_row, time_variants
+from isoforward.measure.variants import bench, state_row
 
 NAMES = ("sgd", "adam", "adamw", "muon")
 BATCHES = (1, 4, 16)  # of data.length tokens each
@@ -94,14 +89,10 @@ def main(config: Optimizers) -> None:
     case = case_of(dataclasses.replace(config, model=dataclasses.replace(config.model, vocab=vocab)), "optimizers")
     cases = [dataclasses.replace(case, optim=option("optim", name), labels={"optimizer": name}) for name in NAMES]
     sized = [dataclasses.replace(each, batch=batch) for each in cases for batch in BATCHES]
-    console = Console()
-    with claim(config) as run_dir:
-        results = Path(run_dir) / "results.jsonl"
-        say(console, f"measuring optimizers{at_most(config.measure)}, and then training with each")
-        where = time_variants(sized, results, command_line())
-        rows = call_apart(learn, cases, config.steps, config.seeds, threads=case.threads, what="training")
-        write(results, [dataclasses.replace(each, environment=where) for each in rows])
-        tell(config, run_dir, console, answer)
+    with asking(config, answer) as run:
+        run.say(f"measuring optimizers{at_most(config.measure)}, and then training with each")
+        run.measure(sized[0], bench, sized)
+        run.add(call_apart(learn, cases, config.steps, config.seeds, threads=case.threads, what="training"))
 
 
 if __name__ == "__main__":

@@ -23,24 +23,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from isoforward.app.command_line import run
-from isoforward.app.question import at_most, case_of, command_line, tell
-from isoforward.app.run_directory import claim
+from isoforward.app.question import asking, at_most, case_of
 from isoforward.base import units
 from isoforward.base.config import ExperimentConfig
 from isoforward.base.errors import BadInput
-from isoforward.base.results import Results, Row, RowFields, only, write
+from isoforward.base.results import Results, Row, RowFields, only
 from isoforward.base.subprocesses import Failed
-from isoforward.base.terminal import say
 from isoforward.base.vocabulary import TRAINING
 from isoforward.formats.export import export, freeze
 from isoforward.formats.gguf_writing import write_gguf
-from isoforward.measure.benchmark import Measured, Part, Work, timed
+from isoforward.measure.benchmark import Measured, Part, Work, part_by_part, timed
 from isoforward.measure.case import Case, batch_of, frozen_of, identity_row, master_of
 from isoforward.measure.memory import HONEST_MALLOC, account
-from isoforward.measure.passes import Bench, call_apart, measure_apart
+from isoforward.measure.passes import Bench, call_apart
 from isoforward.measure.train_and_serve import Training
 from isoforward.measure.transformers_lives import audit, optimizer_of
 from isoforward.model.gpt import GPT
@@ -181,16 +178,12 @@ def bench(case: Case, weights: str) -> Bench:
         peer: serving(case, generate, [] if peer == COMPILED else prompts(case), peer)  # prefill is not compiled
         for peer, generate in serves.items()
     }
-    pairs = [
-        pair
-        for mine, other in zip(training[OURS], training[THEIRS], strict=True)
-        for pair in zip(mine.parts, other.parts, strict=True)
-    ]
+    pairs = part_by_part(training[OURS], training[THEIRS])
     for peer, works in serving_works.items():
         if peer == COMPILED:
             pairs += [(works[-1].part, serving_works[other][-1].part) for other in serves if other != COMPILED]
         elif peer != OURS:
-            pairs += [(mine.part, each.part) for mine, each in zip(serving_works[OURS], works, strict=True)]
+            pairs += part_by_part(serving_works[OURS], works)
 
     def rows(measured: Measured) -> Iterator[Row]:
         yield identity
@@ -271,16 +264,12 @@ def main(config: ExperimentConfig) -> None:
     if find_spec("transformers") is None:
         raise BadInput("peers needs Transformers: pip install isoforward[hf]")
     with tempfile.TemporaryDirectory() as directory:
-        weights = export(freeze(master_of(case_of(config, "peers"))), Path(directory) / "export", tokenizer=None)
         case = case_of(config, "peers")
-        console = Console()
-        with claim(config) as run_dir:
-            say(console, f"measuring peers{at_most(config.measure)}")
-            results = run_dir / "results.jsonl"
-            where = measure_apart(case, bench, str(weights), results=results, command=command_line())
-            rows = memory_rows(dataclasses.replace(case, compile=False), str(weights))
-            write(results, [dataclasses.replace(row, environment=where) for row in rows])
-            tell(config, run_dir, console, answer)
+        weights = str(export(freeze(master_of(case)), Path(directory) / "export", tokenizer=None))
+        with asking(config, answer) as run:
+            run.say(f"measuring peers{at_most(config.measure)}")
+            run.measure(case, bench, weights)
+            run.add(memory_rows(dataclasses.replace(case, compile=False), weights))
 
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ from isoforward.data.batches import ValidationBatches
 from isoforward.data.corpus import prepare
 from isoforward.formats.export import freeze, load_tokenizer
 from isoforward.measure.benchmark import Work
-from isoforward.measure.case import Case, batch_of, frozen_of, identity_row, master_of, with_kernels
-from isoforward.measure.passes import Bench
+from isoforward.measure.case import Case, batch_of, frozen_of, identity_row, master_of, unavailable, with_kernels
+from isoforward.measure.passes import Bench, against_first
 from isoforward.measure.train_and_serve import Serving, Training
 from isoforward.model.gpt import GPT
 from isoforward.model.loss import next_token_loss
@@ -59,7 +59,7 @@ def bench(case: Case, data: DataConfig) -> Bench:
     held_out = ValidationBatches(corpus.validation, batch=case.batch, length=case.length)
     text = [held_out[k] for k in range(min(HELD_OUT, len(held_out)))]
     tokens, targets = batch_of(case)
-    works: dict[str, list[Work]] = {}
+    works: list[list[Work]] = []
     first: list[Row] = []
     for way in WAYS:
         own = case_in(case, way)
@@ -70,21 +70,13 @@ def bench(case: Case, data: DataConfig) -> Bench:
         about: RowFields = {"life": "inference", "phase": "forward", "quantity": "loss", "per": "token"}
         first.append(own.row(about, value=loss_of(frozen, text), conditions=own.conditions(text=corpus.hash[:12])))
         serving = Serving(own, frozen, tokens)
-        works[way] = [serving.forward, serving.generation]
+        works.append([serving.forward, serving.generation])
         if way == "int8":
-            about = {"life": "training", "phase": "step", "quantity": "time", "per": "step"}
             why = "int8 has no gradient: weights are rounded when training is over"
-            unavailable: RowFields = {"value": None, "provenance": "unavailable", "reason": why}
-            first.append(own.row(about, unavailable, conditions=own.training()))
+            first.append(own.row(own.step("step").about, unavailable(why), quantity="time"))
         else:
-            works[way].append(Training(own, master, tokens, targets).whole)
-    pairs = [
-        pair
-        for way in WAYS[1:]
-        for mine, base in zip(works[way], works["fp32"], strict=False)  # int8 has no training
-        for pair in zip(mine.parts, base.parts, strict=True)
-    ]
-    return Bench(works=[work for each in works.values() for work in each], pairs=pairs, rows=lambda measured: first)
+            works[-1].append(Training(own, master, tokens, targets).whole)
+    return against_first(works, rows=lambda measured: first)
 
 
 def answer(results: Results) -> str:

@@ -20,28 +20,22 @@ import random
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
-from rich.console import Console
-
 from isoforward.app.command_line import run
-from isoforward.app.question import case_of, command_line, tell
-from isoforward.app.run_directory import claim
+from isoforward.app.question import Asking, asking, case_of, tell_predictions
 from isoforward.base import units
 from isoforward.base.config import ExperimentConfig, ModelConfig, within
 from isoforward.base.datasheets import Hardware, calibrated_here, lookup
 from isoforward.base.device import device_of
-from isoforward.base.environment import environment
-from isoforward.base.results import Results, Row, RowFields, Verdict, at_most_one, read, select, write
+from isoforward.base.results import Results, Row, RowFields, at_most_one, read, select
 from isoforward.base.subprocesses import Failed
 from isoforward.base.vocabulary import Condition
 from isoforward.measure.benchmark import Work
-from isoforward.measure.case import Case
+from isoforward.measure.case import Case, unavailable
 from isoforward.measure.memory import Account, account
-from isoforward.measure.passes import Bench, measure_apart
+from isoforward.measure.passes import Bench
 from isoforward.model import cost
 from isoforward.plan.calibration import REFERENCE, REFERRED, SAMPLES, pace, runs_of, sample
 from isoforward.plan.forecast import PHASES, predicted
@@ -110,7 +104,7 @@ def memory_rows(case: Case, life: str, found: Account | Failed, layout: str) -> 
         about: RowFields = {"life": life, "phase": phase, "quantity": "memory"}
         about |= {"per": per if life == "training" else "sequence", "conditions": {**at(case, phase), "layout": layout}}
         if isinstance(found, Failed):
-            yield case.row(about, value=None, provenance="unavailable", reason=found.reason)
+            yield case.row(about, unavailable(found.reason))
         else:
             yield case.row(about, value=float(found.measured[phase]))
 
@@ -126,34 +120,27 @@ def error_rows(case: Case, rows: list[Row], quantity: str) -> Iterator[Row]:
             yield case.row(about, quantity="error", value=value, conditions=conditions)
 
 
-def check(config: Predict, hardware: Hardware, results: Path, status: Any) -> None:
-    where = environment(command_line(), torch.device("cpu"))
-
-    def tell(rows: Iterator[Row]) -> list[Row]:
-        placed = [dataclasses.replace(row, environment=where.id) for row in rows]
-        write(results, placed)
-        return placed
-
-    write(results, [where])
+def check(config: Predict, hardware: Hardware, run: Asking) -> None:
     cases = {named(case): case for case in held_out(config, hardware)}
-    for layout, case in cases.items():
-        status.update(f"predicting and timing {layout}")
-        measure_apart(case, bench, layout, results=results, command=command_line())
-        seen = select(read(results), layout=layout)
-        now_s = {row.phase: row.number for row in select(seen, quantity="reference") if row.phase in REFERRED}
-        now = pace(now_s, hardware.calibration["references_s"])
-        said = tell(predicted(hardware, case, pace=now, layout=layout))
-        tell(error_rows(case, [*seen, *said], "time"))
-    if config.memory:
-        status.update("measuring memory, of two models at once: their times do not matter")
-        wanted = [(layout, life) for layout in cases for life in LIFE]
-        with ThreadPoolExecutor(2) as pool:
-            held = pool.map(lambda one: account(cases[one[0]], LIFE[one[1]]), wanted)
-            for (layout, life), found in zip(wanted, held, strict=True):
-                tell(memory_rows(cases[layout], life, found, layout))
-        rows = read(results).rows
+    with run.console.status("predicting") as status:
         for layout, case in cases.items():
-            tell(error_rows(case, [row for row in rows if row.conditions.get("layout") == layout], "memory"))
+            status.update(f"predicting and timing {layout}")
+            run.measure(case, bench, layout)
+            seen = select(read(run.results), layout=layout)
+            now_s = {row.phase: row.number for row in select(seen, quantity="reference") if row.phase in REFERRED}
+            now = pace(now_s, hardware.calibration["references_s"])
+            said = run.add(predicted(hardware, case, pace=now, layout=layout))
+            run.add(error_rows(case, [*seen, *said], "time"))
+        if config.memory:
+            status.update("measuring memory, of two models at once: their times do not matter")
+            wanted = [(layout, life) for layout in cases for life in LIFE]
+            with ThreadPoolExecutor(2) as pool:
+                held = pool.map(lambda one: account(cases[one[0]], LIFE[one[1]]), wanted)
+                for (layout, life), found in zip(wanted, held, strict=True):
+                    run.add(memory_rows(cases[layout], life, found, layout))
+            rows = read(run.results).rows
+            for layout, case in cases.items():
+                run.add(error_rows(case, [row for row in rows if row.conditions.get("layout") == layout], "memory"))
 
 
 def named(case: Case) -> str:
@@ -202,25 +189,15 @@ def peak_error(results: Results, life: str) -> str:
 
 
 def main(config: Predict) -> None:
-    hardware = lookup(config.hardware)
-    console = Console()
-    ours = calibrated_here()
-    checking = (
-        config.check and ours is not None and hardware.calibration.get("identity") == ours.calibration["identity"]
-    )
-    case = None if checking else predicted_case(config)
-    with claim(config) as run_dir:
-        results = Path(run_dir) / "results.jsonl"
-        if case is None:
-            with console.status("predicting") as status:
-                check(config, hardware, results, status)
-        else:
-            where = environment(command_line(), torch.device("cpu"))
-            rows = [dataclasses.replace(row, environment=where.id) for row in predicted(hardware, case)]
-            reasons = ("nothing was measured", *dict.fromkeys(reason for row in rows for reason in row.warnings))
-            verdict = Verdict(experiment="predict", trusted=False, reasons=reasons, environment=where.id)
-            write(results, [where, *rows, verdict])
-        tell(config, run_dir, console, answer)
+    hardware, ours = lookup(config.hardware), calibrated_here()
+    if config.check and ours and hardware.calibration.get("identity") == ours.calibration["identity"]:
+        with asking(config, answer) as run:
+            run.note()
+            check(config, hardware, run)
+    else:
+        rows = list(predicted(hardware, predicted_case(config)))
+        reasons = ("nothing was measured", *dict.fromkeys(reason for row in rows for reason in row.warnings))
+        tell_predictions(config, rows, reasons, answer)
 
 
 def predicted_case(config: Predict) -> Case:

@@ -27,23 +27,20 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from isoforward.app.command_line import option, run
-from isoforward.app.question import at_most, case_of, command_line, tell
-from isoforward.app.run_directory import claim
+from isoforward.app.question import asking, at_most, case_of
 from isoforward.base import units
 from isoforward.base.config import ExperimentConfig, ModelConfig, at_least, one_of
 from isoforward.base.datasheets import lookup
 from isoforward.base.errors import BadInput
-from isoforward.base.results import Results, Row, RowFields, only, select, write
+from isoforward.base.results import Results, Row, RowFields, only, select
 from isoforward.base.statistics import summarise
-from isoforward.base.terminal import say
 from isoforward.base.vocabulary import Condition
 from isoforward.measure.case import Case
 from isoforward.measure.learning_curves import middle
-from isoforward.measure.passes import call_apart, fields, measure_apart
+from isoforward.measure.passes import call_apart, fields
 from isoforward.measure.reinforcement import EXACT, ROLLOUT, USUAL, Shape, bench, memory_rows, rewards_of
 from isoforward.model.grpo import Reward
 from isoforward.plan.lifetime import Assumptions, plan
@@ -231,20 +228,15 @@ def main(config: RlStep) -> None:
     sized = dataclasses.replace(config.model, vocab=DIGITS)
     case = case_of(dataclasses.replace(config, model=sized), "rl_step", rows=(config.shape.batch,))
     reward = REWARDS[config.reward]
-    console = Console()
-    with claim(config) as run_dir:
-        results = run_dir / "results.jsonl"
+    with asking(config, answer) as run:
         learned: list[Row] = []
         if config.steps:
-            say(console, f"learning for {config.steps} steps under each of {len(config.seeds)} seeds")
+            run.say(f"learning for {config.steps} steps under each of {len(config.seeds)} seeds")
             asked = (config.shape, config.reward, config.steps, config.seeds)
             learned = call_apart(learn, case, *asked, threads=case.threads, what="learning")
-        shapes = sweep(config.shape, case.model.context) if config.sweep else [config.shape]
-        say(console, f"measuring rl_step{at_most(config.measure)}")
-        where = measure_apart(case, bench, shapes, reward, results=results, command=command_line())
-        rows = [*memory_rows(case, config.shape, reward), *learned, *predicted]
-        write(results, [dataclasses.replace(each, environment=where) for each in rows])
-        tell(config, run_dir, console, answer)
+        run.say(f"measuring rl_step{at_most(config.measure)}")
+        run.measure(case, bench, sweep(config.shape, case.model.context) if config.sweep else [config.shape], reward)
+        run.add([*memory_rows(case, config.shape, reward), *learned, *predicted])
 
 
 if __name__ == "__main__":

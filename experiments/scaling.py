@@ -14,25 +14,19 @@ stands the slope that the calibration of this machine predicts.
 import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from rich.console import Console
 
 from isoforward.app.command_line import run
-from isoforward.app.question import at_most, case_of, command_line, tell
-from isoforward.app.run_directory import claim
+from isoforward.app.question import asking, at_most, case_of
 from isoforward.base.config import ExperimentConfig, one_of
 from isoforward.base.datasheets import lookup
-from isoforward.base.environment import environment
-from isoforward.base.results import Results, Row, RowFields, read, select, write
-from isoforward.base.terminal import say
+from isoforward.base.results import Results, Row, RowFields, read, select
 from isoforward.base.vocabulary import Condition
 from isoforward.measure.benchmark import Measured, Part
 from isoforward.measure.case import Case
-from isoforward.measure.passes import Bench, derived, measure_apart
+from isoforward.measure.passes import Bench, derived
 from isoforward.measure.train_and_serve import byte_rows, flop_rows
 from isoforward.plan.calibration import runs_of
 from isoforward.plan.forecast import PHASES, forecaster
@@ -136,19 +130,13 @@ def answer(results: Results) -> str:
 
 def main(config: Scaling) -> None:
     case, by = case_of(config, "scaling"), forecaster(lookup(config.hardware))
-    console = Console()
-    with claim(config) as run_dir:
-        results = Path(run_dir) / "results.jsonl"
-        where = environment(command_line(), torch.device(case.device))
-        write(results, [where])
+    with asking(config, answer) as run:
+        run.note(case.device)
         for axis in config.axes:
             for factor in FACTORS:
-                say(console, f"measuring {axis} x {factor}{at_most(config.measure)}")
-                each = scaled(case, axis, factor)
-                measure_apart(each, bench, axis, factor, results=results, command=command_line())
-            seen = select(read(results), axis=axis)
-            write(results, [dataclasses.replace(r, environment=where.id) for r in exponents(case, axis, seen, by)])
-        tell(config, run_dir, console, answer)
+                run.say(f"measuring {axis} x {factor}{at_most(config.measure)}")
+                run.measure(scaled(case, axis, factor), bench, axis, factor)
+            run.add(exponents(case, axis, select(read(run.results), axis=axis), by))
 
 
 if __name__ == "__main__":

@@ -28,26 +28,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 
 from isoforward.app.command_line import run
-from isoforward.app.question import case_of, command_line, tell
-from isoforward.app.run_directory import claim
+from isoforward.app.question import asking, case_of
 from isoforward.base import units
 from isoforward.base.config import ExperimentConfig, at_least, one_of, within
 from isoforward.base.datasheets import calibrated_here
 from isoforward.base.disturbance import between, look
-from isoforward.base.environment import environment
 from isoforward.base.errors import BadInput
-from isoforward.base.results import Results, Row, RowFields, only, row_of, select, write
-from isoforward.base.terminal import say
+from isoforward.base.results import Results, Row, RowFields, only, row_of, select
 from isoforward.formats.export import load_tokenizer
 from isoforward.measure import guidellm
 from isoforward.measure.benchmark import Part, timed
 from isoforward.measure.case import Case, frozen_of, master_of
 from isoforward.measure.load import Answer, Endpoint, Question, ask, load, models
 from isoforward.measure.memory_ledger import generate
-from isoforward.measure.passes import Bench, derived_fields, measure_apart
+from isoforward.measure.passes import Bench, derived_fields
 from isoforward.measure.trust import alone
 from isoforward.model import steps
 from isoforward.plan import economics
@@ -290,23 +286,20 @@ def main(config: Serving) -> None:
         endpoint = dataclasses.replace(endpoint, model=models(endpoint, timeout_s=min(config.timeout, 10.0))[0])
     untrained = dataclasses.replace(config, data=dataclasses.replace(config.data, batch=1, length=1))
     case = case_of(untrained, "serving", rows=config.batches) if config.checkpoint else None
-    console = Console()
-    with claim(config) as run_dir:
-        results, where = run_dir / "results.jsonl", environment(command_line(), torch.device("cpu"))
-        write(results, [where])
+    with asking(config, answer) as run:
+        run.note()
         endpoint = warmed_up(endpoint, config, case)
         before = look()
         for n, rate in enumerate(config.rates):
-            say(console, f"{config.requests} requests to {endpoint.model} at {rate:g} a second")
+            run.say(f"{config.requests} requests to {endpoint.model} at {rate:g} a second")
             asked = questions(config, case, config.seed + n, endpoint.takes)
             by, answers = loaded(endpoint, asked, config, rate, config.seed + n)
-            write(results, placed(rows(answers, config, rate, by), where.id))
-        write(results, [alone("serving", between(before, look()), environment=where.id)])
+            run.add(rows(answers, config, rate, by))
+        run.add((), alone("serving", between(before, look())))
         if case is not None:
-            say(console, "our own batch loop, and a queueing model")
-            write(results, placed(queue_rows(case, config.rates), where.id))
-            measure_apart(case, bench, config.batches, results=results, command=command_line())
-        tell(config, Path(run_dir), console, answer)
+            run.say("our own batch loop, and a queueing model")
+            run.add(queue_rows(case, config.rates))
+            run.measure(case, bench, config.batches)
 
 
 def warmed_up(endpoint: Endpoint, config: Serving, case: Case | None) -> Endpoint:
@@ -320,10 +313,6 @@ def warmed_up(endpoint: Endpoint, config: Serving, case: Case | None) -> Endpoin
             raise kind(f"endpoint={endpoint.url} does not answer a first request: {found.failure}")
 
     return dataclasses.replace(endpoint, takes=first_taken(once, ids=case is not None))
-
-
-def placed(made: Iterator[Row], where: str) -> list[Row]:
-    return [dataclasses.replace(row, environment=where) for row in made]
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ import dataclasses
 import itertools
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 from isoforward.app.command_line import run
 from isoforward.app.question import ask
@@ -26,7 +25,7 @@ from isoforward.base.results import Results, Row, only
 from isoforward.formats.export import freeze
 from isoforward.measure.benchmark import Measured, Part, Work, timed
 from isoforward.measure.case import Case, batch_of, identity_row, master_of
-from isoforward.measure.passes import Bench, derived
+from isoforward.measure.passes import Bench, against_first, derived
 from isoforward.serve.decoding import Pass, Sampling
 from isoforward.serve.inference import InferenceModule, load
 
@@ -45,15 +44,7 @@ class Speculate(ExperimentConfig):
             at_least("draft_tokens", count, 1)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Asked:
-    draft: str
-    counts: tuple[int, ...]
-    prompt: str
-    temperature: float
-
-
-def generation(case: Case, module: InferenceModule, asked: Asked, part: Part, gained: list[float]) -> Work:
+def generation(case: Case, module: InferenceModule, asked: Speculate, part: Part, gained: list[float]) -> Work:
     """Of one text, another in each sample; `gained` collects how many tokens a forward of the large model brought."""
     ids, count = module.encode(asked.prompt), case.new_tokens
     seeds = itertools.count(case.seed)
@@ -66,12 +57,12 @@ def generation(case: Case, module: InferenceModule, asked: Asked, part: Part, ga
     return timed(case.clock, part, write, count=count)
 
 
-def bench(case: Case, asked: Asked) -> Bench:
+def bench(case: Case, asked: Speculate) -> Bench:
     modules = {0: load(str(case.export), precision=case.precision)}
-    for n in asked.counts:
+    for n in asked.draft_tokens:
         modules[n] = load(str(case.export), precision=case.precision, draft=asked.draft, draft_tokens=n)
     gained: dict[int, list[float]] = {n: [] for n in modules}
-    works = [generation(case, module, asked, part(case, asked, n), gained[n]) for n, module in modules.items()]
+    works = [[generation(case, module, asked, part(case, asked, n), gained[n])] for n, module in modules.items()]
     master = master_of(case)
     identity = identity_row(case, master, freeze(master), batch_of(case)[0][:1])
 
@@ -84,10 +75,10 @@ def bench(case: Case, asked: Asked) -> Bench:
                 shares = [(each - 1) / n for each in samples]
                 yield derived(case, part(case, asked, n), shares, quantity="accepted")
 
-    return Bench(works=works, pairs=[(each.part, works[0].part) for each in works[1:]], rows=rows)
+    return against_first(works, rows)
 
 
-def part(case: Case, asked: Asked, n: int) -> Part:
+def part(case: Case, asked: Speculate, n: int) -> Part:
     conditions = case.conditions(draft_tokens=n, temperature=asked.temperature, new_tokens=case.new_tokens)
     if n:
         conditions["forward"] = "several rows at once"  # the last bits may differ from one row's
@@ -113,13 +104,7 @@ def main(config: Speculate) -> None:
     if config.checkpoint is None or config.draft is None:
         raise BadInput("two trained models are needed: write checkpoint=BIG draft=SMALL, two runs of one tokenizer")
     load(config.checkpoint, draft=config.draft)  # refused before anything is written
-    asked = Asked(
-        draft=str(Path(config.draft).resolve()),
-        counts=tuple(config.draft_tokens),
-        prompt=config.prompt,
-        temperature=config.temperature,
-    )
-    ask(config, "speculate", bench, answer, asked)
+    ask(config, "speculate", bench, answer, config)
 
 
 if __name__ == "__main__":

@@ -25,11 +25,9 @@ from statistics import median
 
 import torch
 from hydra import compose
-from rich.console import Console
 
 from isoforward.app.command_line import register, run, typed
-from isoforward.app.question import case_of, command_line, precision_of, tell
-from isoforward.app.run_directory import claim
+from isoforward.app.question import asking, case_of, command_line, precision_of
 from isoforward.app.scripts import conf_directory, scripts
 from isoforward.base import units
 from isoforward.base.config import ExperimentConfig, TrainConfig, at_least, one_of
@@ -37,10 +35,9 @@ from isoforward.base.disturbance import between, look
 from isoforward.base.environment import environment
 from isoforward.base.errors import BadInput
 from isoforward.base.results import Record, Results, Row, RowFields, select, write
-from isoforward.base.terminal import say
 from isoforward.base.vocabulary import Condition
 from isoforward.data.corpus import Corpus, prepare
-from isoforward.measure.case import Case
+from isoforward.measure.case import Case, unavailable
 from isoforward.measure.learning_curves import Point, held_out, learning_curve, loss_rows, middle, reached_s
 from isoforward.measure.passes import call_apart
 from isoforward.measure.trust import alone
@@ -132,8 +129,7 @@ def times_to_loss(case: Case, curves: dict[str, list[list[Point]]]) -> Iterator[
         reached = [reached_s(points, goal) for points, goal in zip(runs, goals, strict=True)]
         times = [time_s for time_s in reached if time_s is not None]
         if len(times) < len(reached):
-            why = f"{name} did not reach it under every seed"
-            yield case.row(about, value=None, provenance="unavailable", reason=why, conditions=at)
+            yield case.row(about, unavailable(f"{name} did not reach it under every seed"), conditions=at)
         else:
             yield case.row(about, middle(times), conditions=at)
 
@@ -189,13 +185,10 @@ def main(config: Speedrun) -> None:
     if config.track == "bits":  # in the precision that train.py takes here
         precision, _ = precision_of(config, case.model, torch.device(case.device))
         case = dataclasses.replace(case, precision=precision)
-    console = Console()
-    with claim(config) as run_dir:
-        say(console, "training with both recipes, seed by seed")
+    with asking(config, answer) as run:
+        run.say("training with both recipes, seed by seed")
         asked = (config.track, recipes, config.seeds, command_line())
-        records = call_apart(measure, case, *asked, threads=case.threads, what="speedrun")
-        write(run_dir / "results.jsonl", records)
-        tell(config, run_dir, console, answer)
+        write(run.results, call_apart(measure, case, *asked, threads=case.threads, what="speedrun"))
 
 
 if __name__ == "__main__":

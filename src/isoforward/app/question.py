@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -20,12 +21,14 @@ from isoforward.base.config import ExperimentConfig, MeasureConfig, ModelConfig,
 from isoforward.base.device import best_device, device_of
 from isoforward.base.environment import environment
 from isoforward.base.errors import BadInput
-from isoforward.base.results import Results, Row, Verdict, read, write
+from isoforward.base.results import Environment, Results, Row, Verdict, read, write
 from isoforward.base.storage import write_atomically
 from isoforward.base.terminal import say
 from isoforward.formats.checkpoint_file import is_checkpoint
 from isoforward.formats.export import find, read_manifest
+from isoforward.measure import variants
 from isoforward.measure.case import Case, with_kernels
+from isoforward.measure.memory import account_rows
 from isoforward.measure.passes import Build, measure_apart
 from isoforward.model.kernels import training_products
 from isoforward.serve.inference import find_export
@@ -120,16 +123,60 @@ def fitting(config: Run, model: ModelConfig) -> int:
     return config.data.length
 
 
+class Asking:
+    """A question under way. Rows hold in the environment that was the first to be noted."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.results, self.console = run_dir / "results.jsonl", Console()
+        self.environment, self.noted = "", list[Environment]()
+
+    def say(self, line: str) -> None:
+        say(self.console, line)
+
+    def note(self, device: str = "cpu") -> None:
+        """What follows was had in this process, on `device`."""
+        self.noted = [environment(command_line(), torch.device(device))]  # written with the first rows
+        self.environment = self.noted[0].id
+
+    def measure(self, case: Case, build: Build, *more: object) -> None:
+        """Appends what `build(case, *more)` is measured to, in fresh processes."""
+        where = measure_apart(case, build, *more, results=self.results, command=command_line())
+        self.environment = self.environment or where
+
+    def add(self, rows: Iterable[Row], verdict: Verdict | None = None) -> list[Row]:
+        placed = [dataclasses.replace(row, environment=self.environment) for row in rows]
+        judged = [] if verdict is None else [dataclasses.replace(verdict, environment=self.environment)]
+        write(self.results, [*self.noted, *placed, *judged])
+        self.noted = []
+        return placed
+
+
+@contextmanager
+def asking(config: Tracked, answer: Answer, show: Callable[[Console, Results], None] = show_rows) -> Iterator[Asking]:
+    """The run's directory while it is measured, and then its rows, the answer and the report."""
+    with claim(config) as run_dir:
+        run = Asking(run_dir)
+        yield run
+        tell(config, run_dir, run.console, answer, show)
+
+
 def ask(
     config: ExperimentConfig, question: str, build: Build, answer: Answer, *more: object, rows: Sequence[int] = (1,)
 ) -> None:
     """Measures what `build(case, *more)` gives, in fresh processes; shows the rows and the answer."""
     case = case_of(config, question, rows=rows)
-    console = Console()
-    with claim(config) as run_dir:
-        say(console, f"measuring {question}{at_most(config.measure)}")
-        measure_apart(case, build, *more, results=run_dir / "results.jsonl", command=command_line())
-        tell(config, run_dir, console, answer)
+    with asking(config, answer) as run:
+        run.say(f"measuring {question}{at_most(config.measure)}")
+        run.measure(case, build, *more)
+
+
+def ask_variants(config: ExperimentConfig, cases: Sequence[Case], answer: Answer) -> None:
+    """A training step under each case, against the first: its time, and then its memory."""
+    with asking(config, answer) as run:
+        run.say(f"measuring {cases[0].experiment}{at_most(config.measure)}")
+        run.measure(cases[0], variants.bench, cases)
+        for case in cases:
+            run.add(account_rows(case, "training"))
 
 
 def at_most(plan: MeasureConfig) -> str:
@@ -159,16 +206,12 @@ def tell_predictions(
     rows: Sequence[Row],
     reasons: Sequence[str],
     answer: Answer,
-    show: Callable[[Console, Results], None],
+    show: Callable[[Console, Results], None] = show_rows,
 ) -> None:
     """Of rows that nothing was measured for; `reasons` say what they rest on."""
-    console = Console()
-    with claim(config) as run_dir:
-        where = environment(command_line(), torch.device("cpu"))
-        judged = Verdict(experiment=rows[0].experiment, trusted=False, reasons=tuple(reasons), environment=where.id)
-        placed = [dataclasses.replace(row, environment=where.id) for row in rows]
-        write(run_dir / "results.jsonl", [where, *placed, judged])
-        tell(config, run_dir, console, answer, show)
+    with asking(config, answer, show) as run:
+        run.note()
+        run.add(rows, Verdict(experiment=rows[0].experiment, trusted=False, reasons=tuple(reasons)))
 
 
 def conclude(config: Run, run_dir: Path, console: Console, *, job_type: str, sample: str | None = None) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from isoforward.base import disturbance, units
@@ -69,6 +69,12 @@ class Work:
 
 
 Pair = tuple[Part, Part]
+
+
+def part_by_part(works: Iterable[Work], others: Iterable[Work]) -> list[Pair]:
+    """Every part of the works against the same part of the others."""
+    both = zip(works, others, strict=True)
+    return [pair for one, other in both for pair in zip(one.parts, other.parts, strict=True)]
 
 
 def timed(

@@ -126,6 +126,24 @@ class Case:
         """A phase of training, or its whole `step`."""
         return Part(life="training", phase=phase, per="step", conditions=self.training(**more))
 
+    def serve(self, phase: str) -> Part:
+        """The forward of training's batch, prefill, or decode."""
+        forward, prefill, decode = ("step", self.training), ("sequence", self.prefilling), ("token", self.decoding)
+        per, conditions = {"forward": forward, "prefill": prefill, "decode": decode}[phase]
+        return Part(life="inference", phase=phase, per=per, conditions=conditions())
+
+    def after(self, context: int, *, cache: bool) -> Part:
+        """One more token at that context."""
+        return Part(life="inference", phase="decode", per="token", conditions=self.at_context(context, cache=cache))
+
+
+def counted(flops: float, convention: str = "model") -> RowFields:
+    return {"quantity": "flops", "value": float(flops), "provenance": "counted", "convention": convention}
+
+
+def unavailable(why: str) -> RowFields:
+    return {"value": None, "provenance": "unavailable", "reason": why}
+
 
 def with_kernels(case: Case, *, rows: Sequence[int] = (1,)) -> Case:
     """The kernels that are the faster ones for it on this machine, measured where that is not known yet.

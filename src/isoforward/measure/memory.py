@@ -24,7 +24,7 @@ from isoforward.base.results import Row, RowFields
 from isoforward.base.subprocesses import Failed, run_isolated
 from isoforward.base.vocabulary import Condition
 from isoforward.formats.export import freeze
-from isoforward.measure.case import Case
+from isoforward.measure.case import Case, unavailable
 from isoforward.measure.memory_ledger import Ledger, generate, inference_ledger, training_ledger
 from isoforward.model import steps
 from isoforward.model.adapters import adapt
@@ -80,7 +80,8 @@ class Account:
         return {**self.ledger.categories, "kernel buffers": self.kernels_bytes, "unexplained": self.unexplained_bytes}
 
 
-LIVES = ("training", "generation", "forward")  # a step; one prompt and what follows it; training's batch, frozen
+WHOLE = {"training": "step", "generation": "run", "forward": "forward"}  # the phase of what each life runs
+LIVES = tuple(WHOLE)  # a step; one prompt and what follows it; training's batch, frozen
 
 
 def account(
@@ -172,38 +173,32 @@ def rehearse(live: Callable[[], Life]) -> None:
     gc.collect()
 
 
-def memory_rows(case: Case, life: str, found: Account, conditions: dict[str, Condition]) -> Iterator[Row]:
+def held_in(case: Case, life: str, **more: Condition) -> RowFields:
+    """What all rows of the memory of one of LIVES share."""
+    conditions = (case.decoding if life == "generation" else case.training)(**more)
+    own: RowFields = {"life": "inference", "per": "sequence"} if life != "training" else {"life": life, "per": "step"}
+    return {**own, "quantity": "memory", "conditions": conditions}
+
+
+def memory_rows(case: Case, life: str, found: Account, **more: Condition) -> Iterator[Row]:
     """The measured peak of each phase, and of the whole by category, what is unexplained among them."""
-    about: RowFields = {"life": "training" if life == "training" else "inference", "quantity": "memory"}
-    about["per"] = "step" if life == "training" else "sequence"
+    about = held_in(case, life, **more)
     for phase, peak in found.measured.items():
-        yield case.row(about, phase=phase, value=float(peak), conditions=conditions)
+        yield case.row(about, phase=phase, value=float(peak))
     if life == "forward" or not found.ledger.phases:
         return  # a single phase needs no account of the whole
-    about["phase"] = "step" if life == "training" else "run"
     for category, size in {**found.rows, "measured peak": found.measured_bytes}.items():
         seen = category in ("unexplained", "kernel buffers", "kernel workspace", "measured peak")
-        more = {"category": category, "peak_phase": found.ledger.peak_phase}
+        at = {**about["conditions"], "category": category, "peak_phase": found.ledger.peak_phase}
         how = "measured" if seen else "counted"
-        yield case.row(about, value=float(size), provenance=how, conditions={**conditions, **more})
-
-
-def unreadable_row(case: Case, life: str, why: str) -> Row:
-    phase, per = {"training": ("step", "step"), "generation": ("run", "sequence"), "forward": ("forward", "sequence")}[
-        life
-    ]
-    conditions = case.decoding() if life == "generation" else case.training()
-    about: RowFields = {"life": "training" if life == "training" else "inference", "phase": phase, "per": per}
-    how: RowFields = {"value": None, "provenance": "unavailable", "reason": why}
-    return case.row(about, how, quantity="memory", conditions=conditions)
+        yield case.row(about, phase=WHOLE[life], value=float(size), provenance=how, conditions=at)
 
 
 def account_rows(case: Case, life: str) -> list[Row]:
     """Measured now, or a row that says why the system does not tell. BadInput where the process failed."""
     if why := why_unreadable(case.device):
-        return [unreadable_row(case, life, why)]
+        return [case.row(held_in(case, life), unavailable(why), phase=WHOLE[life])]
     found = account(case, life)
     if isinstance(found, Failed):
         raise BadInput(f"the memory of {life} could not be measured: {found.reason}")
-    conditions = {"training": case.training, "forward": case.training, "generation": case.decoding}[life]()
-    return list(memory_rows(case, life, found, conditions))
+    return list(memory_rows(case, life, found))

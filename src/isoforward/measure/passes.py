@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from operator import itemgetter
 from pathlib import Path
 from typing import TypeVar
@@ -22,16 +22,9 @@ import torch
 from isoforward.base.environment import environment
 from isoforward.base.errors import BadInput, Stopped
 from isoforward.base.results import Comparison, Environment, Row, RowFields, Subject, Verdict, write
-from isoforward.base.statistics import (
-    Estimate,
-    Ratio,
-    estimate_across,
-    judge,
-    ratio_across,
-    summarise,
-)
+from isoforward.base.statistics import Estimate, Ratio, estimate_across, judge, ratio_across, summarise
 from isoforward.base.subprocesses import Child, Failed, run_isolated
-from isoforward.measure.benchmark import Measured, Pair, Part, Progress, Work, measure
+from isoforward.measure.benchmark import Measured, Pair, Part, Progress, Work, measure, part_by_part
 from isoforward.measure.case import Case
 from isoforward.measure.roofline import peak_rows, reference_works
 from isoforward.measure.trust import Findings, Times, disturbing, findings, imprecise_of, verdict
@@ -54,13 +47,19 @@ class Bench:
     rows: Callable[[Measured], Iterable[Row]] = _no_rows
 
 
+def against_first(ways: Sequence[Sequence[Work]], rows: Callable[[Measured], Iterable[Row]] = _no_rows) -> Bench:
+    """The works of each way, part by part against those of the first, whose last ones another may lack."""
+    base, *others = ways
+    pairs = [pair for each in others for pair in part_by_part(each, base[: len(each)])]
+    return Bench(works=[*chain.from_iterable(ways)], pairs=pairs, rows=rows)
+
+
 Build = Callable[..., Bench]  # from a case, and whatever else the question hands it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compared:
-    first: Part
-    second: Part
+    pair: Pair
     ratio: Ratio
     spent_s: float
     retaken: int
@@ -141,13 +140,7 @@ def time_here(case: Case, build: Build, more: Sequence[object], command: str) ->
     ]
     retaken = {part: [s for b in measured.blocks for s in b.retaken.get(part, ())] for _, part in timed}
     compared = [
-        Compared(
-            first=pair[0],
-            second=pair[1],
-            ratio=measured.judgement(pair).ratio,
-            spent_s=block.spent_s,
-            retaken=block.again,
-        )
+        Compared(pair=pair, ratio=measured.judgement(pair).ratio, spent_s=block.spent_s, retaken=block.again)
         for block in measured.blocks
         for pair in block.pairs
     ]
@@ -180,12 +173,8 @@ def merged(case: Case, told: Sequence[Told]) -> tuple[Environment, list[Row | Co
     for compared in zip(*(one.compared for one in told), strict=True):
         ratio = ratio_across([one.ratio for one in compared]) if several else compared[0].ratio
         spent_s, retaken = sum(one.spent_s for one in compared), sum(one.retaken for one in compared)
-        first, second = compared[0].first, compared[0].second
-        records.append(
-            comparison_of(
-                case.experiment, (first, second), ratio, case.measure.margin, spent_s, retaken, environment=where.id
-            )
-        )
+        about = (case.experiment, compared[0].pair, ratio, case.measure.margin, spent_s, retaken)
+        records.append(comparison_of(*about, environment=where.id))
     found = [one.findings for one in told]
     if several:
         imprecise = imprecise_of(works_of(known), case.measure.precision)

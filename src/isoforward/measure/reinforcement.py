@@ -18,7 +18,7 @@ from isoforward.base.subprocesses import Failed
 from isoforward.base.vocabulary import TRAINING, Condition
 from isoforward.formats.export import freeze
 from isoforward.measure.benchmark import Measured, Part, Work, phased, timed
-from isoforward.measure.case import Case, master_of
+from isoforward.measure.case import Case, counted, master_of, unavailable
 from isoforward.measure.flops import FlopCounter, Scope, by_phase, layers_of
 from isoforward.measure.memory import Life, account_of
 from isoforward.measure.memory_ledger import Ledger
@@ -146,8 +146,7 @@ def bench(case: Case, shapes: Sequence[Shape], reward: Reward) -> Bench:
             yield from importance_rows(way)
         if refusal is not None:
             about = first.part("old policy").labelled(way=EXACT).about
-            why: RowFields = {"provenance": "unavailable", "reason": refusal}
-            yield case.row(about, why, quantity="importance ratio", value=None)
+            yield case.row(about, unavailable(refusal), quantity="importance ratio")
 
     pairs = [(whole.part, supervised[-1].part)]
     if len(rollouts) == 2:
@@ -201,11 +200,9 @@ def counted_rows(loop: Loop) -> Iterator[Row]:
         dtype=case.precision,
         optimizer=case.rule,
     )
-    how: RowFields
     for phase in PHASES[:-1]:
         about = loop.part(phase).about
-        how = {"quantity": "flops", "provenance": "counted", "convention": "model"}
-        yield case.row(about, how, value=float(flops.get(phase, 0)))
+        yield case.row(about, counted(flops.get(phase, 0)))
         if phase in moved:
             yield case.row(about, quantity="bytes", provenance="predicted", value=float(moved[phase]))
 
@@ -233,7 +230,7 @@ def memory_rows(case: Case, shape: Shape, reward: Reward) -> list[Row]:
     about: RowFields = {"quantity": "memory", "per": "step", "conditions": shape.conditions(case)}
     if isinstance(found, str | Failed):
         why = found if isinstance(found, str) else found.reason
-        return [case.row(about, life="training", phase="step", value=None, provenance="unavailable", reason=why)]
+        return [case.row(about, unavailable(why), life="training", phase="step")]
     return [
         case.row(about, life=life, phase=phase, value=float(found.measured[phase])) for phase, life in lives.items()
     ]

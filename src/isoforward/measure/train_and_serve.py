@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -16,8 +16,8 @@ from isoforward.base.results import Row, RowFields
 from isoforward.base.vocabulary import CONVENTIONS, TRAINING, Condition
 from isoforward.measure import flops
 from isoforward.measure.benchmark import Measured, Pair, Part, Work, phased, timed
-from isoforward.measure.case import Case, batch_of, frozen_of, identity_row, master_of
-from isoforward.measure.energy import open_reader
+from isoforward.measure.case import Case, batch_of, counted, frozen_of, identity_row, master_of
+from isoforward.measure.energy import EnergyReader, open_reader
 from isoforward.measure.passes import Bench, derived
 from isoforward.model import footprint, steps
 from isoforward.model.cost import Lengths
@@ -52,15 +52,15 @@ def bench_of(
     identity: Row,
     training: Training,
     serving: Serving,
-    counted: Callable[[], Iterable[Row]],
+    beside: Callable[[], Iterable[Row]],
     usual: Sequence[Training] = (),
 ) -> Bench:
-    """Of any model: what is timed and compared, and beside it what is `counted`. Of `usual`, the whole step."""
+    """Of any model: what is timed and compared, and what rows there are `beside`. Of `usual`, the whole step."""
 
     def rows(measured: Measured) -> Iterator[Row]:
         yield identity
         yield residual_row(case, training, measured)
-        yield from counted()
+        yield from beside()
         yield from energy_rows(case, training, serving)
 
     wholes = [training.whole, *(each.whole for each in usual)]
@@ -121,11 +121,7 @@ class Serving:
         self.cache = self.past = cache  # what prefill fills, and what decoding goes on from
         if case.compile and isinstance(cache, KVCache):
             self.decode_step, self.past = compiled_decode(tokens.device.type), StaticKVCache(cache)
-        self.forward = timed(
-            case.clock,
-            Part(life="inference", phase="forward", per="step", conditions=case.training()),
-            torch.inference_mode()(lambda: model(tokens)),
-        )
+        self.forward = timed(case.clock, case.serve("forward"), torch.inference_mode()(lambda: model(tokens)))
         self.generation = self._generation()
 
     @property
@@ -140,10 +136,7 @@ class Serving:
     def _generation(self) -> Work:
         """TTFT is prefill; TPOT the mean over the tokens decoded after it."""
         case, clock = self.case, self.case.clock
-        parts = (
-            Part(life="inference", phase="prefill", per="sequence", conditions=case.prefilling()),
-            Part(life="inference", phase="decode", per="token", conditions=case.decoding()),
-        )
+        parts = case.serve("prefill"), case.serve("decode")
 
         def run(n: int) -> Sequence[float]:
             prefill_s = decode_s = 0.0
@@ -168,7 +161,7 @@ class Serving:
 
     def cached(self, context: int) -> Work:
         """Decode steps around `context`: the n of a sample start n/2 before it, and each goes on from the last."""
-        part = Part(life="inference", phase="decode", per="token", conditions=self.case.at_context(context, cache=True))
+        part = self.case.after(context, cache=True)
 
         def prepare(n: int) -> None:
             self.past.rewind(max(0, min(context - 1 - n // 2, self.case.contexts[-1] - n)))
@@ -179,8 +172,7 @@ class Serving:
         return timed(self.case.clock, part, decode, prepare=prepare, most=max(1, context // 2))
 
     def uncached(self, context: int) -> Work:
-        conditions = self.case.at_context(context, cache=False)
-        part = Part(life="inference", phase="decode", per="token", conditions=conditions)
+        part = self.case.after(context, cache=False)
         return timed(self.case.clock, part, lambda: steps.decode_uncached(self.frozen, self.text[:, :context]))
 
 
@@ -204,82 +196,61 @@ def training_flops(case: Case, convention: str) -> dict[str, int]:
 
 
 def training_flop_rows(case: Case, convention: str) -> Iterator[Row]:
-    about: RowFields = {"quantity": "flops", "provenance": "counted", "convention": convention}
-    counted = training_flops(case, convention)
+    found = training_flops(case, convention)
     for phase in TRAINING:
-        at: RowFields = {"life": "training", "phase": phase, "per": "step", "conditions": case.training()}
-        yield case.row(about, at, value=float(counted.get(phase, 0)))
+        yield case.row(case.step(phase).about, counted(found.get(phase, 0), convention))
 
 
 def flop_rows(case: Case) -> Iterator[Row]:
     """Counted by dispatch on the meta device, under each convention."""
-    middle = case.prompt + case.new_tokens // 2
+    middle, served = case.prompt + case.new_tokens // 2, replace(case, adapter=AdapterConfig())
     for convention in CONVENTIONS:
-        about: RowFields = {"quantity": "flops", "provenance": "counted", "convention": convention}
-        about["life"] = "inference"
-        training = list(training_flop_rows(case, convention))
-        yield from training
-        at: RowFields = {"phase": "forward", "per": "step", "conditions": case.training()}
-        merged = replace(case, adapter=AdapterConfig())  # as it is served
-        yield case.row(about, at, value=float(training_flops(merged, convention)["forward"]))
-        prefill = flops.count_prefill(case.model, batch=1, length=case.prompt, convention=convention)
-        at = {"phase": "prefill", "per": "sequence", "conditions": case.prefilling()}
-        yield case.row(about, at, value=float(prefill))
-        at = {"phase": "decode", "per": "token"}
-        decode = flops.count_decode(case.model, batch=1, cached=middle, convention=convention)
-        yield case.row(about, at, value=float(decode), conditions=case.decoding())
+        yield from training_flop_rows(case, convention)
+        found = {
+            "forward": training_flops(served, convention)["forward"],
+            "prefill": flops.count_prefill(case.model, batch=1, length=case.prompt, convention=convention),
+            "decode": flops.count_decode(case.model, batch=1, cached=middle, convention=convention),
+        }
+        for phase, count in found.items():
+            yield case.row(case.serve(phase).about, counted(count, convention))
         for context in case.contexts:
             yield from context_flop_rows(case, context, convention)
 
 
 def context_flop_rows(case: Case, context: int, convention: str) -> Iterator[Row]:
-    counts = {
-        True: flops.count_decode(case.model, batch=1, cached=context - 1, convention=convention),
-        False: flops.count_decode_uncached(case.model, batch=1, length=context, convention=convention),
-    }
-    about: RowFields = {"quantity": "flops", "provenance": "counted", "convention": convention}
-    about |= {"life": "inference", "phase": "decode", "per": "token"}
-    for cache, count in counts.items():
-        yield case.row(about, value=float(count), conditions=case.at_context(context, cache=cache))
+    kept = flops.count_decode(case.model, batch=1, cached=context - 1, convention=convention)
+    again = flops.count_decode_uncached(case.model, batch=1, length=context, convention=convention)
+    for cache, count in ((True, kept), (False, again)):
+        yield case.row(case.after(context, cache=cache).about, counted(count, convention))
 
 
 def byte_rows(case: Case) -> Iterator[Row]:
     """The least traffic that each phase needs: what no cache of the machine can spare it."""
-    size = Lengths(batch=case.batch, length=case.length)
-    dtype = case.precision
-    training: Mapping[str, int] = {}
+    size, dtype = Lengths(batch=case.batch, length=case.length), case.precision
+    serve = partial(footprint.inference_bytes, case.model, batch=1, dtype=dtype)
+    moved: dict[Part, int] = {}
     if case.adapter.name == "none":
         training = footprint.training_bytes(
             case.model, **size, dtype=dtype, optimizer=case.rule, checkpointing=case.checkpointing
         )
-    middle = case.prompt + case.new_tokens // 2
-    prefill = footprint.inference_bytes(case.model, batch=1, length=case.prompt, dtype=dtype)
-    decode = footprint.inference_bytes(case.model, batch=1, cached=middle, dtype=dtype)
-    for life, phase, per, moved, conditions in (
-        *(("training", phase, "step", moved, case.training()) for phase, moved in training.items()),
-        (
-            "inference",
-            "forward",
-            "step",
-            footprint.forward_bytes(case.model, **size, dtype=dtype).total,
-            case.training(),
-        ),
-        ("inference", "prefill", "sequence", prefill.total, case.prefilling()),
-        ("inference", "decode", "token", decode.total, case.decoding()),
-    ):
-        about: RowFields = {"life": life, "phase": phase, "quantity": "bytes", "per": per}
-        yield case.row(about, value=float(moved), provenance="predicted", conditions=conditions)
+        moved = {case.step(phase): count for phase, count in training.items()}
+    moved[case.serve("forward")] = footprint.forward_bytes(case.model, **size, dtype=dtype).total
+    moved[case.serve("prefill")] = serve(length=case.prompt).total
+    moved[case.serve("decode")] = serve(cached=case.prompt + case.new_tokens // 2).total
+    for part, count in moved.items():
+        yield case.row(part.about, quantity="bytes", provenance="predicted", value=float(count))
 
 
 def energy_rows(case: Case, training: Training, serving: Serving) -> Iterator[Row]:
     """Of a whole training step and of a whole generation, each repeated inside one window."""
     reader = open_reader(case.measure.energy, torch.device(case.device))
     generated: dict[str, Condition] = {**case.decoding(), "tokens": case.new_tokens}
-    for work, life, phase, per, conditions in (
-        (training.whole, "training", "step", "step", case.training()),
-        (serving.generation, "inference", "run", "sequence", generated),
-    ):
-        energy = reader.window(partial(work.run, 1))
-        about: RowFields = {"life": life, "phase": phase, "quantity": "energy", "per": per}
-        how: RowFields = {"provenance": energy.provenance, "reason": energy.reason}
-        yield case.row(about, how, value=energy.energy_j, conditions=conditions)
+    whole = Part(life="inference", phase="run", per="sequence", conditions=generated)
+    for work, part in ((training.whole, training.whole.part), (serving.generation, whole)):
+        yield energy_row(case, reader, work, part)
+
+
+def energy_row(case: Case, reader: EnergyReader, work: Work, part: Part) -> Row:
+    energy = reader.window(partial(work.run, 1))
+    how: RowFields = {"provenance": energy.provenance, "reason": energy.reason}
+    return case.row(part.about, how, quantity="energy", value=energy.energy_j)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Unpack
 
 import torch
 from torch.optim import SGD, Adam, AdamW, Optimizer
@@ -20,10 +19,11 @@ from isoforward.base.config import OptimConfig
 from isoforward.base.device import device_of
 from isoforward.base.errors import BadInput
 from isoforward.base.results import Row, RowFields
-from isoforward.base.vocabulary import CONVENTIONS, TRAINING, Condition
-from isoforward.measure.case import Case, batch_of, identity_row
+from isoforward.base.vocabulary import CONVENTIONS, TRAINING
+from isoforward.measure.benchmark import Part
+from isoforward.measure.case import Case, batch_of, counted, identity_row, unavailable
 from isoforward.measure.flops import FlopCounter, Scope, by_phase, fused_attention
-from isoforward.measure.memory import HONEST_MALLOC, PeakOf
+from isoforward.measure.memory import HONEST_MALLOC, PeakOf, held_in
 from isoforward.measure.memory_ledger import generate
 from isoforward.measure.passes import Bench, call_apart
 from isoforward.measure.train_and_serve import Serving, Training, bench_of
@@ -68,34 +68,23 @@ def optimizer_of(model: Wrapped, config: OptimConfig) -> Optimizer:
 def flop_rows(case: Case) -> Iterator[Row]:
     """Counted by dispatch on the meta device; an architecture that asks its data what to do next is not counted."""
     for convention in CONVENTIONS:
-        reason = NO_TRIANGLE
-        counts: list[int] | None = None
+        about: RowFields = {"quantity": "flops", "convention": convention}
+        reason, counts = NO_TRIANGLE, list[int]()
         if convention != "causal":
             try:
                 counts = count(case, convention)
             except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
                 reason = f"not countable without data: {str(error).partition(chr(10))[0]}"
-        for n, place in enumerate(places(case)):
-            about: RowFields = {**place, "quantity": "flops", "convention": convention}
-            if counts is None:
-                yield unavailable(case, reason, about)
-            else:
-                yield case.row(about, value=float(counts[n]), provenance="counted")
+        for n, part in enumerate(places(case)):
+            yield case.row(part.about, about, counted(counts[n], convention) if counts else unavailable(reason))
 
 
-def places(case: Case) -> list[RowFields]:
+def places(case: Case) -> list[Part]:
     """Where FLOPs belong, in the order in which `count` gives them."""
-
-    def place(life: str, phase: str, per: str, conditions: dict[str, Condition]) -> RowFields:
-        return {"life": life, "phase": phase, "per": per, "conditions": conditions}
-
     return [
-        *(place("training", phase, "step", case.training()) for phase in TRAINING),
-        place("inference", "forward", "step", case.training()),
-        place("inference", "prefill", "sequence", case.prefilling()),
-        place("inference", "decode", "token", case.decoding()),
-        *(place("inference", "decode", "token", case.at_context(n, cache=True)) for n in case.contexts),
-        *(place("inference", "decode", "token", case.at_context(n, cache=False)) for n in case.contexts),
+        *map(case.step, TRAINING),
+        *map(case.serve, ("forward", "prefill", "decode")),
+        *(case.after(context, cache=cache) for cache in (True, False) for context in case.contexts),
     ]
 
 
@@ -106,7 +95,7 @@ def count(case: Case, convention: str) -> list[int]:
         batch = torch.zeros(case.batch, case.length, dtype=torch.long)
         text = torch.zeros(1, max(case.contexts[-1], case.prompt), dtype=torch.long)
 
-    def counted(work: Callable[[Scope], object]) -> dict[str, int]:
+    def dispatched(work: Callable[[Scope], object]) -> dict[str, int]:
         scope = Scope({})
         counter = FlopCounter(scope, convention=convention)
         with fused_attention(), counter:
@@ -115,16 +104,16 @@ def count(case: Case, convention: str) -> list[int]:
 
     def decoded(cached: int) -> int:
         cache.rewind(cached)
-        return counted(lambda phase: steps.decode(model, text[:, :1], cache, phase=phase))["decode"]
+        return dispatched(lambda phase: steps.decode(model, text[:, :1], cache, phase=phase))["decode"]
 
     def decoded_uncached(length: int) -> int:
-        return counted(lambda phase: steps.decode_uncached(model, text[:, :length], phase=phase))["decode"]
+        return dispatched(lambda phase: steps.decode_uncached(model, text[:, :length], phase=phase))["decode"]
 
     optimizer = optimizer_of(model, case.optim)
-    trained = counted(
+    trained = dispatched(
         lambda phase: steps.train_step(model, optimizer, batch, batch, accumulate=case.accumulate, phase=phase)
     )
-    prefilled = counted(lambda phase: steps.prefill(model, text[:, : case.prompt], cache, phase=phase))["prefill"]
+    prefilled = dispatched(lambda phase: steps.prefill(model, text[:, : case.prompt], cache, phase=phase))["prefill"]
     return [
         *(trained.get(phase, 0) for phase in TRAINING),
         trained["forward"],
@@ -135,26 +124,17 @@ def count(case: Case, convention: str) -> list[int]:
     ]
 
 
-def unavailable(case: Case, why: str, *shared: RowFields, **about: Unpack[RowFields]) -> Row:
-    return case.row(*shared, about, value=None, provenance="unavailable", reason=why)
-
-
 def unavailable_rows(case: Case) -> Iterator[Row]:
-    about: RowFields = {"life": "inference", "quantity": "bytes"}
-    yield unavailable(case, NO_TRAFFIC, about, phase="prefill", per="sequence", conditions=case.prefilling())
-    yield unavailable(case, NO_TRAFFIC, about, phase="decode", per="token", conditions=case.decoding())
-    about = {"quantity": "memory", "phase": "step", "per": "step"}
-    yield unavailable(case, NO_LEDGER, about, life="training", conditions=case.training(category="ledger"))
+    for phase in ("prefill", "decode"):
+        yield case.row(case.serve(phase).about, unavailable(NO_TRAFFIC), quantity="bytes")
+    yield case.row(case.step("step", category="ledger").about, unavailable(NO_LEDGER), quantity="memory")
 
 
 def memory_rows(case: Case, life: str) -> Iterator[Row]:
     """The peak of each phase, in a process of its own, where malloc gives back what is freed."""
     peaks = call_apart(audit, case, life, threads=case.threads, env=HONEST_MALLOC, what="memory")
-    conditions = case.decoding() if life == "generation" else case.training()
-    about: RowFields = {"life": "training" if life == "training" else "inference", "conditions": conditions}
     for phase, peak in peaks.items():
-        per = "step" if life == "training" else "sequence"
-        yield case.row(about, quantity="memory", phase=phase, per=per, value=float(peak))
+        yield case.row(held_in(case, life), phase=phase, value=float(peak))
 
 
 def audit(case: Case, life: str) -> dict[str, int]:

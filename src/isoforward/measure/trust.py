@@ -102,10 +102,8 @@ def verdict(experiment: str, found: Sequence[Findings], plan: MeasureConfig, *, 
 
 
 def over_all(found: Sequence[Findings]) -> Disturbance:
-    over = found[0].disturbance
-    for one in found[1:]:
-        over = over + one.disturbance
-    return over
+    first, *others = (one.disturbance for one in found)
+    return sum(others, first)
 
 
 def disturbed_by(found: Sequence[Findings]) -> str | None:
