@@ -12,7 +12,7 @@ from isoforward.formats.export import export, freeze
 from isoforward.model.gpt import GPT
 
 ROOT = Path(__file__).parent.parent
-HEAVY = {"lightning", "hydra", "omegaconf", "datasets", "wandb", "transformers", "altair", "pandas"}
+HEAVY = {"lightning", "hydra", "omegaconf", "datasets", "wandb", "transformers", "vl_convert", "pandas"}
 
 
 def loaded_by(statement: str) -> set[str]:

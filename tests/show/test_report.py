@@ -621,9 +621,24 @@ def test_markdown_holds_sentence_and_table_and_escapes_the_rest(
     assert "a\\|b &lt;img>" in text
 
 
-def test_altair_and_vega_are_paid_for_only_when_used() -> None:
+def test_vega_is_bundled_once_and_again_where_what_was_kept_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundles = iter(["first", "second", "third"])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(report, "bundled", lambda: next(bundles))
+    fresh = report.javascript.__wrapped__  # as in a process of its own
+    assert (fresh(), fresh()) == ("first", "first")
+    (kept,) = (tmp_path / "cache").rglob("*.js")
+    kept.write_bytes(b"\xff")
+    assert (fresh(), kept.read_text()) == ("second", "second")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(kept))  # a file, in which nothing can be kept
+    assert fresh() == "third"
+
+
+def test_vega_and_jinja_are_paid_for_only_when_used() -> None:
     code = "import sys, isoforward.show.report; "
-    code += "print(*{'altair', 'vl_convert', 'jinja2', 'hydra', 'wandb'} & set(sys.modules))"
+    code += "print(*{'vl_convert', 'jinja2', 'hydra', 'wandb'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
 

@@ -6,15 +6,12 @@ import json
 import math
 import re
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from isoforward.base import units
 from isoforward.base.vocabulary import BESIDE, WHOLES
-
-if TYPE_CHECKING:
-    import altair as alt
 
 # Okabe and Ito's colours, told apart by every kind of eye. A forward is blue in both lives.
 BLUE, SKY, GREEN, ORANGE, RED, PINK, YELLOW = (
@@ -47,6 +44,8 @@ DASHES = [[1, 0], [7, 4], [2, 3], [11, 3, 2, 3], [14, 5], [4, 2]]
 PLAIN = ".6~r"  # d3 rounds to one digit on a logarithmic axis unless told how many
 LANE = 58  # of a bar with its heading
 DECADES = [10.0**k for k in range(-15, 25)]
+VEGA_LITE = "6.4"  # the version that the specifications are written in
+KINDS = {"Q": "quantitative", "N": "nominal", "O": "ordinal"}
 
 Record = dict[str, Any]
 
@@ -63,13 +62,13 @@ class Chart:
     def png(self, *, scale: float = 2.0) -> bytes:
         import vl_convert
 
-        made: bytes = vl_convert.vegalite_to_png(self.by_day(), vl_version=vega_lite(), scale=scale)
+        made: bytes = vl_convert.vegalite_to_png(self.by_day(), vl_version=VEGA_LITE, scale=scale)
         return made
 
     def svg(self) -> str:
         import vl_convert
 
-        made: str = vl_convert.vegalite_to_svg(self.by_day(), vl_version=vega_lite())
+        made: str = vl_convert.vegalite_to_svg(self.by_day(), vl_version=VEGA_LITE)
         return made
 
     def by_day(self, width: int = 720) -> str:
@@ -77,13 +76,6 @@ class Chart:
         title = {"text": textwrap.wrap(self.title, width // 9), "anchor": "start", "offset": 14}
         text = json.dumps(self.spec | {"width": width, "background": PAPER, "padding": 16, "title": title})
         return re.sub(r"var\(--(\w+)\)", lambda found: LIGHT[found[1]], text)
-
-
-def vega_lite() -> str:
-    """The version that the specifications are written in."""
-    import altair
-
-    return ".".join(altair.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,10 +101,8 @@ class Bar:
         return sum(part.size for part in self.parts)
 
 
-def bars(lanes: Sequence[Bar], *, unit: str, legend: Sequence[str]) -> dict[str, object]:
+def bars(lanes: Sequence[Bar], *, unit: str, legend: Sequence[str]) -> Record:
     """Stacked, from zero. A bar that would dwarf the rest is cut, visibly, and keeps its number."""
-    import altair as alt
-
     sizes = sorted(max(bar.size, bar.tick or 0.0) for bar in lanes)
     whole = max(size for size in sizes if size <= 5 * sizes[len(sizes) // 2]) if len(sizes) > 2 else sizes[-1]
     reach = max([whole, *(bar.ends[1] for bar in lanes if bar.ends and bar.size <= whole)])
@@ -149,159 +139,143 @@ def bars(lanes: Sequence[Bar], *, unit: str, legend: Sequence[str]) -> dict[str,
     ticks = [{"lane": lane, "at": bar.tick} for lane, bar in enumerate(lanes) if bar.tick is not None]
     colours = {part.name: part.colour for bar in lanes for part in bar.parts}
     y = lane_axis(len(lanes))
-    x = alt.X(
+    x = field(
         "start:Q",
-        scale=alt.Scale(domain=[0, limit], nice=False),
-        axis=alt.Axis(title=unit, values=round_steps(whole), format=PLAIN, **BASELINE),
+        scale={"domain": [0, limit], "nice": False},
+        axis={"title": unit, "values": round_steps(whole), "format": PLAIN, **BASELINE},
     )
-    colour = alt.Color(
+    colour = field(
         "part:N",
-        scale=alt.Scale(domain=list(colours), range=list(colours.values())),
-        legend=alt.Legend(values=list(legend), columns=4 if len(legend) <= 4 else 3) if legend else None,
+        scale={"domain": list(colours), "range": list(colours.values())},
+        legend={"values": list(legend), "columns": 4 if len(legend) <= 4 else 3} if legend else None,
     )
-    tooltip = [alt.Tooltip("part:N", title="part"), alt.Tooltip("said:N", title="takes")]
-    chart = alt.Chart(data(drawn))
+    tooltip = [field("part:N", title="part"), field("said:N", title="takes")]
+    fits = "datum.room * width > datum.label.length * 7 + 8 ? datum.label : datum.room * width > 34 ? datum.share : ''"
+    inside = {"x": field("middle:Q"), "y": y, "text": field("fits:N"), "color": field("ink:N", scale=None)}
+    at = {"x": field("at:Q"), "y": y}
+    bar_of: Record = {"type": "bar", "height": 24, "yOffset": 11}
+    whisker: Record = {"type": "rule", "yOffset": 11, "strokeWidth": 2, "color": INK, "clip": True}
+    tick: Record = {"type": "tick", "thickness": 3, "size": 36, "yOffset": 11, "color": INK, "opacity": 1}
+    beside: Record = {"align": "left", "dx": 8, "dy": 12, "color": MUTED, "limit": {"expr": "width - 40"}}
+    cut_mark: Record = {"text": "//", "dy": 10, "fontSize": 32, "fontWeight": "bold", "color": PAPER}
     layers = [
-        chart.mark_bar(height=24, yOffset=11).encode(x=x, x2="end:Q", y=y, color=colour, tooltip=tooltip),
+        layer(drawn, bar_of, x=x, x2=field("end"), y=y, color=colour, tooltip=tooltip),
         *headings([(bar.label, bar.total) for bar in lanes], reserved=165),
-        chart.transform_calculate(
-            fits="datum.room * width > datum.label.length * 7 + 8 ? datum.label"
-            " : datum.room * width > 34 ? datum.share : ''"
-        )
-        .mark_text(dy=11, fontSize=12)
-        .encode(x="middle:Q", y=y, text="fits:N", color=alt.Color("ink:N", scale=None)),
-        alt.Chart(data(whiskers))
-        .mark_rule(yOffset=11, strokeWidth=2, color=INK, clip=True)
-        .encode(x="start:Q", x2="end:Q", y=y),
-        alt.Chart(data(ticks)).mark_tick(thickness=3, size=36, yOffset=11, color=INK, opacity=1).encode(x="at:Q", y=y),
-        alt.Chart(data(small))
-        .mark_text(align="left", dx=8, dy=12, fontSize=12, color=MUTED, limit=alt.ExprRef("width - 40"))
-        .encode(x="at:Q", y=y, text="said:N"),
-        alt.Chart(data(cuts))
-        .mark_text(text="//", dy=10, fontSize=32, fontWeight="bold", color=PAPER)
-        .encode(x="at:Q", y=y),
+        layer(drawn, {"type": "text", "dy": 11, "fontSize": 12}, **inside)
+        | {"transform": [{"calculate": fits, "as": "fits"}]},
+        layer(whiskers, whisker, x=field("start:Q"), x2=field("end"), y=y),
+        layer(ticks, tick, **at),
+        layer(small, {"type": "text", "fontSize": 12, **beside}, **at, text=field("said:N")),
+        layer(cuts, {"type": "text", **cut_mark}, **at),
     ]
-    return themed(alt.layer(*layers), height=LANE * len(lanes))
+    return themed(layers, height=LANE * len(lanes))
 
 
-def dots(marks: Sequence[Record], *, unit: str, per: str, ratios: bool = False) -> dict[str, object]:
+def dots(marks: Sequence[Record], *, unit: str, per: str, ratios: bool = False) -> Record:
     """One a lane, `series` and `said` above it, with its whiskers, on a scale that shows the least of them.
 
     `ratios` have a line at 1, and a scale on which twice is as far from it as half.
     """
-    import altair as alt
-
     marks, unit = rescaled(marks, unit)
-    scale = alt.Scale(type="log", nice=False, padding=12) if ratios else span(marks)
+    scale = {"type": "log", "nice": False, "padding": 12} if ratios else span(marks)
     drawn = [mark | {"lane": lane} for lane, mark in enumerate(marks)]
     ticks = {"values": ratio_ticks(marks)} if ratios else {"tickCount": 5, **decades(scale)}
-    axis = alt.Axis(title=f"{unit} {per}".strip(), format=PLAIN, **BASELINE, **ticks)
-    chart = alt.Chart(data(drawn)).encode(y=lane_axis(len(marks)), color=alt.Color("colour:N", scale=None))
-    x = alt.X("value:Q", scale=scale, axis=axis)
+    axis = {"title": f"{unit} {per}".strip(), "format": PLAIN, **BASELINE, **ticks}
+    x = field("value:Q", scale=scale, axis=axis)
+    shared = {"y": lane_axis(len(marks)), "color": field("colour:N", scale=None)}
+    tooltip = [field("series:N", title="what"), field("told:N", title="is")]
+    whisker: Record = {"type": "rule", "yOffset": 11, "strokeWidth": 2}
+    point: Record = {"type": "point", "filled": True, "size": 90, "opacity": 1, "yOffset": 11}
     layers = [
-        chart.mark_rule(yOffset=11, strokeWidth=2).encode(x=alt.X("low:Q", scale=scale), x2="high:Q"),
-        chart.mark_point(filled=True, size=90, opacity=1, yOffset=11).encode(
-            x=x, tooltip=[alt.Tooltip("series:N", title="what"), alt.Tooltip("told:N", title="is")]
-        ),
+        layer(drawn, whisker, x=field("low:Q", scale=scale), x2=field("high"), **shared),
+        layer(drawn, point, x=x, tooltip=tooltip, **shared),
         *headings([(mark["series"], mark["said"]) for mark in marks], reserved=100, crossed=ratios),
     ]
     if ratios:
-        line = alt.Chart(data([{"even": 1}])).mark_rule(color=MUTED, strokeDash=[4, 4])
-        layers.insert(0, line.encode(x=alt.X("even:Q", scale=scale, axis=axis)))
-    return themed(alt.layer(*layers), height=(LANE - 12) * len(marks))
+        line = {"type": "rule", "color": MUTED, "strokeDash": [4, 4]}
+        layers.insert(0, layer([{"even": 1}], line, x=field("even:Q", scale=scale, axis=axis)))
+    return themed(layers, height=(LANE - 12) * len(marks))
 
 
-def curves(marks: Sequence[Record], *, x_title: str, unit: str, per: str) -> dict[str, object]:
+def curves(marks: Sequence[Record], *, x_title: str, unit: str, per: str) -> Record:
     """Colour by `phase`, dashes by `variant`; up to four lines carry their name at their end, more have a legend."""
-    import altair as alt
-
     marks, unit = rescaled(marks, unit)
     scale = span(marks)
     across = sorted({mark["x"] for mark in marks})
     doubling = across[0] > 0 and across[-1] >= 8 * across[0]
     labels = {"values": across} if len(across) <= 10 else {}
     last = list({mark["series"]: mark for mark in sorted(marks, key=lambda mark: mark["x"])}.values())
-    x = alt.X(
+    x = field(
         "x:Q",
-        scale=alt.Scale(type="log", base=2, nice=False) if doubling else alt.Scale(zero=False),
-        axis=alt.Axis(title=x_title, grid=False, format=".3~s" if across[-1] >= 1e5 else PLAIN, **labels),
+        scale={"type": "log", "base": 2, "nice": False} if doubling else {"zero": False},
+        axis={"title": x_title, "grid": False, "format": ".3~s" if across[-1] >= 1e5 else PLAIN, **labels},
     )
-    y = alt.Y("value:Q", scale=scale, axis=alt.Axis(title=f"{unit} {per}", format=PLAIN, tickCount=5, **decades(scale)))
+    axis = {"title": f"{unit} {per}", "format": PLAIN, "tickCount": 5, **decades(scale)}
+    y = field("value:Q", scale=scale, axis=axis)
     phases, variants = (list(dict.fromkeys(mark[key] for mark in marks)) for key in ("phase", "variant"))
-    listed = alt.Legend(columns=3, symbolType="stroke", symbolStrokeWidth=3, labelLimit=300)
+    listed = {"columns": 3, "symbolType": "stroke", "symbolStrokeWidth": 3, "labelLimit": 300}
     many = len(last) > 4
-    colour = alt.Color(
-        "phase:N",
-        scale=alt.Scale(domain=phases, range=[PHASE_COLOURS[phase] for phase in phases]),
-        legend=listed if many and len(phases) > 1 else None,
-    )
-    dash = alt.StrokeDash(
+    coloured = {"domain": phases, "range": [PHASE_COLOURS[phase] for phase in phases]}
+    dash = field(
         "variant:N",
-        scale=alt.Scale(domain=variants, range=DASHES),
+        scale={"domain": variants, "range": DASHES},
         legend=listed if many and len(variants) > 1 else None,
     )
-    chart = alt.Chart(data(marks)).encode(x=x, color=colour, detail="series:N")
-    told = [
-        alt.Tooltip("series:N", title="what"),
-        alt.Tooltip("x:Q", title=x_title),
-        alt.Tooltip("told:N", title="is"),
-    ]
+    shared = {
+        "x": x,
+        "color": field("phase:N", scale=coloured, legend=listed if many and len(phases) > 1 else None),
+        "detail": field("series:N"),
+    }
+    tooltip = [field("series:N", title="what"), field("x:Q", title=x_title), field("told:N", title="is")]
+    point: Record = {"type": "point", "filled": True, "size": 70, "opacity": 1}
     layers = [
-        chart.mark_line(strokeWidth=2.5).encode(y=y, strokeDash=dash),
-        chart.mark_rule(strokeWidth=2).encode(y=alt.Y("low:Q", scale=scale), y2="high:Q"),
-        chart.mark_point(filled=True, size=70, opacity=1).encode(y=y, tooltip=told),
+        layer(marks, {"type": "line", "strokeWidth": 2.5}, y=y, strokeDash=dash, **shared),
+        layer(marks, {"type": "rule", "strokeWidth": 2}, y=field("low:Q", scale=scale), y2=field("high"), **shared),
+        layer(marks, point, y=y, tooltip=tooltip, **shared),
     ]
     if not many:
-        ends = alt.Chart(data(last)).encode(x=x, y=y, text="series:N")
-        layers += haloed(ends, align="right", dy=-14, fontSize=13, fontWeight="bold", limit=260)
-    return themed(alt.layer(*layers), height=300)
+        style = {"align": "right", "dy": -14, "fontSize": 13, "fontWeight": "bold", "limit": 260}
+        layers += haloed(last, style, x=x, y=y, text=field("series:N"))
+    return themed(layers, height=300)
 
 
-def headings(texts: Iterable[tuple[str, str]], *, reserved: int, crossed: bool = False) -> list[object]:
+def headings(texts: Iterable[tuple[str, str]], *, reserved: int, crossed: bool = False) -> list[Record]:
     """Above each lane, at both its ends; the right one has `reserved` pixels, and the left one may be `crossed`."""
-    import altair as alt
-
     rows = [{"lane": lane, "left": left, "right": right} for lane, (left, right) in enumerate(texts)]
-    chart = alt.Chart(data(rows)).encode(y=lane_axis(len(rows)))
-    left = chart.encode(x=alt.value(0), text="left:N")
-    style = {"align": "left", "dy": -13, "fontSize": 13, "limit": alt.ExprRef(f"width - {reserved}")}
+    y = lane_axis(len(rows))
+    style: Record = {"align": "left", "dy": -13, "fontSize": 13, "limit": {"expr": f"width - {reserved}"}}
+    left = {"x": {"value": 0}, "y": y, "text": field("left:N")}
+    bold = style | {"type": "text", "align": "right", "fontWeight": "bold", "color": INK, "limit": reserved}
     return [
-        *(haloed(left, **style) if crossed else [left.mark_text(color=INK, **style)]),
-        chart.mark_text(align="right", dy=-13, fontSize=13, fontWeight="bold", color=INK, limit=reserved).encode(
-            x=alt.value("width"), text="right:N"
-        ),
+        *(haloed(rows, style, **left) if crossed else [layer(rows, {"type": "text", "color": INK, **style}, **left)]),
+        layer(rows, bold, x={"value": "width"}, y=y, text=field("right:N")),
     ]
 
 
-def haloed(chart: alt.Chart, **text: object) -> list[alt.Chart]:
+def haloed(records: Sequence[Record], style: Record, **encoding: object) -> list[Record]:
     """Text that stays legible over lines."""
-    return [chart.mark_text(stroke=PAPER, strokeWidth=5, color=PAPER, **text), chart.mark_text(color=INK, **text)]
+    halo = {"stroke": PAPER, "strokeWidth": 5, "color": PAPER}
+    return [layer(records, {"type": "text", **colours, **style}, **encoding) for colours in (halo, {"color": INK})]
 
 
-def lane_axis(count: int) -> object:
-    import altair as alt
-
-    return alt.Y("lane:O", axis=None, scale=alt.Scale(domain=list(range(count)), padding=0))
+def lane_axis(count: int) -> Record:
+    return field("lane:O", axis=None, scale={"domain": list(range(count)), "padding": 0})
 
 
-def decade_axis(channel: Any, field: str, title: str, *, ends: Sequence[float] | None = None, **axis: Any) -> Any:
+def decade_axis(name: str, title: str, *, ends: Sequence[float] | None = None, **axis: object) -> Record:
     """A logarithmic one, labelled at powers of ten, from one of `ends` to the other."""
-    import altair as alt
-
     bounds = {} if ends is None else {"domain": list(ends), "nice": False}
-    return channel(field, scale=alt.Scale(type="log", **bounds), axis=alt.Axis(title=title, values=DECADES, **axis))
+    return field(name, scale={"type": "log", **bounds}, axis={"title": title, "values": DECADES, **axis})
 
 
-def span(marks: Sequence[Record]) -> object:
+def span(marks: Sequence[Record]) -> Record:
     """From zero, unless that would hide the least behind the greatest."""
-    import altair as alt
-
     least, greatest = min(mark["low"] for mark in marks), max(mark["high"] for mark in marks)
-    return alt.Scale(type="log") if least > 0 and greatest >= 20 * least else alt.Scale(zero=True)
+    return {"type": "log"} if least > 0 and greatest >= 20 * least else {"zero": True}
 
 
-def decades(scale: alt.Scale) -> Record:
-    return {"values": DECADES} if scale.to_dict().get("type") == "log" else {}
+def decades(scale: Record) -> Record:
+    return {"values": DECADES} if scale.get("type") == "log" else {}
 
 
 def ratio_ticks(marks: Sequence[Record]) -> list[float]:
@@ -337,37 +311,45 @@ def printable(text: str, longest: int = 300) -> str:
     return "".join(each if each.isprintable() else " " for each in text[:longest]) + "…" * (len(text) > longest)
 
 
-def data(records: Iterable[Record]) -> object:
-    import altair as alt
-
-    return alt.Data(values=list(records))
+# Vega-Lite's own words
 
 
-def themed(chart: alt.LayerChart, *, height: int) -> Record:
+def field(name: str, **more: object) -> Record:
+    """A channel that a field of the data drives: `name:Q` is a quantity, `:N` a name, `:O` an order."""
+    name, _, kind = name.partition(":")
+    return {"field": name, **({"type": KINDS[kind]} if kind else {}), **more}
+
+
+def layer(records: Iterable[Record], mark: Mapping[str, object], **encoding: object) -> Record:
+    """One mark for each record."""
+    return {"data": {"values": list(records)}, "mark": mark, "encoding": encoding}
+
+
+def themed(layers: Sequence[Record], *, height: int) -> Record:
+    """The whole specification; data that several layers draw are held once."""
     colours = {"labelColor": MUTED, "titleColor": MUTED, "gridColor": LINE, "tickColor": LINE}
     sizes = {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "titlePadding": 8}
     legend = {"labelColor": INK, "labelFontSize": 12, "title": None, "orient": "top", "offset": 12}
-    spec: dict[str, object] = (
-        chart.properties(width="container", height=height, background="transparent", padding=2)
-        .configure(
-            font=FONT,
-            axis={**colours, **sizes, "domain": False, "labelOverlap": True},
-            legend={**legend, "columnPadding": 14, "symbolType": "square", "symbolFillColor": MUTED},
-            title={"color": INK, "fontSize": 15, "lineHeight": 20},
-            view={"stroke": None},
-        )
-        .to_dict(validate=False)
-    )
-    return once(spec)
-
-
-def once(spec: Record) -> Record:
-    """Data that several layers draw, held once."""
+    datasets: dict[str, list[Record]] = {}
     names: dict[str, str] = {}
-    datasets = {}
-    for layer in spec["layer"]:
-        if "values" in (held := layer.get("data", {})):
-            name = names.setdefault(json.dumps(held["values"]), f"data{len(names)}")
-            datasets[name] = held["values"]
-            layer["data"] = {"name": name}
-    return spec | {"datasets": datasets}
+    for each in layers:
+        values = each["data"]["values"]
+        name = names.setdefault(json.dumps(values), f"data{len(names)}")
+        datasets[name] = values
+        each["data"] = {"name": name}
+    return {
+        "$schema": f"https://vega.github.io/schema/vega-lite/v{VEGA_LITE}.json",
+        "width": "container",
+        "height": height,
+        "background": "transparent",
+        "padding": 2,
+        "config": {
+            "font": FONT,
+            "axis": {**colours, **sizes, "domain": False, "labelOverlap": True},
+            "legend": {**legend, "columnPadding": 14, "symbolType": "square", "symbolFillColor": MUTED},
+            "title": {"color": INK, "fontSize": 15, "lineHeight": 20},
+            "view": {"stroke": None},
+        },
+        "layer": layers,
+        "datasets": datasets,
+    }

@@ -19,9 +19,10 @@ from isoforward.show.charts import (
     Record,
     bars,
     curves,
-    data,
     decade_axis,
+    field,
     haloed,
+    layer,
     on_axis,
     themed,
 )
@@ -156,8 +157,6 @@ def cache(results: Results) -> Chart | str:
 
 def break_even(run: BothLives) -> Chart | str:
     """What serving has cost, as a share of what training had, by served tokens for each trained one."""
-    import altair as alt
-
     flops = sum(line.flops.value or 0.0 for line in run.training if line.flops)
     trained = {"time": run.step.time_per_token_s or 0.0, "FLOPs": flops / run.step.tokens}
     table: list[Record] = []
@@ -184,44 +183,43 @@ def break_even(run: BothLives) -> Chart | str:
         way |= {"share": 1.0, "way": f"{way['phase']}, {way['cost']}: {units.digits(way['at'])}"}
     lines = [way | {"share": share, "at": way["at"] * share} for way in drawn for share in (1e-6, 1e6)]
     title = "served tokens for each trained one"
-    x = decade_axis(alt.X, "at:Q", title, ends=(low, high), format=PLAIN, grid=False)
-    y = decade_axis(alt.Y, "share:Q", "cost of serving ÷ cost of training", ends=(0.01, 100), format=PLAIN)
-    colour = alt.Color("colour:N", scale=None)
+    x = decade_axis("at:Q", title, ends=(low, high), format=PLAIN, grid=False)
+    y = decade_axis("share:Q", "cost of serving ÷ cost of training", ends=(0.01, 100), format=PLAIN)
+    colour = field("colour:N", scale=None)
     for way in [*drawn, *lines]:
         way["colour"] = PHASE_COLOURS[way["phase"]]
-    dash = alt.StrokeDash("cost:N", legend=None, scale=alt.Scale(domain=["time", "FLOPs"], range=DASHES[:2]))
-    crossings = alt.Chart(data(drawn)).encode(x=x, y=y, color=colour)
+    dash = field("cost:N", legend=None, scale={"domain": ["time", "FLOPs"], "range": DASHES[:2]})
+    growing: Record = {"type": "line", "strokeWidth": 2.5, "clip": True}
+    point: Record = {"type": "point", "filled": True, "size": 90, "opacity": 1}
+    tooltip = [field("way:N", title="serving overtakes")]
     layers = [
-        alt.Chart(data([{"share": 1.0}])).mark_rule(color=MUTED, strokeWidth=1.5).encode(y=y),
-        alt.Chart(data(lines))
-        .mark_line(strokeWidth=2.5, clip=True)
-        .encode(x=x, y=y, color=colour, strokeDash=dash, detail="way:N"),
-        crossings.mark_point(filled=True, size=90, opacity=1).encode(
-            tooltip=[alt.Tooltip("way:N", title="serving overtakes")]
-        ),
+        layer([{"share": 1.0}], {"type": "rule", "color": MUTED, "strokeWidth": 1.5}, y=y),
+        layer(lines, growing, x=x, y=y, color=colour, strokeDash=dash, detail=field("way:N")),
+        layer(drawn, point, x=x, y=y, color=colour, tooltip=tooltip),
     ]
     middle = (low * high) ** 0.5
     left, right = ([way for way in drawn if (way["at"] < middle) is side] for side in (True, False))
     below, above = {"align": "left", "dx": 8}, {"align": "right", "dx": -8}  # where no line is, or one already crossed
     for place, sign, ways in ((below, 1, left[::-1]), (above, -1, right)):
         for n, way in enumerate(ways):
-            text = alt.Chart(data([way])).encode(x=x, y=y, text="way:N")
-            layers += haloed(text, fontSize=13, dy=sign * (15 + 19 * n), **place)
+            style = {"fontSize": 13, "dy": sign * (15 + 19 * n), **place}
+            layers += haloed([way], style, x=x, y=y, text=field("way:N"))
     decoded = {way["cost"]: units.digits(way["at"]) for way in drawn if way["phase"] == "decode"}
     said = [f"{at} in {cost}" for cost, at in decoded.items()]
     return Chart(
         name="break_even",
         title=f"Decoded tokens for each trained one at which serving overtakes training: {', '.join(said)}",
-        spec=themed(alt.layer(*layers), height=320),
+        spec=themed(layers, height=320),
         table=table,
     )
 
 
 def roofline(run: BothLives) -> Chart | str:
     """What each phase reaches below what the machine could; or why that cannot be drawn."""
-    import altair as alt
-
-    flops, bandwidth = (at_most_one(run.results, quantity=peak) for peak in ("peak_flops", "peak_bandwidth"))
+    flops, bandwidth = (
+        at_most_one(run.results, quantity="peak_flops"),
+        at_most_one(run.results, quantity="peak_bandwidth"),
+    )
     if not (flops and bandwidth and flops.value and bandwidth.value):
         return "these rows hold no peak FLOP/s and no peak bandwidth of this machine"
     table: list[Record] = []
@@ -248,19 +246,20 @@ def roofline(run: BothLives) -> Chart | str:
         | {"said": f"{point['label']}: {point['of_roof']:.0%} of the roof", "colour": PHASE_COLOURS[point["phase"]]}
         for point in table
     ]
-    x = decade_axis(alt.X, "flop_per_byte:Q", "FLOP per byte moved", ends=(low, high), format=PLAIN, grid=False)
-    y = decade_axis(alt.Y, "flop_per_s:Q", "FLOP/s", format=".3~s")
-    low_y = alt.Y("low_flop_per_s:Q", scale=alt.Scale(type="log"))
-    points = alt.Chart(data(drawn)).encode(x=x, color=alt.Color("colour:N", scale=None))
-    shape = alt.Shape("life:N", scale=alt.Scale(domain=["training", "inference"], range=["square", "circle"]))
+    x = decade_axis("flop_per_byte:Q", "FLOP per byte moved", ends=(low, high), format=PLAIN, grid=False)
+    y = decade_axis("flop_per_s:Q", "FLOP/s", format=".3~s")
+    reach_of = {"y": field("low_flop_per_s:Q", scale={"type": "log"}), "y2": field("high_flop_per_s")}
+    colour = field("colour:N", scale=None)
+    shape = field("life:N", scale={"domain": ["training", "inference"], "range": ["square", "circle"]})
+    dot: Record = {"type": "point", "filled": True, "size": 120, "opacity": 1}
     layers = [
-        alt.Chart(data(roof)).mark_line(color=INK, strokeWidth=2).encode(x=x, y=y),
-        points.mark_rule(strokeWidth=2).encode(y=low_y, y2="high_flop_per_s:Q"),
-        points.mark_point(filled=True, size=120, opacity=1).encode(y=y, shape=shape, tooltip=["said:N"]),
+        layer(roof, {"type": "line", "color": INK, "strokeWidth": 2}, x=x, y=y),
+        layer(drawn, {"type": "rule", "strokeWidth": 2}, x=x, color=colour, **reach_of),
+        layer(drawn, dot, x=x, y=y, color=colour, shape=shape, tooltip=[field("said:N")]),
     ]
     for n, point in enumerate(drawn):
         beside = {"align": "right" if point["flop_per_byte"] > ridge else "left", "dy": (-18, 18, -38, 38)[n % 4]}
-        layers += haloed(alt.Chart(data([point])).encode(x=x, y=y, text="said:N"), fontSize=12, **beside)
+        layers += haloed([point], {"fontSize": 12, **beside}, x=x, y=y, text=field("said:N"))
     placed = {(point["life"], point["phase"]) for point in table}
     absent = [line.label for line in [*run.training, *run.inference] if (line.life, line.phase) not in placed]
     return Chart(
@@ -270,6 +269,6 @@ def roofline(run: BothLives) -> Chart | str:
             f"{units.count(bandwidth.value, 'B/s')}"
             + (f"; not placed, for want of FLOPs or bytes: {', '.join(absent)}" if absent else "")
         ),
-        spec=themed(alt.layer(*layers), height=360),
+        spec=themed(layers, height=360),
         table=table,
     )

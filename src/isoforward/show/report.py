@@ -12,14 +12,17 @@ import hashlib
 import re
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib import resources
+from importlib.metadata import version
 from pathlib import Path
 from typing import BinaryIO
 
 from isoforward.base import units
-from isoforward.base.errors import BadInput, Refusal
+from isoforward.base.caches import cache_directory
+from isoforward.base.errors import BadInput, Refusal, StorageFailed
 from isoforward.base.results import Environment, Results, at_most_one, read, select
 from isoforward.base.storage import write_atomically
 from isoforward.base.terminal import print_what_can_be_encoded
@@ -119,11 +122,22 @@ def render(runs: Runs, *, sample: str | None, headline: str | None, title: str) 
 
 @cache
 def javascript() -> str:
-    """Vega, which draws the pictures; bundling it takes seconds. BadInput where its engine does not start."""
+    """Vega, which draws the pictures. Bundling it takes seconds: it is done once for each version, and kept."""
+    name = f"vega-lite-{charts.VEGA_LITE}_vl-convert-{version('vl-convert-python')}.js"
+    with suppress(OSError, UnicodeError, StorageFailed):
+        return cache_directory("vega", name).read_text("utf-8")
+    bundle = bundled()
+    with suppress(StorageFailed):  # bundled again next time
+        write_atomically(cache_directory("vega", name), partial(put, bundle.encode()))
+    return bundle
+
+
+def bundled() -> str:
+    """BadInput where the engine of the charts does not start."""
     import vl_convert
 
     try:
-        bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", charts.vega_lite())
+        bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", charts.VEGA_LITE)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a panic of the Rust library is no Exception
