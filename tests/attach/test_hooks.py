@@ -14,36 +14,14 @@ from tests.attach import planted_training as plant
 from tests.attach.planted_training import PlantedClock
 
 
-class Wrapper(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.parts = nn.ModuleList([nn.Linear(2, 2), nn.ReLU()])
-        self.teacher = nn.Linear(2, 2).requires_grad_(False)
-        self.criterion = nn.MSELoss()
-        self.inner = nn.Sequential(nn.Linear(2, 2))
-
-
 def watched() -> hooks.Hooks:
     return hooks.Hooks(Account(PlantedClock(), Sampling(every=1, warmup=0, count_flops=False)))
-
-
-def test_modules_without_weights_to_train_are_no_forward() -> None:
-    wrapper = Wrapper()
-    assert list(hooks.callable_modules(wrapper)) == [wrapper, wrapper.parts[0], wrapper.inner]
-    assert list(hooks.callable_modules(nn.ReLU())) == []
-
-
-def test_what_torch_compile_made_is_hooked_from_outside_alone() -> None:
-    compiled = torch.compile(nn.Linear(2, 2), backend="eager")
-    assert list(hooks.callable_modules(compiled)) == [compiled]  # type: ignore[arg-type]
-    in_place = nn.Linear(2, 2)
-    in_place.compile(backend="eager")
-    assert list(hooks.callable_modules(in_place)) == []
 
 
 def test_a_watched_model_is_copied_and_pickled_like_any_other() -> None:
     model, watching = nn.Linear(2, 2), watched()
     watching.watch_module(model)
+    watching.run_begins()
     copied = copy.deepcopy(model)
     assert copied(torch.ones(1, 2)).shape == (1, 2)
     file = io.BytesIO()
@@ -60,17 +38,11 @@ def test_only_another_device_is_a_transfer() -> None:
     assert hooks.moves(here, (), {"device": "meta"})
 
 
-def test_modules_are_found_by_the_weights_that_are_updated() -> None:
-    wrapper, other = Wrapper(), nn.Linear(2, 2)
-    optimizer = torch.optim.SGD(wrapper.inner.parameters())
-    found = hooks.trained_by([optimizer])
-    assert any(one is wrapper for one in found) and not any(one is other for one in found)
-
-
 def test_what_was_replaced_is_put_back() -> None:
     watching, owner = watched(), nn.Linear(2, 2)
     watching.time(owner, "extra_repr", "logging")
     watching.time(torch.nn.utils, "clip_grad_value_", "clipping")
+    watching.run_begins()
     assert "extra_repr" in vars(owner)
     watching.undo()
     assert "extra_repr" not in vars(owner)

@@ -1,5 +1,7 @@
 """Which steps are timed: drawn, after the warm-up, and fewer where timing is dear."""
 
+from itertools import islice
+
 from isoforward.attach.account import Account
 from isoforward.attach.sampling import BOUND, COUNTED, TIMED, WARMUP, WHOLE, Draws, Sampling
 from tests.attach.planted_training import PlantedClock
@@ -7,7 +9,7 @@ from tests.attach.planted_training import PlantedClock
 
 def test_steps_are_drawn_and_those_at_the_beginning_are_left_out() -> None:
     draws = Draws(Sampling(every=4, warmup=3))
-    kinds = [draws.kind(step) for step in range(1004)]
+    kinds = list(islice((kind for kind, steps in draws.runs() for _ in range(steps)), 1004))
     assert kinds[:4] == [WARMUP] * 3 + [COUNTED]
     places = [kinds[at : at + 4].index(TIMED) for at in range(4, 1004, 4)]
     assert kinds.count(TIMED) == len(places) and kinds.count(WHOLE) == 3 * len(places)  # one in each four

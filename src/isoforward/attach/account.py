@@ -3,6 +3,8 @@
 A step begins where its first batch is fetched and ends where the next one's is, after the optimizer has stepped. Loops
 without a loader are cut at the forward instead. Validation and checkpointing happen now and then: they are totals of
 the run, and no part of a step.
+
+Of a step that is not timed by phase nothing is kept but the mark where it begins.
 """
 
 from __future__ import annotations
@@ -11,8 +13,9 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
-from isoforward.attach.sampling import COUNTED, TIMED, Draws, Sampling
+from isoforward.attach.sampling import TIMED, WHOLE, Draws, Sampling
 from isoforward.base.stopwatch import Clock, Mark
 
 DATA, FORWARD, LOSS, BACKWARD, OPTIMIZER, RESIDUAL = "data", "forward", "loss", "backward", "optimizer", "residual"
@@ -20,10 +23,10 @@ IN_STEP = (DATA, "transfer", FORWARD, LOSS, BACKWARD, "clipping", OPTIMIZER, "co
 OCCASIONS = ("validation", "checkpointing")
 AFTER_FORWARD = "after forward"  # loss where a backward follows, forward where another forward does
 IGNORED = -1
-RESOLVED_TOGETHER = 64  # steps: resolving waits for the device
+RESOLVED_TOGETHER = 64  # steps, at least: resolving waits for the device
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
     kind: str
     seconds: float  # without validation and checkpointing
@@ -31,8 +34,7 @@ class Step:
     backwards: int  # calls of backward: its micro-batches, where there is one loss
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Unresolved:
+class _Unresolved(NamedTuple):
     kind: str
     events: list[tuple[Mark, str]]  # from that mark on, that phase
     end: Mark
@@ -46,30 +48,37 @@ class Account:
     def __init__(self, clock: Clock, sampling: Sampling) -> None:
         self.clock = clock
         self.draws = Draws(sampling)
-        self.between_steps: Callable[[str], object] = lambda kind: None  # told the kind of the step that begins
+        self.runs = self.draws.runs()
+        self.between_runs: Callable[[str], object] = lambda kind: None  # told the kind of the steps that begin
         self.stack: list[str] = []
         self.occasions = 0  # of those that are open
         self.unresolved: list[_Unresolved] = []
         self.steps: list[Step] = []
         self.occasions_s: defaultdict[str, float] = defaultdict(float)
         self.count = 0
-        self._begin()
+        self._begin_run()
+        self._begin(clock.mark())
 
     @property
     def phase(self) -> str:
         return self.stack[-1] if self.stack else RESIDUAL
 
     def enter(self, phase: str) -> int:
-        """What `leave` wants, so that a phase which was left by an exception is closed by the one around it."""
+        """What `leave` wants, so that a phase which was left by an exception is closed by the one around it.
+
+        IGNORED where it is not timed: there is then nothing to leave.
+        """
         occasion = phase in OCCASIONS
         if self.occasions and not occasion:
             return IGNORED
-        if phase in (DATA, FORWARD, BACKWARD):
-            self._end_of_loss()
         if self.stepped and (phase == DATA or (phase == FORWARD and not self.fetched)):
             self.cut()
         self.fetched |= phase == DATA
         self.backwards += phase == BACKWARD
+        if not (self.by_phase or occasion):
+            return IGNORED
+        if phase in (DATA, FORWARD, BACKWARD):
+            self._end_of_loss()
         self.occasions += occasion
         self.stack.append(phase)
         self._mark(occasion)
@@ -91,28 +100,34 @@ class Account:
 
     def step_begins(self, *, leads: bool) -> int:
         """An optimizer's step. The one that leads is the one whose steps are counted, where there are several."""
-        if not self.occasions:
-            self._end_of_loss()
-            if leads and self.stepped:  # a batch was fetched once and is trained on again and again
-                self.cut()
+        if leads and self.stepped and not self.occasions:  # a batch was fetched once and is trained on again and again
+            self.cut()
+        if self.occasions or not self.by_phase:
+            return IGNORED
+        self._end_of_loss()
         return self.enter(OPTIMIZER)
 
     def step_ended(self, depth: int, *, leads: bool) -> None:
-        self.leave(depth)
-        self.stepped |= leads and depth != IGNORED
+        if depth != IGNORED:
+            self.leave(depth)
+        self.stepped |= leads and not self.occasions
 
     def cut(self) -> None:
-        self._keep(complete=True)
+        """Where a step ends the next one begins. What is done between two runs of steps is in neither of them."""
+        boundary = self.clock.mark()
+        self.unresolved.append(_Unresolved(self.kind, self.events, boundary, self.backwards, True))
         self.count += 1
-        self.stack.clear()
-        self.occasions = 0
-        if len(self.unresolved) >= RESOLVED_TOGETHER:
-            self.resolve()
-        self._begin()
+        self.left -= 1
+        if not self.left:
+            self._begin_run()
+            boundary = self.clock.mark()
+        self._begin(boundary)
 
     def close(self) -> None:
         """The last step counts where its optimizer has stepped; what came after it does too."""
-        self._keep(complete=self.stepped)
+        end = self.clock.mark()
+        self.unresolved.append(_Unresolved(self.kind, self.events, end, self.backwards, self.stepped))
+        self.by_phase = False
         self.resolve()
 
     def resolve(self) -> None:
@@ -131,26 +146,25 @@ class Account:
                 self.draws.took(step.kind, seconds)
         self.unresolved = []
 
-    def _begin(self) -> None:
-        self.kind = self.draws.kind(self.count)
-        self.by_phase = self.kind in (TIMED, COUNTED)  # or only what tells where the step ends
-        self.between_steps(self.kind)
+    def _begin_run(self) -> None:
+        if len(self.unresolved) >= RESOLVED_TOGETHER:
+            self.resolve()
+        self.stack.clear()
+        self.kind, self.left = next(self.runs)
+        self.by_phase = self.kind != WHOLE or not self.count  # at first, to learn which modules are called
+        self.between_runs(self.kind)
+
+    def _begin(self, start: Mark) -> None:
         self.stepped = self.fetched = False
         self.backwards = 0
-        self.events = [(self.clock.mark(), self.phase)]
-
-    def _keep(self, *, complete: bool) -> None:
-        end = self.clock.mark()
-        self.unresolved.append(
-            _Unresolved(kind=self.kind, events=self.events, end=end, backwards=self.backwards, complete=complete)
-        )
+        self.events = [(start, RESIDUAL)]
 
     def _mark(self, occasion: bool = False) -> None:
         if self.kind == TIMED or occasion:
             self.events.append((self.clock.mark(), self.phase))
 
     def _end_of_loss(self) -> None:
-        if self.phase == AFTER_FORWARD:
+        if self.stack and self.stack[-1] == AFTER_FORWARD:
             self.stack.pop()
 
 

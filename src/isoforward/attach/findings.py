@@ -13,9 +13,9 @@ from torch.optim import Optimizer
 
 from isoforward.attach.account import IN_STEP, OCCASIONS, RESIDUAL, Account, Step
 from isoforward.attach.frozen import Call, time_frozen, time_serving
-from isoforward.attach.hooks import compiled
 from isoforward.attach.modes import distances
-from isoforward.attach.ranks import COMMUNICATION, Ranks, gradients_averaged_s, innermost, sharded
+from isoforward.attach.modules import compiled, innermost
+from isoforward.attach.ranks import COMMUNICATION, Ranks, gradients_averaged_s, sharded
 from isoforward.attach.sampling import TIMED, WHOLE
 from isoforward.base.device import device_of
 from isoforward.base.disturbance import Disturbance

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from isoforward.attach.ranks import innermost
+from isoforward.attach.modules import computes_its_loss, innermost
 from isoforward.base.stopwatch import Clock, spent
 from isoforward.model import steps
 
@@ -39,7 +39,7 @@ class Call:
 
     def run(self) -> object:
         kwargs = dict(self.kwargs)
-        if isinstance(getattr(type(innermost(self.module)), "loss_function", None), property):
+        if computes_its_loss(innermost(self.module)):
             kwargs.pop("labels", None)  # inference has no loss
         with self.precision():
             return self.module(*self.args, **kwargs)

@@ -8,8 +8,8 @@ from pathlib import Path
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from isoforward.attach.account import FORWARD
-from isoforward.attach.hooks import compiled_in_place
 from isoforward.attach.measurement import Watching
+from isoforward.attach.modules import compiled_in_place
 
 
 class PhaseCosts(Watching, Callback):  # type: ignore[misc]
@@ -22,15 +22,15 @@ class PhaseCosts(Watching, Callback):  # type: ignore[misc]
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         hooks = self.begin([pl_module])
         if compiled_in_place(pl_module):  # forward and loss are then one graph
-            hooks.time(pl_module, "training_step", FORWARD)
+            hooks.time_always(pl_module, "training_step", FORWARD)
         else:
-            hooks.replace(pl_module, "training_step", hooks.within_forward(pl_module.training_step))
+            hooks.replace_while_timed(pl_module, "training_step", hooks.within_forward(pl_module.training_step))
         hooks.time(trainer.strategy, "batch_to_device", "transfer")
         hooks.time(pl_module, "configure_gradient_clipping", "clipping")
         hooks.time(calls_of(trainer), "_call_callback_hooks", "logging")
         hooks.time(trainer._logger_connector, "log_metrics", "logging")
-        hooks.time(trainer.fit_loop.epoch_loop.val_loop, "run", "validation")
-        hooks.time(trainer, "save_checkpoint", "checkpointing")
+        hooks.time_always(trainer.fit_loop.epoch_loop.val_loop, "run", "validation")
+        hooks.time_always(trainer, "save_checkpoint", "checkpointing")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int

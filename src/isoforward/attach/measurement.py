@@ -14,7 +14,8 @@ from torch.optim import Optimizer
 
 from isoforward.attach.account import AFTER_FORWARD, LOSS, Account
 from isoforward.attach.findings import NAME, Watched, phases_of
-from isoforward.attach.hooks import Hooks, compiled, trained_by
+from isoforward.attach.hooks import Hooks
+from isoforward.attach.modules import compiled, trained_by
 from isoforward.attach.ranks import ALONE, Ranks
 from isoforward.attach.sampling import COUNTED, TIMED, Sampling
 from isoforward.attach.sentence import sentence, shown
@@ -42,20 +43,23 @@ class Measurement:
         self.counting = ExitStack()
 
     def start(self, roots: Iterable[nn.Module] = (), lead: Optimizer | None = None) -> Hooks:
-        """Without `roots` they are found once the first step is done: by the weights that its optimizers updated."""
+        """Without `roots` they are found once the first step is done, by the weights that its optimizers updated; which
+        of them are called, in the second.
+        """
         self.before = look()
         roots = list(roots)
-        sampling = self.sampling if roots else replace(self.sampling, warmup=max(1, self.sampling.warmup))
-        self.account = Account(self.clock or device_of("cpu"), sampling)
+        sampling = self.sampling if roots else replace(self.sampling, warmup=max(2, self.sampling.warmup))
+        self.account = Account(self.clock or device_of(device(roots)), sampling)
         self.hooks = Hooks(self.account, lead=lead, validation_by_mode=self.validation_by_mode)
-        self.account.between_steps = self._between_steps
+        self.account.between_runs = self._between_runs
         self.hooks.watch_torch()
         try:
-            self._watch(roots)
+            for root in roots:
+                self.hooks.watch_module(root)
+            self._between_runs(self.account.kind)
         except BaseException:
             self.hooks.undo()
             raise
-        self._between_steps(self.account.kind)
         return self.hooks
 
     def stop(self) -> None:
@@ -63,7 +67,7 @@ class Measurement:
         self.counting.close()
         self.account.close()
         if self.account.stepped:
-            self.hooks.step_ended()
+            self.hooks.run_ended()
         self.after = look()
 
     def finish(self, path: Path, *, ended: bool, command: str = "") -> Phases:
@@ -98,7 +102,7 @@ class Measurement:
             calls=self.hooks.captured,
             roots=self.hooks.roots,
             optimizers=self.hooks.optimizers,
-            device=self._device,
+            device=device(self.hooks.roots),
             ranks=self.ranks,
             over=between(self.before, self.after),
             flops=self.flops,
@@ -106,29 +110,20 @@ class Measurement:
         )
         return phases_of(watched, ended=ended, command=command)
 
-    @property
-    def _device(self) -> torch.device:
-        first = next((weight for root in self.hooks.roots for weight in root.parameters()), None)
-        return torch.device("cpu") if first is None else first.device
-
-    def _watch(self, roots: Iterable[nn.Module]) -> None:
-        for root in roots:
-            self.hooks.watch_module(root)
-        if self.clock is None:
-            self.account.clock = device_of(self._device)
-
-    def _between_steps(self, kind: str) -> None:
+    def _between_runs(self, kind: str) -> None:
         if self.account.count == 1 and not self.hooks.roots:
             self.account.resolve()  # by the clock that its marks are of
-            self._watch(trained_by(self.hooks.optimizers))
+            for root in trained_by(self.hooks.optimizers):
+                self.hooks.watch_module(root)
+            self.account.clock = self.clock or device_of(device(self.hooks.roots))
         if self.ranks is ALONE:
             self.ranks = Ranks.known()
-        self.hooks.step_ended()
-        self.hooks.step_begins()
+        self.hooks.run_ended()
+        self.hooks.run_begins()
         self.counting.close()
         if kind == COUNTED and not compiled(self.hooks.roots):
             flops = self.counting.enter_context(StepFlops(self._phase))
-            memory = self.counting.enter_context(StepMemory(self._phase, self._device, self._held()))
+            memory = self.counting.enter_context(StepMemory(self._phase, device(self.hooks.roots), self._held()))
             self.flops, self.memory = flops.flops, memory.peaks
 
     def _phase(self) -> str:
@@ -142,6 +137,12 @@ class Measurement:
                 yield from (weight, weight.grad)
         for optimizer in self.hooks.optimizers:
             yield from optimizer_state(optimizer)
+
+
+def device(roots: Iterable[nn.Module]) -> torch.device:
+    """That the weights are on."""
+    first = next((weight for root in roots for weight in root.parameters()), None)
+    return torch.device("cpu") if first is None else first.device
 
 
 class Watching:

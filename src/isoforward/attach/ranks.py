@@ -6,7 +6,6 @@ store that all of them met in, and rank 0 reads what is there.
 
 from __future__ import annotations
 
-import gc
 import itertools
 import json
 import time
@@ -17,6 +16,8 @@ from typing import Any
 
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from isoforward.attach.modules import alive
 
 COMMUNICATION = "communication"
 COLLECTIVES = (
@@ -71,17 +72,6 @@ class Ranks:
 ALONE = Ranks(rank=0, count=1, store=None, name="")
 
 
-def unwrapped(module: nn.Module) -> nn.Module:
-    """What DDP holds: its own forward may ask other processes for something."""
-    return module.module if isinstance(module, DistributedDataParallel) else module
-
-
-def innermost(module: nn.Module) -> nn.Module:
-    """Theirs, without what DDP and torch.compile have put around it."""
-    held = module._modules.get("_orig_mod") or unwrapped(module)
-    return module if held is module else innermost(held)
-
-
 def sharded(roots: Iterable[nn.Module]) -> bool:
     """By FSDP, as DTensors, or by DeepSpeed's third stage: a forward then waits for all processes."""
     from torch.distributed.fsdp import FullyShardedDataParallel
@@ -100,8 +90,8 @@ def gradients_averaged_s(roots: Iterable[nn.Module]) -> tuple[float, float] | No
     None where no model is one of DDP. What is not beside the computation, backward waits for: it is within `backward`.
     """
     weights = {id(weight) for root in roots for weight in root.parameters()}
-    for one in gc.get_objects():
-        if issubclass(type(one), DistributedDataParallel) and any(id(weight) in weights for weight in one.parameters()):
-            seen = one._get_ddp_logging_data()
+    for one in alive():
+        if isinstance(one, DistributedDataParallel) and any(id(weight) in weights for weight in one.parameters()):
+            seen = one._get_ddp_logging_data()  # type: ignore[no-untyped-call]
             return seen["avg_backward_comm_time"] / 1e9, seen["avg_backward_compute_comm_overlap_time"] / 1e9
     return None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil
 from statistics import median
@@ -29,32 +30,34 @@ class Sampling:
 
 
 class Draws:
-    """Asked for the kind of every step, one after the other; told what the steps took, it times fewer of them."""
+    """`runs` draws the kinds of steps ahead; told what the steps took, it times fewer of them."""
 
     def __init__(self, sampling: Sampling) -> None:
         self.sampling = sampling
-        self.every = sampling.every
-        self.end = sampling.warmup + sampling.count_flops  # of the steps of which one was drawn
-        self.drawn = -1
         self.beside = deque[float](maxlen=BESIDE)
         self.ratios = deque[float](maxlen=JUDGED)
 
-    def kind(self, step: int) -> str:
-        if step < self.sampling.warmup:
-            return WARMUP
-        if step == self.sampling.warmup and self.sampling.count_flops:
-            return COUNTED
-        if step == self.end:
-            self.every = max(self.sampling.every, ceil(self.cost() / BOUND))
-            self.drawn = step + random.Random(step).randrange(self.every)  # not of the training's random state
-            self.end += self.every
-        return TIMED if step == self.drawn else WHOLE
+    def runs(self) -> Iterator[tuple[str, int]]:
+        """Kinds, and how many steps in a row are of each: only whole steps are ever more than one."""
+        yield from [(WARMUP, 1)] * self.sampling.warmup
+        yield from [(COUNTED, 1)] * self.sampling.count_flops
+        step = self.sampling.warmup + self.sampling.count_flops
+        while True:
+            every = self.interval()
+            drawn = random.Random(step).randrange(every)  # not of the training's random state
+            runs = ((WHOLE, drawn), (TIMED, 1), (WHOLE, every - drawn - 1))
+            yield from ((kind, steps) for kind, steps in runs if steps)
+            step += every
 
     def took(self, kind: str, seconds: float) -> None:
         if kind == WHOLE:
             self.beside.append(seconds)
         elif kind == TIMED and self.beside and (usual := median(self.beside)):
             self.ratios.append(seconds / usual)
+
+    def interval(self) -> int:
+        """Of so many steps one is timed, as far as is known what it costs."""
+        return max(self.sampling.every, ceil(self.cost() / BOUND))
 
     def cost(self) -> float:
         """Of timing a step by phase, as a share of the step; 0 until enough were timed."""

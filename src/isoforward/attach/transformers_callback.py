@@ -9,8 +9,8 @@ from typing import Any
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import CallbackHandler
 
-from isoforward.attach.hooks import compiled_from
 from isoforward.attach.measurement import Watching
+from isoforward.attach.modules import compiled_from
 
 
 class PhaseCostsCallback(Watching, TrainerCallback):  # type: ignore[misc]
@@ -26,10 +26,10 @@ class PhaseCostsCallback(Watching, TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.end(Path(args.output_dir), ended=False)  # what an earlier training left, where it failed
         hooks = self.begin([compiled_from(kwargs["model"])])
-        hooks.time(CallbackHandler, "call_event", "logging")
+        hooks.time(CallbackHandler, "call_event", "logging")  # a class that is asked only some times in a step
         hooks.replace(CallbackHandler, "on_log", self._with_phases(CallbackHandler.on_log))
-        hooks.time(Trainer, "_evaluate", "validation")
-        hooks.time(Trainer, "_save_checkpoint", "checkpointing")
+        hooks.time_always(Trainer, "_evaluate", "validation")
+        hooks.time_always(Trainer, "_save_checkpoint", "checkpointing")
 
     def on_train_end(self, args: Any, state: object, control: object, **kwargs: object) -> None:
         self.end(Path(args.output_dir), ended=True)
