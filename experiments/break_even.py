@@ -239,7 +239,7 @@ def shown(console: "Console", results: Results) -> None:
 def main(config: BreakEven) -> None:
     predicted = list(rows(plan(config, lookup(config.hardware))))  # refuses before anything heavy is loaded, or written
 
-    from isoforward.app.question import tell_predictions
+    from isoforward.app.telling import tell_predictions
 
     unknown = (row.reason for row in predicted if row.reason is not None)
     reasons = ("nothing was measured: utilisations and prices are as given", *dict.fromkeys(unknown))

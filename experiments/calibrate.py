@@ -16,8 +16,9 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from isoforward.app.command_line import run
-from isoforward.app.question import Asking, tell
+from isoforward.app.question import Asking
 from isoforward.app.run_directory import claim
+from isoforward.app.telling import tell
 from isoforward.base import units
 from isoforward.base.config import TrackingConfig, within
 from isoforward.base.datasheets import Hardware, kept_here, save

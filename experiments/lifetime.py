@@ -181,7 +181,7 @@ def main(config: Lifetime) -> None:
         raise BadInput(f"precision={config.precision}: the rate of {hardware.name} is not known; choose another")
     predicted = list(rows(config, hardware))  # refuses before anything heavy is loaded, or written
 
-    from isoforward.app.question import tell_predictions
+    from isoforward.app.telling import tell_predictions
 
     doubts = dict.fromkeys(warning for row in predicted for warning in row.warnings[:1])
     reasons = ("nothing was measured: a law of losses and published shares of peaks", *list(doubts)[:1])

@@ -29,8 +29,9 @@ from rich.console import Console
 from torch import Tensor
 
 from isoforward.app.command_line import run
-from isoforward.app.question import at_most, case_of, command_line, tell
+from isoforward.app.question import at_most, case_of
 from isoforward.app.run_directory import claim
+from isoforward.app.telling import command_line, tell
 from isoforward.base import units
 from isoforward.base.config import ExperimentConfig, at_least
 from isoforward.base.errors import BadInput

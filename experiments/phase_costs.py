@@ -18,8 +18,9 @@ import sys
 from rich.console import Console
 
 from isoforward.app.command_line import run
-from isoforward.app.question import at_most, case_of, command_line, conclude, wrapped_case
+from isoforward.app.question import at_most, case_of, wrapped_case
 from isoforward.app.run_directory import claim
+from isoforward.app.telling import command_line, conclude
 from isoforward.base.config import ExperimentConfig
 from isoforward.base.terminal import say
 from isoforward.measure.both_lives import measure_both_lives

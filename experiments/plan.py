@@ -360,7 +360,7 @@ def main(config: PlanConfig) -> None:
     finally:
         gc.enable()
 
-    from isoforward.app.question import tell_predictions
+    from isoforward.app.telling import tell_predictions
 
     reasons = ("nothing was measured", f"times rest on {plan.clock.basis}")
     tell_predictions(config, predicted, reasons, answer, screen)

@@ -24,7 +24,8 @@ from statistics import median
 from typing import Any
 
 from isoforward.app.command_line import run
-from isoforward.app.question import Asking, asking, case_of, tell_predictions
+from isoforward.app.question import Asking, asking, case_of
+from isoforward.app.telling import tell_predictions
 from isoforward.base import units
 from isoforward.base.config import ExperimentConfig, ModelConfig, within
 from isoforward.base.datasheets import Hardware, calibrated_here, lookup

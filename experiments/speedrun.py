@@ -27,8 +27,9 @@ import torch
 from hydra import compose
 
 from isoforward.app.command_line import register, run, typed
-from isoforward.app.question import asking, case_of, command_line, precision_of
+from isoforward.app.question import asking, case_of, precision_of
 from isoforward.app.scripts import conf_directory, scripts
+from isoforward.app.telling import command_line
 from isoforward.base import units
 from isoforward.base.config import ExperimentConfig, TrainConfig, at_least, one_of
 from isoforward.base.disturbance import between, look

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from isoforward.app.question import FRESH_VOCABULARY, at_most, case_of, group_of, wrapped_case
-from isoforward.base.config import DataConfig, ExperimentConfig, MeasureConfig, ModelConfig, TrainConfig
+from isoforward.app.question import FRESH_VOCABULARY, at_most, case_of, wrapped_case
+from isoforward.base.config import DataConfig, ExperimentConfig, MeasureConfig, ModelConfig
 from isoforward.base.errors import BadInput
 from isoforward.formats.export import export
 from isoforward.model.gpt import GPT
@@ -54,11 +54,3 @@ def test_an_experiment_that_takes_our_forward_apart_says_so(tmp_path: Path) -> N
 )
 def test_what_measuring_takes_at_most_is_said(plan: MeasureConfig, said: str) -> None:
     assert at_most(plan) == said
-
-
-def test_all_that_is_asked_of_one_model_is_grouped_with_its_training(tmp_path: Path) -> None:
-    export(GPT(tiny(layers=1)), tmp_path / "trained" / "export", tokenizer=None)
-    asked = replace(CONFIG, checkpoint=str(tmp_path / "trained"))
-    assert group_of(asked, tmp_path / "asked") == "trained"
-    assert group_of(TrainConfig(), tmp_path / "trained") == "trained"
-    assert group_of(CONFIG, tmp_path / "asked") == "asked"

@@ -135,7 +135,7 @@ def test_log_card_rows_and_tracker_tell_the_same_numbers(
     config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tracker = Noting()
-    monkeypatch.setattr("isoforward.app.question.open_tracker", lambda *_, **__: tracker)
+    monkeypatch.setattr("isoforward.app.telling.open_tracker", lambda *_, **__: tracker)
     (tmp_path / "book.txt").write_text("To be, or not to be: that is the question. " * 200)
     data = DataConfig(source="text", path=str(tmp_path / "book.txt"), tokenizer="char", batch=4, length=8)
     train(replace(planned(config, max_steps=7), data=replace(data, cache_dir=str(tmp_path / "cache")), hardware="h100"))

@@ -33,6 +33,13 @@ def test_the_environment_says_what_must_match_and_what_may_differ() -> None:
     assert datetime.fromisoformat(here.created).utcoffset() is not None
 
 
+def test_where_nothing_ran_the_machine_alone_is_told() -> None:
+    here, ran = environment("python plan.py", None), environment("python train.py", CPU)
+    assert here.identity.keys() == {"cpu", "processors", "python", "os"}
+    assert here.identity.items() <= ran.identity.items()
+    assert here.details.keys() == ran.details.keys()
+
+
 def test_a_change_of_threads_makes_environments_unlike() -> None:
     before, threads = environment("a", CPU), torch.get_num_threads()
     refuse_unlike(before, environment("another command", CPU))

@@ -14,18 +14,10 @@ import torch
 from lightning.pytorch import seed_everything
 from rich.console import Console
 
-from isoforward.app.question import (
-    at_most,
-    call,
-    command_line,
-    conclude,
-    fingerprint_of,
-    fitting,
-    precision_of,
-    tracker_of,
-)
+from isoforward.app.question import at_most, fitting, precision_of
 from isoforward.app.resuming import as_it_began
 from isoforward.app.run_directory import claim
+from isoforward.app.telling import call, command_line, conclude, fingerprint_of, tracker_of
 from isoforward.base.config import ModelConfig, TrainConfig
 from isoforward.base.device import best_device
 from isoforward.base.environment import environment as environment_of

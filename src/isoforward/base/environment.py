@@ -6,17 +6,15 @@ import hashlib
 import json
 import platform
 import subprocess
-from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy
-import torch
 
 import isoforward
 from isoforward import __version__
-from isoforward.base.device import device_of
 from isoforward.base.hardware import (
     cpu_limit,
     cpu_model,
@@ -29,23 +27,22 @@ from isoforward.base.hardware import (
 from isoforward.base.results import Environment
 from isoforward.base.vocabulary import Condition
 
+if TYPE_CHECKING:
+    import torch
 
-def environment(command: str, device: torch.device) -> Environment:
-    """`device` is where the numbers come from. Nothing of the user: no host name, and their home as ~."""
+
+def environment(command: str, device: torch.device | None) -> Environment:
+    """`device` is where the numbers come from; None where nothing ran, as of a prediction: torch is not loaded to say
+    how it would have. Nothing of the user: no host name, and their home as ~.
+    """
     with suppress(RuntimeError):  # a user without a home
         home = str(Path.home())
         command = command if home == "/" else command.replace(home, "~")
     created = datetime.now(UTC).isoformat(timespec="seconds")
-    asked = device_of(device)
-    identity: dict[str, Condition] = {
-        "device": device.type,
+    ran, gpu_bytes = ({}, None) if device is None else _ran_on(device)
+    identity: dict[str, Condition] = ran | {
         "cpu": cpu_model(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "processors": len(processors()),
-        "threads": torch.get_num_threads(),
-        **asked.identity(),
-        "torch": torch.__version__,
-        "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "python": ".".join(platform.python_version_tuple()[:2]),
         "os": platform.system(),
     }
@@ -62,10 +59,28 @@ def environment(command: str, device: torch.device) -> Environment:
         "cpu_limit": cpu_limit(),
         "memory_limit_bytes": memory_limit_bytes(),
         "memory_free_bytes": memory_free_bytes(),
-        "gpu_memory_bytes": None if asked.kind == "cpu" else asked.total_bytes(),
+        "gpu_memory_bytes": gpu_bytes,
     }
     digest = hashlib.sha256(json.dumps([identity, created, command]).encode()).hexdigest()
     return Environment(id=digest[:12], command=command, created=created, identity=identity, details=details)
+
+
+def _ran_on(device: torch.device) -> tuple[dict[str, Condition], int | None]:
+    """What of torch must match, and the memory of a GPU."""
+    import torch
+
+    from isoforward.base.device import device_of
+
+    asked = device_of(device)
+    identity: dict[str, Condition] = {
+        "device": device.type,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        **asked.identity(),
+        "torch": torch.__version__,
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+    }
+    return identity, None if asked.kind == "cpu" else asked.total_bytes()
 
 
 def _commit() -> tuple[str | None, int | None]:
@@ -84,10 +99,3 @@ def _commit() -> tuple[str | None, int | None]:
         return None, None
     commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain")
     return (commit or "").strip() or None, None if changes is None else len(changes.splitlines())
-
-
-# Until all callers ask the device itself
-
-
-def reference_kernel(device: torch.device | str) -> Callable[[], float]:
-    return device_of(device).reference_kernel()
