@@ -32,6 +32,7 @@ class Share:
     measurements: int  # that the interval rests upon
 
 
+@cache
 def alike(work: str) -> tuple[Published, ...]:
     """What was measured of such work. Products fill a device in a prompt as in training: they are looked at together.
     Sharing one decode between devices makes them wait for one another, and is a work of its own.
@@ -92,6 +93,7 @@ def quantile(work: str, wanted: float) -> float:
     raise AssertionError("weights add up to 1")
 
 
+@cache
 def share(work: str, hardware: str | None) -> Share:
     """`hardware` is a key of the data sheets; None is a device that they do not have."""
     measured, tail = alike(work), (1 - COVERED) / 2

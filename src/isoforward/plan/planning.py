@@ -140,10 +140,7 @@ class Plan:
         now, paper = self.clock.step(self.subject, self.setup), OnPaper(hardware=self.hardware)
         asked_s = paper.step(self.subject, self.setup).value
         best: dict[tuple[str, ...], Remedy] = {}
-        for setup in self.alternatives():
-            held = self.training_peak(setup)
-            if self.fits(held) != "yes":
-                continue
+        for setup, held in self.fitting():
             ratio = paper.step(self.subject, setup).value / asked_s
             changed, cost = changes(self.setup, setup), ratio * setup.devices / self.setup.devices
             found = Remedy(setup=setup, changes=changed, peak=held, time=now.scaled(ratio), cost=cost)
@@ -157,8 +154,8 @@ class Plan:
             if not any(set(other.changes) < set(one.changes) for other in ranked[:n])
         ][:MOST_REMEDIES]
 
-    def alternatives(self) -> Iterator[Setup]:
-        """Kept as they are: the tokens of a step and their length."""
+    def fitting(self) -> Iterator[tuple[Setup, Figure]]:
+        """Setups that fit, and what they hold. Kept as they are: the tokens of a step and their length."""
         asked, choices = self.setup, self.subject.choices
         precisions = [asked.precision, *(["bf16"] if "bf16" in self.hardware.peak_flops_per_s else [])]
         checkpointings = choices["checkpointing"][choices["checkpointing"].index(asked.checkpointing) :]
@@ -189,8 +186,9 @@ class Plan:
                         accumulate=accumulate,
                         adapter=adapter,
                     )
-                    yield made
-                    if self.fits(self.training_peak(made)) == "yes":
+                    held = self.training_peak(made)
+                    if self.fits(held) == "yes":
+                        yield made, held
                         break  # smaller micro-batches only take longer
 
 
