@@ -15,7 +15,8 @@ import sys
 from isoforward.app.command_line import run
 from isoforward.app.question import ask_variants, case_of
 from isoforward.base import units
-from isoforward.base.config import ExperimentConfig, at_least
+from isoforward.base.checks import at_least
+from isoforward.base.config import ExperimentConfig
 from isoforward.base.errors import BadInput
 from isoforward.base.results import Results, only
 

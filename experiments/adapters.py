@@ -30,14 +30,8 @@ from rich.console import Console
 from isoforward.app.command_line import run
 from isoforward.app.question import asking, at_most, case_of
 from isoforward.base import units
-from isoforward.base.config import (
-    AdapterConfig,
-    DataConfig,
-    ExperimentConfig,
-    TrainConfig,
-    TrainerConfig,
-    at_least,
-)
+from isoforward.base.checks import at_least
+from isoforward.base.config import AdapterConfig, DataConfig, ExperimentConfig, TrainConfig, TrainerConfig
 from isoforward.base.results import Results, Row, RowFields, only, select
 from isoforward.base.terminal import say
 from isoforward.data.corpus import Corpus, prepare

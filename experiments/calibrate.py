@@ -20,7 +20,8 @@ from isoforward.app.question import Asking
 from isoforward.app.run_directory import claim
 from isoforward.app.telling import tell
 from isoforward.base import units
-from isoforward.base.config import TrackingConfig, within
+from isoforward.base.checks import within
+from isoforward.base.config import TrackingConfig
 from isoforward.base.datasheets import Hardware, kept_here, save
 from isoforward.base.errors import BadInput
 from isoforward.base.results import Results, Row, RowFields, Verdict, only, row_of, select

@@ -19,7 +19,8 @@ import torch
 from isoforward.app.command_line import run
 from isoforward.app.question import ask
 from isoforward.base import units
-from isoforward.base.config import ExperimentConfig, at_least
+from isoforward.base.checks import at_least
+from isoforward.base.config import ExperimentConfig
 from isoforward.base.errors import BadInput
 from isoforward.base.results import Results, Row, only, select
 from isoforward.measure import flops

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from isoforward.app.command_line import run
 from isoforward.base import units
-from isoforward.base.config import TrackingConfig, one_of, within
+from isoforward.base.checks import one_of, within
+from isoforward.base.config import TrackingConfig
 from isoforward.base.datasheets import TABLE, Hardware, lookup
 from isoforward.base.errors import BadInput
 from isoforward.base.results import Results, Row, RowFields, only, row_of, select

@@ -33,7 +33,8 @@ from isoforward.app.question import at_most, case_of
 from isoforward.app.run_directory import claim
 from isoforward.app.telling import command_line, tell
 from isoforward.base import units
-from isoforward.base.config import ExperimentConfig, at_least
+from isoforward.base.checks import at_least
+from isoforward.base.config import ExperimentConfig
 from isoforward.base.errors import BadInput
 from isoforward.base.results import Results, Row, only, select, write
 from isoforward.base.terminal import say

@@ -21,7 +21,8 @@ import torch
 
 from isoforward.app.command_line import run
 from isoforward.app.question import ask
-from isoforward.base.config import ExperimentConfig, OptimConfig, one_of
+from isoforward.base.checks import one_of
+from isoforward.base.config import ExperimentConfig, OptimConfig
 from isoforward.base.errors import BadInput
 from isoforward.base.results import Results, RowFields, only
 from isoforward.base.vocabulary import TRAINING

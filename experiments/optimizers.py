@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from isoforward.app.command_line import option, run
 from isoforward.app.question import asking, at_most, case_of
 from isoforward.base import units
-from isoforward.base.config import DataConfig, ExperimentConfig, TrainConfig, TrainerConfig, at_least
+from isoforward.base.checks import at_least
+from isoforward.base.config import DataConfig, ExperimentConfig, TrainConfig, TrainerConfig
 from isoforward.base.results import Results, Row, only, select
 from isoforward.data.corpus import prepare
 from isoforward.measure.case import Case

@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING, Any
 
 from isoforward.app.command_line import run
 from isoforward.base import units
-from isoforward.base.config import AdapterConfig, ModelConfig, TrackingConfig, within
+from isoforward.base.checks import within
+from isoforward.base.config import AdapterConfig, ModelConfig, TrackingConfig
 from isoforward.base.datasheets import Hardware, lookup
 from isoforward.base.errors import BadInput
 from isoforward.base.results import Results, Row, RowFields, at_most_one, only, row_of, select

@@ -27,7 +27,8 @@ from isoforward.app.command_line import run
 from isoforward.app.question import Asking, asking, case_of
 from isoforward.app.telling import tell_predictions
 from isoforward.base import units
-from isoforward.base.config import ExperimentConfig, ModelConfig, within
+from isoforward.base.checks import within
+from isoforward.base.config import ExperimentConfig, ModelConfig
 from isoforward.base.datasheets import Hardware, calibrated_here, lookup
 from isoforward.base.device import device_of
 from isoforward.base.results import Results, Row, RowFields, at_most_one, read, select

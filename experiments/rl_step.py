@@ -32,7 +32,8 @@ from torch import Tensor
 from isoforward.app.command_line import option, run
 from isoforward.app.question import asking, at_most, case_of
 from isoforward.base import units
-from isoforward.base.config import ExperimentConfig, ModelConfig, at_least, one_of
+from isoforward.base.checks import at_least, one_of
+from isoforward.base.config import ExperimentConfig, ModelConfig
 from isoforward.base.datasheets import lookup
 from isoforward.base.errors import BadInput
 from isoforward.base.results import Results, Row, RowFields, only, select

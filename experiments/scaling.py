@@ -20,7 +20,8 @@ import numpy as np
 
 from isoforward.app.command_line import run
 from isoforward.app.question import asking, at_most, case_of
-from isoforward.base.config import ExperimentConfig, one_of
+from isoforward.base.checks import one_of
+from isoforward.base.config import ExperimentConfig
 from isoforward.base.datasheets import lookup
 from isoforward.base.results import Results, Row, RowFields, read, select
 from isoforward.base.vocabulary import Condition

@@ -34,7 +34,8 @@ import torch
 from isoforward.app.command_line import run
 from isoforward.app.question import ask
 from isoforward.base import units
-from isoforward.base.config import ExperimentConfig, ModelConfig, TrackingConfig, at_least, one_of
+from isoforward.base.checks import at_least, one_of
+from isoforward.base.config import ExperimentConfig, ModelConfig, TrackingConfig
 from isoforward.base.device import device_of
 from isoforward.base.results import Results, Row, RowFields, only, select
 from isoforward.base.stopwatch import Stopwatch

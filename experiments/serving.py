@@ -32,7 +32,8 @@ import torch
 from isoforward.app.command_line import run
 from isoforward.app.question import asking, case_of
 from isoforward.base import units
-from isoforward.base.config import ExperimentConfig, at_least, one_of, within
+from isoforward.base.checks import at_least, one_of, within
+from isoforward.base.config import ExperimentConfig
 from isoforward.base.datasheets import calibrated_here
 from isoforward.base.disturbance import between, look
 from isoforward.base.errors import BadInput

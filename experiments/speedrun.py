@@ -31,7 +31,8 @@ from isoforward.app.question import asking, case_of, precision_of
 from isoforward.app.scripts import conf_directory, scripts
 from isoforward.app.telling import command_line
 from isoforward.base import units
-from isoforward.base.config import ExperimentConfig, TrainConfig, at_least, one_of
+from isoforward.base.checks import at_least, one_of
+from isoforward.base.config import ExperimentConfig, TrainConfig
 from isoforward.base.disturbance import between, look
 from isoforward.base.environment import environment
 from isoforward.base.errors import BadInput

@@ -11,10 +11,10 @@ import runpy
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
-from difflib import get_close_matches
 from importlib.metadata import version
 
 from isoforward.app.scripts import SCRIPTS, questions, read_script, scripts
+from isoforward.base.errors import did_you_mean
 from isoforward.base.terminal import print_what_can_be_encoded
 
 MODULES = {  # as `python -m` runs them
@@ -76,8 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     known = scripts()
     if command not in known:
-        near = get_close_matches(command, [*known, *MODULES], n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
+        hint = did_you_mean(command, [*known, *MODULES])
         print(f"error: {command} is not a command: {hint}isoforward --help lists them", file=sys.stderr)
         return 2
     path = known[command]

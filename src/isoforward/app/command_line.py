@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
-from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import version
 from itertools import zip_longest
@@ -33,6 +32,7 @@ from isoforward.app.run_directory import refuse_what_is_no_run
 from isoforward.app.scripts import conf_directory, options_of, read_script
 from isoforward.app.unread import refuse_what_another_key_rules_out, refuse_what_is_not_read
 from isoforward.base import config as schemas
+from isoforward.base.checks import unknown
 from isoforward.base.datasheets import lookup
 from isoforward.base.errors import BadInput, Refusal, StorageFailed
 from isoforward.base.hardware import follow_quota
@@ -145,9 +145,7 @@ def explain(error: Exception, schema: type) -> BadInput:
             for line in text.partition("Available options")[2].splitlines()
             if line.startswith("\t") and "=" not in line and line.strip() != "schema"
         ]
-        near = get_close_matches(found[2], options, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        return BadInput(f"{found[1]}={found[2]} is not known: {hint}choose one of {', '.join(options)}")
+        return unknown(found[1], found[2], options)
     if found := re.search(r"You must specify '([^']+)'|Could not find '([^']+)'|No match in the defaults list", text):
         return BadInput(text.splitlines()[0])
     detail = cause or text

@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 
 from isoforward.base.caches import cache_directory
-from isoforward.base.config import KERNELS, KERNELS_VARIABLE, one_of
+from isoforward.base.checks import one_of
+from isoforward.base.config import KERNELS, KERNELS_VARIABLE
 from isoforward.base.disturbance import between, look
 from isoforward.base.errors import StorageFailed
 from isoforward.base.hardware import cpu_model

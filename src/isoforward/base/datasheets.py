@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from isoforward.base.caches import cache_directory
-from isoforward.base.config import one_of
+from isoforward.base.checks import one_of
 from isoforward.base.errors import BadInput, Integrity, StorageFailed
 from isoforward.base.hardware import cpu_model, processors
 from isoforward.base.storage import write_atomically

@@ -3,6 +3,11 @@
 0 done · 2 bad input · 3 integrity · 4 non-finite · 5 storage · 130 SIGINT · 143 SIGTERM
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class Refusal(Exception):
     """A mistake that the user can mend: one or two lines that name the key or file and the way out."""
@@ -38,3 +43,9 @@ class Stopped(Refusal):
     def __init__(self, signal_number: int, message: str) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+
+def did_you_mean(value: str, known: Iterable[str]) -> str:
+    """The nearest of `known`, for a message; nothing where none is near."""
+    near = get_close_matches(value, known, n=1)
+    return f"did you mean {near[0]}? " if near else ""

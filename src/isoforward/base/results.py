@@ -9,7 +9,6 @@ import reprlib
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from difflib import get_close_matches
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Annotated, TypedDict, Unpack
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from isoforward.base.errors import BadInput, Integrity, StorageFailed
+from isoforward.base.errors import BadInput, Integrity, StorageFailed, did_you_mean
 from isoforward.base.statistics import KINDS, MARGIN, OUTCOMES, Interval, Judgement, Ratio, judge, ratio, ratio_unpaired
 from isoforward.base.vocabulary import (
     BESIDE,
@@ -48,8 +47,7 @@ def declared(field: str, value: str, words: Iterable[str]) -> None:
     """An undeclared word would name a column that no table and no comparison finds again."""
     words = tuple(words)
     if value not in words:
-        near = get_close_matches(value, words, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
+        hint = did_you_mean(value, words)
         raise ValueError(f"{field} {reprlib.repr(value)} is not declared: {hint}base/vocabulary.py lists them")
 
 

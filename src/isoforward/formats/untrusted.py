@@ -15,7 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from isoforward.base.config import LARGEST, ModelConfig
+from isoforward.base.checks import LARGEST
+from isoforward.base.config import ModelConfig
 from isoforward.base.errors import BadInput, Integrity
 
 TEXT_LIMIT = 4 * 2**20  # bytes of a JSON file or of a safetensors header: far above any real one

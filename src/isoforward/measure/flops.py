@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from isoforward.base.config import AdapterConfig, ModelConfig, OptimConfig, one_of
+from isoforward.base.checks import one_of
+from isoforward.base.config import AdapterConfig, ModelConfig, OptimConfig
 from isoforward.base.vocabulary import CONVENTIONS
 from isoforward.model import steps
 from isoforward.model.adapters import adapt

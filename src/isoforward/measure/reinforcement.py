@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from isoforward.base.config import at_least
+from isoforward.base.checks import at_least
 from isoforward.base.errors import BadInput
 from isoforward.base.memory_readers import why_unreadable
 from isoforward.base.results import Row, RowFields

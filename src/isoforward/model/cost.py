@@ -21,7 +21,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple, TypedDict
 
-from isoforward.base.config import ModelConfig, at_least, one_of
+from isoforward.base.checks import at_least, one_of
+from isoforward.base.config import ModelConfig
 from isoforward.base.vocabulary import CONVENTIONS
 
 KERNELS = ("flash", "math")  # of attention: one kernel that never stores the scores, or products and a softmax

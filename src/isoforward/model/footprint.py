@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from functools import partial
 
-from isoforward.base.config import ModelConfig, one_of
+from isoforward.base.checks import one_of
+from isoforward.base.config import ModelConfig
 from isoforward.model.cost import (
     CHECKPOINTING,
     KERNELS,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from isoforward.base.config import ModelConfig, at_least, one_of
+from isoforward.base.checks import at_least, one_of
+from isoforward.base.config import ModelConfig
 from isoforward.base.errors import BadInput
 from isoforward.model.cost import backward_flops, forward_flops
 

@@ -18,7 +18,8 @@ from typing import TypedDict
 import numpy as np
 
 from isoforward.base import units
-from isoforward.base.config import AdapterConfig, ModelConfig, at_least, one_of, within
+from isoforward.base.checks import at_least, one_of, within
+from isoforward.base.config import AdapterConfig, ModelConfig
 from isoforward.base.datasheets import Hardware
 from isoforward.base.errors import BadInput
 from isoforward.model import cost, footprint

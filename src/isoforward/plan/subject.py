@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
-from isoforward.base.config import AdapterConfig, ModelConfig, at_least, one_of, sized
+from isoforward.base.checks import at_least, one_of, sized
+from isoforward.base.config import AdapterConfig, ModelConfig
 from isoforward.base.errors import BadInput
 from isoforward.base.vocabulary import Condition
 from isoforward.model import adapter_cost, cost, footprint

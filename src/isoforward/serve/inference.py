@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from isoforward.base.config import KERNELS, PRECISIONS, AdapterConfig, one_of
+from isoforward.base.checks import one_of
+from isoforward.base.config import KERNELS, PRECISIONS, AdapterConfig
 from isoforward.base.errors import BadInput, Integrity
 from isoforward.data.chat import Message, chat_text
 from isoforward.data.tokenizer import Tokenizer

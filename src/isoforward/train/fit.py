@@ -10,7 +10,8 @@ from lightning.pytorch.callbacks import EarlyStopping
 from rich.console import Console
 from torch.utils.data import DataLoader
 
-from isoforward.base.config import VALIDATION_ROWS, TrainConfig, TrainerConfig, duration_s
+from isoforward.base.checks import duration_s
+from isoforward.base.config import VALIDATION_ROWS, TrainConfig, TrainerConfig
 from isoforward.base.device import best_device
 from isoforward.base.errors import Integrity, Refusal
 from isoforward.base.malloc import keep_freed_pages
