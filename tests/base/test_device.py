@@ -181,7 +181,6 @@ def test_bf16_instructions_are_read_from_the_processors_flags(
 
 def test_choosing_a_precision_draws_no_random_number() -> None:
     before = torch.get_rng_state()
-    assert device_of("cpu").reference_kernel()() > 0
     assert all(way() > 0 for way in device_of("cpu").timed_precisions([(1, 4, 8, 8)]).values())
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -208,5 +207,4 @@ def test_a_gpu_says_what_it_is() -> None:
     held = torch.ones(2**20, device=gpu.where)
     assert gpu.memory.peak() >= gpu.memory.now() >= held.nbytes
     assert spent(gpu, lambda: held @ held) > 0
-    assert gpu.reference_kernel()() > 0
     assert gpu.quicker_precision(GPT2)[0] in ("fp32", "bf16")

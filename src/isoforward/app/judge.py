@@ -208,8 +208,7 @@ def estimate_of(row: Row, where: Path) -> Estimate:
             "measure both runs with measure.processes=5, or judge two commands"
         )
     interval = Interval(low=row.low, high=row.high, kind=row.interval, confidence=row.confidence or 0.0)
-    samples = tuple(float(sample) for sample in row.samples)
-    return Estimate(median=row.value, interval=interval, spread=None, range_relative=None, outliers=0, samples=samples)
+    return Estimate(median=row.value, interval=interval, samples=tuple(float(sample) for sample in row.samples))
 
 
 def sentence(judgement: Judgement) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, ClassVar
 
@@ -34,7 +34,6 @@ class Device(ABC):
     """One device, or the processors together. Marks are taken, never resolved, while the measured code runs."""
 
     kind: ClassVar[str]  # as torch names it
-    reference_side: ClassVar[int] = 4096  # of the reference kernel's matrices
     allocation_bytes: ClassVar[int] = 1  # what memory is handed out in multiples of
     records_graphs: ClassVar[bool] = False  # a compiled step is replayed at fixed addresses
     compile_options: ClassVar[Mapping[str, Any]] = {}  # of torch.compile, for a step that decodes one token
@@ -113,20 +112,6 @@ class Device(ABC):
 
     # What it is quick at
 
-    def reference_kernel(self, dtype: torch.dtype = torch.float32) -> Callable[[], float]:
-        """Seconds of one matrix product, the shortest of five. Draws no random number."""
-        side = self.reference_side
-        matrix = torch.ones(side, side, device=self.where, dtype=dtype)
-
-        def once() -> float:
-            start = time.perf_counter()
-            torch.mm(matrix, matrix)
-            self.settle()
-            return time.perf_counter() - start
-
-        once()  # the libraries' set-up
-        return lambda: min(once() for _ in range(5))
-
     def quicker_precision(self, products: Sequence[Products]) -> tuple[str, str]:
         """fp32 or bf16 for a model of these products, and why: bf16 where it has proved to be clearly faster."""
         if not self.multiplies_bf16():
@@ -165,7 +150,6 @@ class Device(ABC):
 
 class CpuDevice(Device):
     kind = "cpu"
-    reference_side = 512
     # Fused into the product that reads it, an activation would be computed again for every row of the weight.
     compile_options: ClassVar[Mapping[str, object]] = {"options": {"realize_opcount_threshold": 0}}
     memory = ProcessMemory()

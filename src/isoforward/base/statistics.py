@@ -76,10 +76,7 @@ LOOKS = tuple(Look(share=s, alpha=a, count=4) for s, a in ((1 / 8, 0.005), (1 / 
 class Estimate:
     median: float
     interval: Interval
-    spread: float | None  # interquartile range as a normal's standard deviation, over the median; None at a median of 0
-    range_relative: float | None  # (largest - smallest) / median
-    outliers: int  # beyond 1.5 interquartile ranges from the quartiles; counted, never dropped
-    samples: tuple[float, ...]
+    samples: tuple[float, ...]  # outliers among them
 
     @property
     def n(self) -> int:
@@ -103,7 +100,6 @@ class Ratio:
     value: float
     interval: Interval
     n: int
-    narrowing: float = 0.0  # by the covariate: at 0.25 the interval is a quarter narrower
 
     @property
     def low(self) -> float:
@@ -191,25 +187,11 @@ def summarise(samples: Samples, *, look: Look = ONE_LOOK) -> Estimate:
         batched = math.floor(n * (0.5 - half) - 0.5)
         if batched < k:
             k, kind, error = max(batched, 0), "batched order statistics", look.alpha
-    first, third = (float(q) for q in np.quantile(ordered, (0.25, 0.75)))
-    fence = 1.5 * (third - first)
-    return Estimate(
-        median=median,
-        interval=look.interval(float(ordered[k]), float(ordered[-1 - k]), kind if k else "range", error),
-        spread=(third - first) / 1.349 / abs(median) if median else None,
-        range_relative=float(ordered[-1] - ordered[0]) / abs(median) if median else None,
-        outliers=int(np.sum((ordered < first - fence) | (ordered > third + fence))),
-        samples=tuple(values.tolist()),
-    )
+    interval = look.interval(float(ordered[k]), float(ordered[-1 - k]), kind if k else "range", error)
+    return Estimate(median=median, interval=interval, samples=tuple(values.tolist()))
 
 
-def ratio(
-    first: Samples,
-    second: Samples,
-    *,
-    covariate: Samples | None = None,
-    look: Look = ONE_LOOK,
-) -> Ratio:
+def ratio(first: Samples, second: Samples, *, covariate: Samples | None = None, look: Look = ONE_LOOK) -> Ratio:
     """Of pairs whose two samples ran one directly after the other, the order within each drawn by a fair coin.
 
     Then a pair of equals has a log ratio of either sign with the same chance, whatever the noise does (drift, bursts,
@@ -226,9 +208,8 @@ def ratio(
     if len(a) != len(b):
         raise BadInput(f"{len(a)} and {len(b)} samples cannot be paired; measure both in the same rounds")
     logs = np.log(a / b)
-    plain = _centre(logs, np.ones(len(logs)), look)
     if covariate is None:
-        return plain
+        return _centre(logs, np.ones(len(logs)), look)
     if len(covariate) != len(a):
         raise BadInput(f"{len(covariate)} numbers are no covariate of {len(a)} pairs; give one a pair")
     c = _checked(covariate)
@@ -238,9 +219,7 @@ def ratio(
     # Through the origin, so that swapping a pair changes neither the slope nor the size of a residual, and the test of
     # each effect stays exact. The slope is that of (logs - effect): an effect is weighed as its own residual is.
     weights = np.maximum(1 - c * (float(c.sum()) / squares), 0.1)
-    narrow = _centre(logs - c * (float(c @ logs) / squares), weights, look)
-    before, after = (math.log(r.interval.high / r.interval.low) for r in (plain, narrow))
-    return replace(narrow, narrowing=1 - after / before if before else 0.0)
+    return _centre(logs - c * (float(c @ logs) / squares), weights, look)
 
 
 def ratio_unpaired(first: Samples, second: Samples, *, look: Look = ONE_LOOK) -> Ratio:
