@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import re
@@ -62,99 +63,27 @@ def _positive(key: str, value: object) -> None:
         raise BadInput(f"hardware.{key}={str(value)[:40]} must be a positive, finite number")
 
 
-def _device(name: str, source: str, *, tera: Mapping[str, float], gb_per_s: float, gb: float, tdp_w: float) -> Hardware:
+def _listed(row: Mapping[str, str]) -> Hardware:
     return Hardware(
-        name=name,
-        source=source,
-        peak_flops_per_s={dtype: rate * 1e12 for dtype, rate in tera.items()},
-        bandwidth_bytes_per_s=gb_per_s * 1e9,
-        memory_bytes=gb * 1e9,
-        tdp_w=tdp_w,
+        name=row["name"],
+        source=row["source"],
+        peak_flops_per_s={dtype: float(row[dtype]) * 1e12 for dtype in DTYPES if row[dtype]},
+        bandwidth_bytes_per_s=float(row["gb_per_s"]) * 1e9,
+        memory_bytes=float(row["gb"]) * 1e9,
+        tdp_w=int(row["tdp_w"]),
     )
 
 
-# Datasheets print the tensor rates of L4 and Hopper with sparsity: here they are halved.
-_AMPERE = {"fp32": 19.5, "tf32": 156, "bf16": 312, "fp16": 312, "int8": 624}
-_HOPPER = {"fp32": 67, "tf32": 494.5, "bf16": 989.5, "fp16": 989.5, "fp8": 1979, "int8": 1979}
-TABLE: dict[str, Hardware] = {
-    "v100": _device(
-        "NVIDIA V100 SXM2 32GB",
-        "NVIDIA V100 datasheet",
-        tera={"fp32": 15.7, "fp16": 125},
-        gb_per_s=900,
-        gb=32,
-        tdp_w=300,
-    ),
-    "t4": _device(
-        "NVIDIA T4",
-        "NVIDIA T4 product brief; rates from the Turing architecture whitepaper",
-        tera={"fp32": 8.1, "fp16": 65, "int8": 130},
-        gb_per_s=320,
-        gb=16,
-        tdp_w=70,
-    ),
-    "a100": _device(
-        "NVIDIA A100 SXM4 80GB", "NVIDIA A100 80GB datasheet", tera=_AMPERE, gb_per_s=2039, gb=80, tdp_w=400
-    ),
-    "a100_40gb": _device(
-        "NVIDIA A100 SXM4 40GB", "NVIDIA A100 datasheet", tera=_AMPERE, gb_per_s=1555, gb=40, tdp_w=400
-    ),
-    "h100": _device("NVIDIA H100 SXM5 80GB", "NVIDIA H100 datasheet", tera=_HOPPER, gb_per_s=3350, gb=80, tdp_w=700),
-    "h200": _device("NVIDIA H200 SXM", "NVIDIA H200 datasheet", tera=_HOPPER, gb_per_s=4800, gb=141, tdp_w=700),
-    "b200": _device(
-        "NVIDIA B200 SXM",
-        "NVIDIA Blackwell architecture technical brief, HGX B200 at 1000 W; memory from the DGX B200 datasheet",
-        tera={"fp32": 80, "tf32": 1100, "bf16": 2250, "fp16": 2250, "fp8": 4500, "int8": 4500},
-        gb_per_s=8000,
-        gb=180,
-        tdp_w=1000,
-    ),
-    "mi300x": _device(
-        "AMD Instinct MI300X",
-        "AMD Instinct MI300X datasheet",
-        tera={"fp32": 163.4, "tf32": 653.7, "bf16": 1307.4, "fp16": 1307.4, "fp8": 2614.9, "int8": 2614.9},
-        gb_per_s=5300,
-        gb=192,
-        tdp_w=750,
-    ),
-    "l4": _device(
-        "NVIDIA L4",
-        "NVIDIA L4 datasheet",
-        tera={"fp32": 30.3, "tf32": 60, "bf16": 121, "fp16": 121, "fp8": 242.5, "int8": 242.5},
-        gb_per_s=300,
-        gb=24,
-        tdp_w=72,
-    ),
-    "rtx_4090": _device(
-        "NVIDIA GeForce RTX 4090",
-        "NVIDIA Ada GPU architecture whitepaper, appendix A",
-        tera={"fp32": 82.6, "tf32": 82.6, "bf16": 165.2, "fp16": 165.2, "fp8": 330.3, "int8": 660.6},
-        gb_per_s=1008,
-        gb=24,
-        tdp_w=450,
-    ),
-}
-
+# Rates are in 10^12 a second. Datasheets print the tensor rates of L4 and Hopper with sparsity: here they are halved.
+_ROWS = list(csv.DictReader(Path(__file__).with_name("datasheets.csv").read_text("utf-8").splitlines()))
+TABLE = {row["key"]: _listed(row) for row in _ROWS}
 # What drivers call them, whole: a PCIe, NVL, MIG, laptop or export variant has other peaks and is not in here.
-DEVICE_NAMES = {
-    "Tesla V100-SXM2-32GB": "v100",
-    "Tesla T4": "t4",
-    "NVIDIA A100-SXM4-80GB": "a100",
-    "NVIDIA A100-SXM4-40GB": "a100_40gb",
-    "A100-SXM4-40GB": "a100_40gb",
-    "NVIDIA H100 80GB HBM3": "h100",
-    "NVIDIA H200": "h200",
-    "NVIDIA B200": "b200",
-    "AMD Instinct MI300X": "mi300x",
-    "NVIDIA L4": "l4",
-    "NVIDIA GeForce RTX 4090": "rtx_4090",
-}
+DEVICE_NAMES = {name: row["key"] for row in _ROWS for name in row["driver_names"].split(";")}
 
 
 def recognise(device_name: str) -> Hardware | None:
     """By the whole name that the driver gives; None rather than a relative's peaks."""
-    key = DEVICE_NAMES.get(device_name)
-    return None if key is None else TABLE[key]
+    return TABLE.get(DEVICE_NAMES.get(device_name, ""))
 
 
 def kept_here() -> Path:
