@@ -20,12 +20,13 @@ from mypy import nodes
 from mypy import types as mypy_types
 from mypy.modulefinder import BuildSource
 from mypy.options import Options
+from omegaconf import DictConfig
 
 from isoforward.app.command_line import register, run
 from isoforward.app.keys import GROUPS
 from isoforward.app.overrides import as_text
 from isoforward.app.scripts import SCRIPTS, conf_directory, scripts
-from isoforward.app.unread import refuse_what_another_key_rules_out, refuse_what_is_not_read, unread
+from isoforward.app.unread import refuse_what_is_not_read, unread
 from isoforward.base.architecture import Architecture
 from isoforward.base.config import DataConfig, ExperimentConfig, GenerateConfig, TrainConfig
 from isoforward.base.dependent_keys import RULES, within
@@ -43,6 +44,7 @@ BY_NAME_OF = {
 AWAY = {"node", "info", "analyzed", "original_def", "definition", "type", "ref", "def_", "impl"}  # out of the tree
 TEXT_KEYS = [f"data.{field.name}" for field in fields(DataConfig) if field.name not in ("batch", "length", "source")]
 WITHIN = (nodes.Expression, nodes.Statement, nodes.Argument, nodes.FuncDef)
+NOTHING = DictConfig({})  # no key that another one could depend on
 
 
 def named_in(tree: object, seen: set[int]) -> Iterator[nodes.NameExpr | nodes.MemberExpr]:
@@ -156,7 +158,7 @@ def test_every_key_is_read_or_refused(command: str, graph: dict[str, set[str]]) 
     for key, field in keys.items():
         if field not in read and key not in by_name:
             with pytest.raises(BadInput, match=f"{key}=1: {command} (does not read|reads no text)"):
-                refuse_what_is_not_read(scripts()[command], schema, [f"{key}=1"])
+                refuse_what_is_not_read(scripts()[command], schema, NOTHING, [f"{key}=1"])
     assert silent <= set(keys)
     of_recipes = "optim." if command == "speedrun" else "-"  # it reads that of each recipe, not its own
     wrong = [key for key in silent if keys[key] in read and not key.startswith(of_recipes)]
@@ -179,7 +181,7 @@ def test_the_refusal_names_command_and_key_before_any_work(capsys: pytest.Captur
 def test_an_option_of_a_group_that_sets_only_what_is_not_read_is_refused(command: str, override: str) -> None:
     group = override.lstrip("+").partition("=")[0]
     with pytest.raises(BadInput, match=f"{group}=.*: {command} does not read {group}, so it would change nothing"):
-        refuse_what_is_not_read(scripts()[command], ExperimentConfig, [override])
+        refuse_what_is_not_read(scripts()[command], ExperimentConfig, NOTHING, [override])
 
 
 @pytest.mark.parametrize(
@@ -192,22 +194,22 @@ def test_an_option_of_a_group_that_sets_only_what_is_not_read_is_refused(command
     ],
 )
 def test_an_option_of_which_one_key_is_read_passes(command: str, override: str) -> None:
-    refuse_what_is_not_read(scripts()[command], ExperimentConfig, [override])
+    refuse_what_is_not_read(scripts()[command], ExperimentConfig, NOTHING, [override])
 
 
 @pytest.mark.parametrize("override", ["data=shakespeare", "data.source=hub", *(f"{key}=1" for key in TEXT_KEYS)])
 def test_a_key_of_text_is_refused_where_no_text_is_read(override: str) -> None:
     key = override.partition("=")[0]
     with pytest.raises(BadInput, match=f"{key}=.*kv_cache reads no text"):
-        refuse_what_is_not_read(scripts()["kv_cache"], ExperimentConfig, ["data.batch=2", override])
+        refuse_what_is_not_read(scripts()["kv_cache"], ExperimentConfig, NOTHING, ["data.batch=2", override])
     if key != "data.workers":
-        refuse_what_is_not_read(scripts()["precision"], ExperimentConfig, [override])
-    refuse_what_is_not_read(scripts()["train"], TrainConfig, [override])
+        refuse_what_is_not_read(scripts()["precision"], ExperimentConfig, NOTHING, [override])
+    refuse_what_is_not_read(scripts()["train"], TrainConfig, NOTHING, [override])
 
 
 def test_keys_that_are_read_and_random_tokens_pass() -> None:
     read = ["data.batch=2", "data.length=8", "data=synthetic", "model=tiny", "measure.prompt=8"]
-    refuse_what_is_not_read(scripts()["kv_cache"], ExperimentConfig, read)
+    refuse_what_is_not_read(scripts()["kv_cache"], ExperimentConfig, NOTHING, read)
 
 
 def refusal(capsys: pytest.CaptureFixture[str], command: str, *overrides: str) -> str | None:
@@ -358,7 +360,8 @@ def test_no_command_that_is_documented_is_refused(command: str, keys: tuple[str,
     schema = schema_of(command)
     typed = [as_text(key.strip("'"), schema) for key in keys if not key.startswith(("-m", "hydra", "recipe=NAME"))]
     first = [re.sub(r"=([^\[{]*?),.*", r"=\1", key) if "-m" in keys else key for key in typed]  # of a sweep
-    refuse_what_is_not_read(scripts()[command], schema, first)
+    config = NOTHING
     if any(within(key.partition("=")[0], DEPENDENT) for key in first):  # composing takes its time
         with initialize_config_dir(str(conf_directory()), version_base="1.3"):
-            refuse_what_another_key_rules_out(compose(register(scripts()[command], schema), overrides=first), first)
+            config = compose(register(scripts()[command], schema), overrides=first)
+    refuse_what_is_not_read(scripts()[command], schema, config, first)

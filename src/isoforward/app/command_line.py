@@ -30,7 +30,7 @@ from isoforward.app.keys import GROUPS, unknown_key
 from isoforward.app.overrides import as_text
 from isoforward.app.run_directory import refuse_what_is_no_run
 from isoforward.app.scripts import conf_directory, options_of, read_script
-from isoforward.app.unread import refuse_what_another_key_rules_out, refuse_what_is_not_read
+from isoforward.app.unread import refuse_what_is_not_read
 from isoforward.base import config as schemas
 from isoforward.base.checks import unknown
 from isoforward.base.datasheets import lookup
@@ -209,8 +209,7 @@ def run(
         job = HydraConfig.get()
         sys.argv = [program, *as_typed]  # which rows record, without our quotes
         try:
-            refuse_what_is_not_read(script, schema, job.overrides.task)
-            refuse_what_another_key_rules_out(raw, job.overrides.task)
+            refuse_what_is_not_read(script, schema, raw, job.overrides.task)
             built: Any = typed(raw, schema)
             refuse_what_is_not_here(built)
             if job.mode != RunMode.MULTIRUN or not hasattr(built, "run_dir"):

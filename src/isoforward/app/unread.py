@@ -13,15 +13,16 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from isoforward.app.scripts import conf_directory, options_of, read_script
-from isoforward.base import config as schemas
 from isoforward.base import dependent_keys
+from isoforward.base.checks import unknown
+from isoforward.base.config import ExperimentConfig
 from isoforward.base.errors import BadInput
 
 READS_TEXT = ("precision",)  # questions; all others measure on random tokens, or on a text of their own
 
 
 def unread(script: Path, schema: type) -> set[str]:
-    of_all = {"measure.enabled"} if issubclass(schema, schemas.ExperimentConfig) else set()
+    of_all = {"measure.enabled"} if issubclass(schema, ExperimentConfig) else set()
     return of_all | read_script(script).unread
 
 
@@ -33,29 +34,25 @@ def set_by(group: str, option: str) -> set[str]:
     return {f"{group}." + str(key) for key in stored if key != "defaults"}
 
 
-def refuse_what_is_not_read(script: Path, schema: type, overrides: Sequence[str]) -> None:
-    """A key that changes nothing would make its user believe that it did."""
+def refuse_what_is_not_read(script: Path, schema: type, config: DictConfig, overrides: Sequence[str]) -> None:
+    """A key that changes nothing would make its user believe that it did.
+
+    `config` is what the overrides were composed to, not yet checked: what has no effect can be out of range, too.
+    """
     command, silent = script.stem, unread(script, schema)
-    reads_text = command in READS_TEXT or not issubclass(schema, schemas.ExperimentConfig)
+    reads_text = command in READS_TEXT or not issubclass(schema, ExperimentConfig)
+    values = dependent_keys.flat(OmegaConf.to_container(config, resolve=True))
+    off = dependent_keys.unread(values)
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
         if value == "schema" and (options := options_of(key)):  # what the options of a group begin from is none of them
-            raise BadInput(f"{key}={value} is not known: choose one of {', '.join(options)}")
+            raise unknown(key, value, options)
         text = key.startswith("data.") and key not in ("data.batch", "data.length", "data.source")
         if not reads_text and (text or (key in ("data", "data.source") and value != "synthetic")):
             raise BadInput(f"{override}: {command} reads no text, it measures on random tokens; leave this key out")
         sets = set_by(key, value)
         if key in silent or (sets and sets <= silent):
             raise BadInput(f"{override}: {command} does not read {key}, so it would change nothing; leave this key out")
-
-
-def refuse_what_another_key_rules_out(config: DictConfig, overrides: Sequence[str]) -> None:
-    """`config` is what the overrides were composed to, not yet checked: what has no effect can be out of range, too."""
-    values = dependent_keys.flat(OmegaConf.to_container(config, resolve=True))
-    off = dependent_keys.unread(values)
-    for override in overrides:
-        key, _, value = override.lstrip("+~").partition("=")
-        sets = set_by(key, value)
         name = next(iter(sets)) if sets and sets <= off.keys() else dependent_keys.within(key, off)
         if name is not None:
             shown = f"{key}={value}" if sets else key

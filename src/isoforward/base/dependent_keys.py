@@ -12,14 +12,8 @@ from isoforward.base.architecture import FAMILIES, Architecture
 from isoforward.base.config import MeasureConfig, ModelConfig
 
 SET = "..."  # any value but null
-CHOSEN_BY_GROUP = {  # the key in which the options of a group differ
-    "adapter.name": "adapter",
-    "data.source": "data",
-    "measure.enabled": "measure",
-    "model.source": "model",
-    "optim.name": "optim",
-    "tracking.mode": "tracking",
-}
+# In which the options of a group differ: group=option chooses them
+CHOSEN_BY_GROUP = ("adapter.name", "data.source", "measure.enabled", "model.source", "optim.name", "tracking.mode")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +28,8 @@ class Rule:
 
     def holds(self, value: object) -> bool:
         """Whether the keys are read where `on` is `value`."""
-        return self.listed(value) == bool(self.read)
-
-    def listed(self, value: object) -> bool:
         values = self.read or self.unread
-        return value in values or (SET in values and value is not None)
+        return (value in values or (SET in values and value is not None)) == bool(self.read)
 
     def refusal(self, key: str, value: object) -> str:
         """Of `key`, where `on` is `value`."""
@@ -52,7 +43,8 @@ class Rule:
 def typed(key: str, value: object) -> str:
     if key == "measure.enabled":
         value = "default" if value else "none"
-    return f"{CHOSEN_BY_GROUP.get(key, key)}={str(value).lower() if isinstance(value, bool) else value}"
+    shown = key.partition(".")[0] if key in CHOSEN_BY_GROUP else key
+    return f"{shown}={str(value).lower() if isinstance(value, bool) else value}"
 
 
 SIZES = " ".join(f"model.{field.name}" for field in fields(ModelConfig) if field.name not in ("source", "path"))
