@@ -39,7 +39,8 @@ from isoforward.base.errors import BadInput
 from isoforward.base.results import Results, Row, only, select, write
 from isoforward.base.terminal import say
 from isoforward.data.tokenizer import Tokenizer
-from isoforward.formats.export import export, freeze, load_tokenizer
+from isoforward.formats.export import export, freeze
+from isoforward.formats.loading import load_tokenizer
 from isoforward.measure.benchmark import Part, Work, timed
 from isoforward.measure.case import Case, frozen_of, identity_row, master_of
 from isoforward.measure.culprits import (

@@ -78,7 +78,7 @@ def subject_of(config: PlanConfig) -> Subject:
     """By its config alone. torch is loaded only where a file has to be read."""
     model = config.model
     if config.checkpoint is not None:
-        from isoforward.formats.export import find
+        from isoforward.formats.loading import find
         from isoforward.serve.inference import find_export
 
         return Known(find(find_export(config.checkpoint), verify=False).config)

@@ -24,7 +24,8 @@ from isoforward.base.errors import BadInput
 from isoforward.base.results import Results, Row, RowFields, only
 from isoforward.data.batches import ValidationBatches
 from isoforward.data.corpus import prepare
-from isoforward.formats.export import freeze, load_tokenizer
+from isoforward.formats.export import freeze
+from isoforward.formats.loading import load_tokenizer
 from isoforward.measure.benchmark import Work
 from isoforward.measure.case import Case, batch_of, frozen_of, identity_row, master_of, unavailable, with_kernels
 from isoforward.measure.passes import Bench, against_first

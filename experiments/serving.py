@@ -38,7 +38,7 @@ from isoforward.base.datasheets import calibrated_here
 from isoforward.base.disturbance import between, look
 from isoforward.base.errors import BadInput
 from isoforward.base.results import Results, Row, RowFields, only, row_of, select
-from isoforward.formats.export import load_tokenizer
+from isoforward.formats.loading import load_tokenizer
 from isoforward.measure import guidellm
 from isoforward.measure.benchmark import Part, timed
 from isoforward.measure.case import Case, frozen_of, master_of

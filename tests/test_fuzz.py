@@ -31,7 +31,7 @@ from isoforward.base.results import Environment, Record, Row, Verdict
 from isoforward.base.statistics import judge
 from isoforward.base.storage import sha256_of
 from isoforward.data.tokenizer import Tokenizer
-from isoforward.formats import checkpoint_file, export
+from isoforward.formats import checkpoint_file, export, loading
 from isoforward.model.gpt import GPT
 from isoforward.serve import inference
 from isoforward.train import stopping
@@ -278,12 +278,12 @@ class Kinds:
             (copied / "manifest.json").unlink()  # a directory of Transformers
         else:
             remanifested(copied)
-        export.load_export(copied)
+        loading.load_export(copied)
 
     def read_gguf(self, how: Edits) -> None:
         path = self.where / "model.gguf"
         path.write_bytes(mutated(self.gguf, how, header=2200))
-        export.load(path)
+        loading.load(path)
 
 
 KINDS = [name for name in vars(Kinds) if name.startswith("read_")]

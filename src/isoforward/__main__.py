@@ -26,12 +26,8 @@ MODULES = {  # as `python -m` runs them
     "judge": ("isoforward.app.judge", [], "Says whether one of two commands, or runs, is faster, equal or undecided."),
     "lesson": ("isoforward.lesson.page", [], "Makes the lesson of a run: both lives of its model, in one page."),
     "report": ("isoforward.show.report", [], "Makes the report of one run or several again, from their results.jsonl."),
-    "import": (
-        "isoforward.formats.export",
-        ["import"],
-        "Turns a Transformers directory or a GGUF file into an export.",
-    ),
-    "gguf": ("isoforward.formats.gguf_writing", [], "Writes an export as a GGUF file, for llama.cpp."),
+    "import": ("isoforward.app.convert", ["import"], "Turns a Transformers directory or a GGUF file into an export."),
+    "gguf": ("isoforward.app.convert", ["gguf"], "Writes an export as a GGUF file, for llama.cpp."),
 }
 
 

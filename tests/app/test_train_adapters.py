@@ -20,7 +20,8 @@ from isoforward.base.config import (
 )
 from isoforward.base.errors import BadInput, Integrity
 from isoforward.formats import checkpoint_file
-from isoforward.formats.export import fingerprint, load_trainable
+from isoforward.formats.export import fingerprint
+from isoforward.formats.loading import load_trainable
 from isoforward.model.adapters import hold_in_int8, is_low_rank
 from isoforward.serve.inference import InferenceModule, load
 from isoforward.train import stopping

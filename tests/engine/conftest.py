@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from isoforward.data.tokenizer import Tokenizer
-from isoforward.formats.export import load_tokenizer
+from isoforward.formats.loading import load_tokenizer
 from tests.engine.servers import ROOT
 
 

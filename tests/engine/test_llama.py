@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from isoforward.app.convert import main as write
 from isoforward.base.results import only, read, select
 from isoforward.data.tokenizer import Tokenizer
-from isoforward.formats.gguf_writing import main as write
 from tests.engine.servers import PROMPTS, ROOT, greedy_tokens, mismatch_of, started
 
 PYTHON = ROOT / ".venv-llama" / "bin" / "python"
@@ -34,7 +34,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def gguf(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("gguf") / "model.gguf"
-    assert write([str(trained / "export"), str(path)]) == 0
+    assert write(["gguf", str(trained / "export"), str(path)]) == 0
     return path
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isoforward.base.errors import BadInput, Integrity, Refusal
-from isoforward.formats import export as export_module
+from isoforward.formats import loading
 from isoforward.model.gpt import GPT
 from tests.formats.exports import TINY, logits, trained
 
@@ -71,7 +71,7 @@ SMALL_LLAMA = replace(TINY, family="llama", kv_heads=2, tied=False, rope_theta=5
 
 def test_a_gguf_gives_the_logits_of_the_model_it_was_made_from(tmp_path: Path) -> None:
     model = trained(SMALL_LLAMA)
-    assert torch.equal(logits(export_module.load(gguf_file(tmp_path / "model.gguf", model))), logits(model))
+    assert torch.equal(logits(loading.load(gguf_file(tmp_path / "model.gguf", model))), logits(model))
 
 
 @pytest.mark.parametrize("key", ["rope__scaling__factor", "rope__scale_linear"])
@@ -79,8 +79,8 @@ def test_linear_scaling_is_computed_in_either_spelling_and_one_is_none(key: str,
     model = trained(SMALL_LLAMA)
     scaled = GPT(replace(SMALL_LLAMA, rope_scaling={"type": "linear", "factor": 4.0}))
     scaled.load_state_dict(model.state_dict())
-    assert torch.equal(logits(export_module.load(gguf_file(tmp_path / "4.gguf", model, **{key: 4.0}))), logits(scaled))
-    assert torch.equal(logits(export_module.load(gguf_file(tmp_path / "1.gguf", model, **{key: 1.0}))), logits(model))
+    assert torch.equal(logits(loading.load(gguf_file(tmp_path / "4.gguf", model, **{key: 4.0}))), logits(scaled))
+    assert torch.equal(logits(loading.load(gguf_file(tmp_path / "1.gguf", model, **{key: 1.0}))), logits(model))
     assert not torch.equal(logits(scaled), logits(model))
 
 
@@ -98,13 +98,13 @@ def test_linear_scaling_is_computed_in_either_spelling_and_one_is_none(key: str,
 def test_a_gguf_of_another_kind_of_llama_is_refused_by_name(settings: dict[str, object], tmp_path: Path) -> None:
     file = gguf_file(tmp_path / "model.gguf", trained(SMALL_LLAMA), **settings)
     with pytest.raises(BadInput, match=next(iter(settings)).replace("__", r"\.")):
-        export_module.load(file)
+        loading.load(file)
 
 
 def test_a_gguf_is_told_by_its_beginning_whatever_its_name(tmp_path: Path) -> None:
     model = trained(SMALL_LLAMA)
     file = gguf_file(tmp_path / "sha256-4ca5e1", model)
-    assert torch.equal(logits(export_module.load(file)), logits(model))
+    assert torch.equal(logits(loading.load(file)), logits(model))
 
 
 def test_a_gguf_whose_counts_are_lies_is_refused_at_once(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_a_gguf_whose_counts_are_lies_is_refused_at_once(tmp_path: Path) -> None
     for lie in (b"", *(b"GGUF" + lie for lie in lies)):
         file.write_bytes(lie)
         with pytest.raises(Integrity, match="not a GGUF file"):
-            export_module.load(file)
+            loading.load(file)
 
 
 @settings(max_examples=100, deadline=None)
@@ -128,7 +128,7 @@ def test_a_damaged_gguf_is_read_or_refused(
     damaged = whole[:place] + value + whole[place + len(value) :]
     file.write_bytes(damaged[:cut] if cut % 3 == 0 else damaged)
     try:
-        export_module.load(file)
+        loading.load(file)
     except Refusal as refusal:
         assert str(file) in str(refusal)
 

@@ -10,9 +10,9 @@ from tokenizers import AddedToken, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 
 from isoforward.data.tokenizer import END, Tokenizer
-from isoforward.formats.export import load_tokenizer
 from isoforward.formats.gguf_tokenizer import why_not
 from isoforward.formats.gguf_writing import write_gguf
+from isoforward.formats.loading import load_tokenizer
 from isoforward.model.gpt import GPT
 from tests.formats.test_gguf_format import SMALL_LLAMA
 

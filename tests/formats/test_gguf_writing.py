@@ -10,11 +10,9 @@ import torch
 
 from isoforward.base.errors import BadInput
 from isoforward.data.tokenizer import Tokenizer
-from isoforward.formats import export as export_module
-from isoforward.formats import gguf_writing
-from isoforward.formats.export import export, freeze
+from isoforward.formats import loading
+from isoforward.formats.export import freeze
 from isoforward.formats.gguf_writing import write_gguf
-from isoforward.model.gpt import GPT
 from isoforward.serve.inference import load as serve
 from tests.formats.exports import TINY, TOKENS, logits, trained
 from tests.formats.test_gguf_format import SMALL_LLAMA, gguf_file
@@ -34,7 +32,7 @@ def test_a_llama_is_written_as_llama_cpps_own_converter_orders_it(dtype: torch.d
     expected = tensors_of(gguf_file(tmp_path / "theirs.gguf", freeze(model, dtype=torch.float32)))
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
-    read_back = export_module.load(tmp_path / "ours.gguf", dtype=dtype)
+    read_back = loading.load(tmp_path / "ours.gguf", dtype=dtype)
     assert torch.equal(logits(read_back), logits(model))
 
 
@@ -81,7 +79,7 @@ def test_what_is_written_of_a_family_is_read_as_the_same_model(family: str, tmp_
 
     model = freeze(trained(replace(TINY, family=family, **OF_EACH_FAMILY[family])))
     path = write_gguf(model, tmp_path / "model.gguf")
-    assert torch.equal(logits(export_module.load(path)), logits(model))
+    assert torch.equal(logits(loading.load(path)), logits(model))
     architecture = next(
         arch for arch, name in MODEL_ARCH_NAMES.items() if name == {"mistral": "llama"}.get(family, family)
     )
@@ -110,39 +108,3 @@ def test_a_gguf_is_a_checkpoint_that_text_is_generated_with(tmp_path: Path) -> N
     assert isinstance(module.generate("the king", max_new_tokens=4, temperature=0), str)
     with pytest.raises(BadInput, match=r"take its model\.gguf: checkpoint=\S+/model\.gguf"):
         serve(tmp_path)
-
-
-def an_export(place: Path, tokenizer: Tokenizer) -> Path:
-    return export(GPT(replace(SMALL_LLAMA, vocab=tokenizer.vocabulary)), place, tokenizer=tokenizer)
-
-
-def test_the_command_writes_an_export_with_its_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("transformers")
-    place = an_export(tmp_path / "export", Tokenizer.train_bpe(["the king and the queen. " * 20], 270))
-    assert gguf_writing.main([str(place), str(tmp_path / "model.gguf")]) == 0
-    assert "parameters in torch.float32\n" in capsys.readouterr().out
-    assert serve(tmp_path / "model.gguf").encode("the king") == serve(place).encode("the king")
-
-
-def test_a_tokenizer_that_llama_cpp_lacks_is_left_out_and_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    characters = Tokenizer.from_characters(["the king"])
-    place = an_export(tmp_path / "export", characters)
-    assert gguf_writing.main([str(place), str(tmp_path / "model.gguf")]) == 0
-    assert "without its tokenizer, which llama.cpp does not have: it does not cut" in capsys.readouterr().out
-    tokens = torch.tensor([characters.encode("the king")])
-    assert torch.equal(export_module.load(tmp_path / "model.gguf")(tokens), export_module.load(place)(tokens))
-    with pytest.raises(BadInput, match="cannot read text with this tokenizer: it does not cut"):
-        write_gguf(export_module.load(place), tmp_path / "another.gguf", characters)
-    assert not (tmp_path / "another.gguf").exists()
-
-
-def test_what_cannot_be_written_is_told_and_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    place = an_export(tmp_path / "export", Tokenizer.train_bpe(["the king and the queen. " * 20], 270))
-    (tmp_path / "file").touch()
-    assert gguf_writing.main([str(place), str(tmp_path / "file" / "model.gguf")]) != 0
-    assert "could not be written" in capsys.readouterr().err
-    assert gguf_writing.main([str(tmp_path / "nowhere"), str(tmp_path / "model.gguf")]) == 2
-    assert "does not exist" in capsys.readouterr().err
-    assert {path.name for path in tmp_path.iterdir()} == {"export", "file"}

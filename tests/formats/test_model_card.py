@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from isoforward.base.config import ModelConfig
-from isoforward.formats.export import load
+from isoforward.formats.loading import load
 from isoforward.formats.model_card import about_weights
 
 

@@ -31,10 +31,12 @@ from transformers import (
     Qwen3Config,
 )
 
+from isoforward.app.convert import main
 from isoforward.base.config import ModelConfig
 from isoforward.base.errors import BadInput, Integrity
 from isoforward.data.tokenizer import Tokenizer
-from isoforward.formats.export import export, load, load_tokenizer, main
+from isoforward.formats.export import export
+from isoforward.formats.loading import load, load_tokenizer
 from isoforward.formats.transformers_format import from_transformers
 from isoforward.model.gpt import GPT, KVCache
 from isoforward.model.steps import decode, prefill
@@ -326,7 +328,7 @@ def test_one_file_beside_its_config_is_a_checkpoint_and_a_shard_means_them_all(t
 
 def test_a_name_of_the_hub_says_how_to_download_it() -> None:
     with pytest.raises(BadInput, match=r"hf download Qwen/Qwen3-0\.6B --local-dir Qwen3-0\.6B"):
-        load("Qwen/Qwen3-0.6B")
+        load(Path("Qwen/Qwen3-0.6B"))
 
 
 def test_a_tensor_of_the_wrong_shape_or_dtype_is_named_with_its_file(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from isoforward.base.errors import BadInput
-from isoforward.formats.export import export, load_export, load_tokenizer
+from isoforward.formats.export import export
+from isoforward.formats.loading import load_export, load_tokenizer
 from tests.data.kinds import BPE, HARD, TEXT
 
 transformers = pytest.importorskip("transformers")

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from isoforward.base.errors import BadInput, Integrity, Refusal
-from isoforward.formats.export import load
+from isoforward.formats.loading import load
 from tests.formats.exports import in_child, logits, reseal, trained
 
 

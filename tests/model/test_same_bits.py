@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from isoforward.base.config import ModelConfig
-from isoforward.formats.export import export, freeze, load
+from isoforward.formats.export import export, freeze
+from isoforward.formats.loading import load
 from isoforward.model.gpt import GPT, KVCache
 from isoforward.model.steps import decode, decode_uncached, prefill, train_step
 from isoforward.serve.decoding import Sampling, forward_passes

@@ -11,7 +11,8 @@ import torch
 
 from isoforward.base.errors import BadInput
 from isoforward.data.tokenizer import Tokenizer
-from isoforward.formats.export import export, freeze, load_export
+from isoforward.formats.export import export, freeze
+from isoforward.formats.loading import load_export
 from isoforward.model.gpt import GPT
 from isoforward.serve.continuation import Continuation
 from isoforward.serve.decoding import Sampling

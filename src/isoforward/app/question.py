@@ -20,7 +20,7 @@ from isoforward.base.errors import BadInput
 from isoforward.base.results import Environment, Results, Row, Verdict, write
 from isoforward.base.terminal import say
 from isoforward.formats.checkpoint_file import is_checkpoint
-from isoforward.formats.export import find
+from isoforward.formats.loading import find
 from isoforward.measure import variants
 from isoforward.measure.case import Case, with_kernels
 from isoforward.measure.memory import account_rows

@@ -146,7 +146,7 @@ def group_of(config: Tracked, run_dir: Path) -> str:
 
 
 def fingerprint_of(exported: Path) -> str:
-    from isoforward.formats.export import read_manifest
+    from isoforward.formats.loading import read_manifest
 
     manifest = read_manifest(exported)
     assert manifest is not None

@@ -29,15 +29,8 @@ from isoforward.base.terminal import say
 from isoforward.base.units import size
 from isoforward.data.corpus import Corpus, prepare
 from isoforward.formats.adapter_format import save_adapter
-from isoforward.formats.export import (
-    export,
-    find,
-    load_tokenizer,
-    load_trainable,
-    merged,
-    read_manifest,
-    weights_section,
-)
+from isoforward.formats.export import export, merged, weights_section
+from isoforward.formats.loading import find, load_tokenizer, load_trainable, read_manifest
 from isoforward.formats.model_card import write_card
 from isoforward.formats.untrusted import harmless
 from isoforward.lesson.page import write_lesson

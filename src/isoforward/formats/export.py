@@ -1,25 +1,19 @@
-"""Frozen weights: made from a model in training, written as a checkpoint that Transformers opens, read back verified.
+"""Frozen weights: made from a model in training, and written as a checkpoint that Transformers opens.
 
 An export is a directory: model.safetensors, config.json, tokenizer.json and tokenizer_config.json as Transformers has
-them, and manifest.json, which vouches for the rest and says what config.json cannot. A directory without a manifest is
-read as a checkpoint of Transformers. Tensors come from safetensors alone: a pickle is never opened.
-
-    isoforward import DIRECTORY_OR_GGUF OUT
+them, and manifest.json, which vouches for the rest and says what config.json cannot.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
-import re
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import TypedDict
 
 import torch
 from safetensors import SafetensorError
@@ -28,22 +22,17 @@ from torch import Tensor
 
 from isoforward import __version__
 from isoforward.base.config import ModelConfig
-from isoforward.base.errors import BadInput, Integrity, Refusal, StorageFailed
+from isoforward.base.errors import BadInput, StorageFailed
 from isoforward.base.storage import sha256_of, sync_directory
-from isoforward.base.terminal import print_what_can_be_encoded
-from isoforward.data.tokenizer import GENERATION, Tokenizer, end_ids
-from isoforward.formats.checkpoint_file import is_checkpoint
-from isoforward.formats.gguf_format import read_gguf, read_tokenizer
+from isoforward.data.tokenizer import Tokenizer
 from isoforward.formats.model_card import about_weights, write_card
-from isoforward.formats.transformers_format import pieces, read_transformers, to_transformers
-from isoforward.formats.transformers_tokenizer import has_foreign_tokenizer, read_foreign_tokenizer
-from isoforward.formats.untrusted import FLOATS, Checkpoint, checked, described, names_in, open_file, read_json, shown
+from isoforward.formats.transformers_format import pieces, to_transformers
+from isoforward.formats.untrusted import described
 from isoforward.model.adapters import AdaptedLinear, adapt, is_low_rank, linears_of
 from isoforward.model.frozen_linear import FrozenLinear
 from isoforward.model.gpt import GPT
 
 FORMAT = 1
-GGUF = ".gguf"
 
 
 def freeze(model: GPT, *, dtype: torch.dtype | None = None) -> GPT:
@@ -189,7 +178,8 @@ def replacing(directory: Path) -> Iterator[Path]:
     where the next writer finds it.
     """
     directory = directory.resolve()
-    if directory.exists() and not (directory / "manifest.json").is_file() and not is_empty_directory(directory):
+    empty = directory.is_dir() and not any(directory.iterdir())
+    if directory.exists() and not (directory / "manifest.json").is_file() and not empty:
         raise BadInput(f"{directory} is there and is no export; choose another place")
     stage = directory.with_name(f".{directory.name}.partial")
     former = directory.with_name(f".{directory.name}.former")
@@ -204,7 +194,8 @@ def replacing(directory: Path) -> Iterator[Path]:
         stage.mkdir(parents=True)
         yield stage
         for path in stage.iterdir():
-            sync(path)
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
         sync_directory(stage)
         shutil.rmtree(former, ignore_errors=True)
         if directory.exists():
@@ -220,15 +211,6 @@ def replacing(directory: Path) -> Iterator[Path]:
         shutil.rmtree(stage, ignore_errors=True)
 
 
-def is_empty_directory(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
-
-
-def sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
 def write_json(path: Path, content: Mapping[str, object]) -> None:
     path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
@@ -236,196 +218,3 @@ def write_json(path: Path, content: Mapping[str, object]) -> None:
 def digest_of(manifest: Mapping[str, object]) -> str:
     canonical = json.dumps({key: value for key, value in manifest.items() if key != "sha256"}, sort_keys=True)
     return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def load(
-    directory: str | Path,
-    *,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str = "cpu",
-    verify: bool = True,
-) -> GPT:
-    """Frozen, from an export, a Transformers directory, a safetensors file beside its config, or a GGUF file.
-
-    `dtype` None keeps bf16; all else (16-bit floats of the other kind, 64 bits, a GGUF's blocks) is served in fp32.
-
-    Integrity names the file or tensor that is not what it should be, BadInput what our forward does not do.
-    """
-    return build(find(Path(directory), verify), dtype=dtype, device=device).eval().requires_grad_(False)
-
-
-def load_export(
-    directory: str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
-) -> tuple[GPT, Tokenizer]:
-    """What text is generated with: the frozen model, and the tokenizer beside it."""
-    model = load(directory, dtype=dtype, device=device)
-    tokenizer = load_tokenizer(Path(directory))
-    must_fit(tokenizer, model.config)
-    return model, tokenizer
-
-
-def load_trainable(
-    directory: str | Path,
-    *,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str = "cpu",
-    checkpointing: str = "none",
-) -> GPT:
-    """To go on training from: fp32 masters under activations of `dtype`."""
-    found = find(Path(directory), verify=True)
-    return build(found, dtype=dtype, masters=torch.float32, device=device, checkpointing=checkpointing)
-
-
-def load_tokenizer(directory: Path) -> Tokenizer:
-    if is_gguf(directory):
-        return read_tokenizer(directory)
-    directory = directory.parent if directory.is_file() else directory
-    path = directory / "tokenizer.json"
-    configs = [directory / name for name in ("config.json", GENERATION)]  # the model's own win over its tokenizer's
-    ends = [end for config in configs if config.is_file() for end in end_ids(read_json(config))]
-    manifest = read_manifest(directory)
-    if manifest is None and not path.is_file() and has_foreign_tokenizer(directory):
-        return read_foreign_tokenizer(directory, ends=ends)
-    if not path.is_file() or (manifest is not None and path.name not in manifest["files"]):
-        raise BadInput(
-            f"{directory} holds no tokenizer.json of its own (nor vocab.json and merges.txt, nor tokenizer.model), "
-            "and text needs one"
-        )
-    return Tokenizer.load(path, ends=ends)
-
-
-def build(
-    found: Checkpoint,
-    *,
-    dtype: torch.dtype | None,
-    masters: torch.dtype | None = None,
-    device: torch.device | str = "cpu",
-    checkpointing: str = "none",
-) -> GPT:
-    """Every name and shape is compared before anything is allocated, so that a forged size costs nothing."""
-    for name, tensor in found.tensors.items():
-        if tensor.dtype not in FLOATS:
-            raise Integrity(f"{tensor.file}: {shown(name)} holds {tensor.dtype}, which is none of {', '.join(FLOATS)}")
-    if found.config.layers > len(found.tensors):
-        raise Integrity(f"{found.where} claims {found.config.layers} layers and holds {len(found.tensors)} tensors")
-    model = unfilled(found.config, dtype or torch.float32, checkpointing)
-    wanted = {name: (*views[0].shape[:-1], sum(view.shape[-1] for view in views)) for name, views in pieces(model)}
-    for name, shape in wanted.items():
-        if name not in found.tensors:
-            raise Integrity(f"{found.where}: the tensor {name} is missing")
-        if (tensor := found.tensors[name]).shape != shape:
-            raise Integrity(f"{tensor.file}: {name} is {tensor.shape}, its config asks for {shape}")
-    if extra := sorted(found.tensors.keys() - wanted.keys()):
-        raise Integrity(f"{found.tensors[extra[0]].file}: the tensor {shown(extra[0])} has no place in the model")
-    stored = FLOATS[found.tensors[next(iter(wanted))].dtype]  # the embedding's
-    model.dtype = dtype or (stored if stored == torch.bfloat16 else torch.float32)
-    allocate(model, masters or model.dtype, device)
-    with torch.no_grad():
-        for name, views in pieces(model):
-            whole, widths = found.tensors[name].read(), [view.shape[-1] for view in views]
-            for view, part in zip(views, whole.split_with_sizes(widths, dim=-1), strict=True):
-                view.copy_(part)
-            if not all(is_finite(view) for view in views):
-                raise BadInput(f"{found.tensors[name].file}: the tensor {name} is not finite (NaN or infinite)")
-    return model
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """A sum reads each number once and keeps none, and is not finite where one of them is not."""
-    return bool(tensor.sum().isfinite() or tensor.isfinite().all())
-
-
-def find(path: Path, verify: bool) -> Checkpoint:
-    """Of an export, a Transformers directory, one of the safetensors files in either, or a GGUF file."""
-    if not path.exists():
-        raise BadInput(f"{path} does not exist{hub_hint(path)}")
-    if is_gguf(path):
-        return read_gguf(path)
-    if is_checkpoint(path):
-        raise BadInput(f"{path} is a training checkpoint, and an export is needed: take the run that it belongs to")
-    if path.is_file() and not listed(path):
-        tensors = open_file(path)
-        if not (path.parent / "config.json").is_file():
-            raise BadInput(f"{path} says nothing of its model: put the config.json of Transformers beside it")
-        return read_transformers(path.parent, tensors)
-    directory = path.parent if path.is_file() else path
-    manifest = read_manifest(directory, verify)
-    if manifest is None:
-        return read_transformers(directory)
-    try:
-        config = checked(manifest["model"])
-    except BadInput as error:
-        raise Integrity(f"{directory / 'manifest.json'}: {error}") from error
-    return Checkpoint(where=directory, config=config, tensors=open_file(directory / "model.safetensors"))
-
-
-def is_gguf(path: Path) -> bool:
-    if path.suffix == GGUF or not path.is_file():
-        return path.suffix == GGUF
-    with suppress(OSError), path.open("rb") as file:
-        return file.read(4) == b"GGUF"
-    return False
-
-
-def listed(file: Path) -> bool:
-    """Whether an export's manifest or an index of shards beside `file` speaks for it."""
-    index = file.with_name("model.safetensors.index.json")
-    if index.is_file():
-        return file.name in str(read_json(index).get("weight_map"))
-    return file.name == "model.safetensors" and file.with_name("manifest.json").is_file()
-
-
-def hub_hint(path: str | Path) -> str:
-    """What to do with a name of the Hugging Face Hub: nothing is downloaded unasked."""
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) or Path(path).parts[0] in ("runs", "..", "."):
-        return ""
-    name = Path(path).name
-    return (
-        f"; if it is a model of the Hugging Face Hub, download it first: hf download {path} --local-dir {name}, "
-        f"and give {name} instead"
-    )
-
-
-def read_manifest(directory: Path, verify: bool = False) -> Manifest | None:
-    """What an export says of itself, or None where nothing does; `verify` compares its files with their digests."""
-    path = directory / "manifest.json"
-    if not path.is_file():
-        return None
-    manifest = read_json(path)
-    if manifest.get("format") != FORMAT:
-        raise Integrity(
-            f"{path} has format {shown(manifest.get('format'))}, of isoforward {shown(manifest.get('isoforward'))}; "
-            f"this is isoforward {__version__}, which reads format {FORMAT}: take that version, or export again"
-        )
-    files, model = manifest.get("files"), manifest.get("model")
-    if manifest.get("sha256") != digest_of(manifest) or not isinstance(files, dict) or not isinstance(model, dict):
-        raise Integrity(f"{path} is damaged: it is not what its own digest says")
-    there = names_in(directory)
-    for name in ("model.safetensors", "config.json", *files):
-        if name not in files or name not in there:
-            raise Integrity(f"{directory}: {shown(name)} is missing, there or in manifest.json")
-        if verify and sha256_of(directory / name) != files[name]:
-            raise Integrity(f"{directory / name} was damaged or changed: it is not what manifest.json says")
-    return cast(Manifest, manifest)  # which its own digest vouches for
-
-
-def main(arguments: list[str] | None = None) -> int:
-    print_what_can_be_encoded()
-    parser = argparse.ArgumentParser(prog="isoforward", description=__doc__, allow_abbrev=False)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    importing = commands.add_parser("import", help="turn a Transformers directory or a GGUF file into an export")
-    importing.add_argument("source", type=Path, metavar="DIRECTORY_OR_GGUF")
-    importing.add_argument("out", type=Path, metavar="OUT")
-    asked = parser.parse_args(arguments)
-    try:
-        model, tokenizer = load_export(asked.source)
-        export(model, asked.out, tokenizer=tokenizer, about={"imported_from": asked.source.name})
-    except Refusal as refusal:
-        print(f"error: {refusal}", file=sys.stderr)
-        return refusal.exit_code
-    print(f"{asked.out}: {sum(p.numel() for p in model.parameters()):,} parameters in {model.dtype}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,25 +1,16 @@
-"""A model written as one GGUF file, for llama.cpp.
-
-    isoforward gguf runs/latest/export model.gguf
-
-Weights keep their dtype, norms and biases are in fp32. The tokenizer goes along where llama.cpp reads text as it does.
-"""
+"""A model written as one GGUF file, for llama.cpp. Weights keep their dtype, norms and biases are in fp32."""
 
 from __future__ import annotations
 
-import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from isoforward.base.errors import BadInput, Refusal
+from isoforward.base.errors import BadInput
 from isoforward.base.storage import write_atomically
-from isoforward.base.terminal import print_what_can_be_encoded
 from isoforward.data.tokenizer import Tokenizer
-from isoforward.formats.export import load_export
 from isoforward.formats.gguf_format import GGUF_NAMES, transformers_names
 from isoforward.formats.gguf_tokenizer import add_tokenizer, why_not
 from isoforward.formats.transformers_format import pieces, written_as
@@ -91,26 +82,3 @@ def write_to(path: Path, writer: GGUFWriter) -> None:
 def features_in_pairs(weight: Tensor, heads: int) -> Tensor:
     """The opposite of features_in_halves."""
     return weight.reshape(heads, 2, -1, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    print_what_can_be_encoded()
-    parser = argparse.ArgumentParser(prog="isoforward gguf", description=__doc__, allow_abbrev=False)
-    parser.add_argument("source", type=Path, metavar="EXPORT", help="or anything that import takes")
-    parser.add_argument("out", type=Path, metavar="OUT")
-    asked = parser.parse_args(arguments)
-    try:
-        model, tokenizer = load_export(asked.source)
-        reason = why_not(tokenizer)
-        write_gguf(model, asked.out, tokenizer=None if reason else tokenizer)
-    except Refusal as refusal:
-        print(f"error: {refusal}", file=sys.stderr)
-        return refusal.exit_code
-    print(f"{asked.out}: {sum(p.numel() for p in model.parameters()):,} parameters in {model.dtype}")
-    if reason:
-        print(f"without its tokenizer, which llama.cpp does not have: {reason}. It takes token ids alone")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

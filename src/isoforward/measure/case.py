@@ -15,7 +15,8 @@ from isoforward.base.device import device_of
 from isoforward.base.results import Row, RowFields, row_of
 from isoforward.base.stopwatch import Clock
 from isoforward.base.vocabulary import Condition
-from isoforward.formats.export import freeze, load_trainable, merged
+from isoforward.formats.export import freeze, merged
+from isoforward.formats.loading import load_trainable
 from isoforward.measure.benchmark import Part
 from isoforward.model import cost
 from isoforward.model.adapters import adapt

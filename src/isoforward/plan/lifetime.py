@@ -264,7 +264,7 @@ def plan(asked: Assumptions, hardware: Hardware) -> Plan:
     model = asked.model
     one_of("model.source", model.source, ("fresh", "hf"))
     if model.source == "hf":
-        from isoforward.formats.export import find
+        from isoforward.formats.loading import find
 
         model = find(Path(str(model.path)), verify=False).config
     if asked.adapter.name != "none":

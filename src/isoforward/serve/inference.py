@@ -21,7 +21,8 @@ from isoforward.data.tokenizer import Tokenizer
 from isoforward.formats import checkpoint_file
 from isoforward.formats.adapter_format import adapter_precision, add_adapter
 from isoforward.formats.checkpoint_file import is_checkpoint
-from isoforward.formats.export import allocate, freeze, hub_hint, is_gguf, load_export, load_tokenizer, unfilled
+from isoforward.formats.export import allocate, freeze, unfilled
+from isoforward.formats.loading import hub_hint, is_gguf, load_export, load_tokenizer
 from isoforward.formats.untrusted import ORIGIN, checked, shown
 from isoforward.model.adapters import adapt
 from isoforward.model.gpt import GPT
