@@ -38,9 +38,8 @@ from isoforward.plan.subject import Known, Setup
 from isoforward.serve.inference import DTYPES
 
 TRIES_S = 300.0
-OURS: tuple[
-    tuple[str, int, int, int, int, int, dict[str, Any]], ...
-] = (  # family, layers, width, heads, kv_heads, vocab, and how each is trained
+# family, layers, width, heads, kv_heads, vocab, and how each is trained
+OURS: tuple[tuple[str, int, int, int, int, int, dict[str, Any]], ...] = (
     ("gpt2", 4, 384, 6, 6, 8192, {"batch": 4, "length": 256}),
     ("gpt2", 6, 256, 4, 4, 4096, {"batch": 8, "length": 256, "precision": "bf16"}),
     ("gpt2", 8, 256, 4, 4, 2048, {"batch": 16, "length": 256, "checkpointing": "full"}),

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 FLOPS, COUNTED = "FLOPs, 6ND and 2N", ("FLOPs, 6ND and 2N", "device time", "money")
+SERVED = (1e11, 3e11, 1e12, 2e12, 5e12, 1e13, 5e13)
 DRAWN = 1.2  # of `like`: the largest size that is looked at
 
 
@@ -40,9 +41,7 @@ class Lifetime:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     hardware: str = "h100"
     like: float = 13e9  # parameters
-    served: list[float] = field(
-        default_factory=lambda: [1e11, 3e11, 1e12, 2e12, 5e12, 1e13, 5e13]
-    )  # tokens in its life
+    served: list[float] = field(default_factory=lambda: list(SERVED))  # tokens in its life
     precision: str = "bf16"
     prompt: int = 1000
     new_tokens: int = 250
@@ -76,12 +75,7 @@ def assumed(config: Lifetime, hardware: Hardware) -> Assumptions:
 
 
 def told(config: Lifetime, quantity: str, value: float, **more: Any) -> Row:
-    about: RowFields = {
-        "life": "training",
-        "phase": "run",
-        "per": "run",
-        "provenance": "predicted",
-    }
+    about: RowFields = {"life": "training", "phase": "run", "per": "run", "provenance": "predicted"}
     own: Any = {key: more.pop(key) for key in ("unit", "convention", "warnings", "life") if key in more}
     at = {"goal": f"the loss of {units.count(config.like)} parameters", "hardware": config.hardware}
     return row_of("lifetime", about, own, quantity=quantity, value=value, conditions=at | more)
@@ -99,11 +93,10 @@ def rows(config: Lifetime, hardware: Hardware) -> Iterator[Row]:
             if counted in every[0].served_token:
                 yield from in_cost(config, every, counted, served, **at)
     for life in every:
-        total = life.cost("device time", config.served[len(config.served) // 2])
+        middle = config.served[len(config.served) // 2]
         more = {"parameters": life.parameters, "trained_tokens": life.tokens, "counted": "device time"}
-        yield told(
-            config, "time", total, life="inference", served_tokens=config.served[len(config.served) // 2], **more
-        )
+        total = life.cost("device time", middle)
+        yield told(config, "time", total, life="inference", served_tokens=middle, **more)
 
 
 def in_flops(config: Lifetime, wanted: float, served: float) -> Iterator[Row]:

@@ -1,4 +1,4 @@
-"""Which passes a model goes through, and that all rows hold in one environment."""
+"""Which passes a model goes through, that all rows hold in one environment, and first executions."""
 
 from __future__ import annotations
 
@@ -8,14 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from isoforward.base.config import ModelConfig
+from isoforward.base.config import MeasureConfig, ModelConfig
 from isoforward.base.environment import environment
 from isoforward.base.results import Row, read, write
 from isoforward.measure import both_lives, transformers_lives
 from isoforward.measure.case import Case
 from isoforward.measure.train_and_serve import bench
 
-OURS = Case(experiment="x", model=ModelConfig(layers=1, heads=2, width=16, context=32, vocab=32))
+OURS = Case(
+    experiment="x",
+    model=ModelConfig(layers=1, heads=2, width=16, context=32, vocab=32),
+    batch=2,
+    length=16,
+    measure=MeasureConfig(prompt=4, new_tokens=4),
+)
 WRAPPED = Case(experiment="x", model=ModelConfig(source="transformers", path="there", vocab=32))
 
 
@@ -53,3 +59,18 @@ def test_every_pass_is_taken_and_its_rows_hold_where_it_was_timed(
     assert timed == [built]
     assert [row.conditions["change"] for row in found] == beside
     assert {row.environment for row in found} == {where.id}
+
+
+def test_each_phase_has_one_row_that_says_it_is_cold(monkeypatch: pytest.MonkeyPatch) -> None:
+    apart = list[object]()
+
+    def call_apart(first: Callable[[Case, str], object], case: Case, life: str, **_: object) -> object:
+        apart.append(life)
+        return first(case, life)
+
+    monkeypatch.setattr(both_lives, "call_apart", call_apart)
+    rows = list(both_lives.cold_rows(OURS))
+    assert len(apart) == 2
+    assert [row.phase for row in rows] == ["forward", "loss", "backward", "optimizer", "prefill", "decode"]
+    assert all(row.conditions["cold"] is True and row.interval is None and not row.samples for row in rows)
+    assert all(row.value is not None and row.value > 0 for row in rows)

@@ -135,7 +135,7 @@ def test_the_live_line_says_what_how_precisely_who_disturbs_and_what_is_left(
     show = live_line("peers")
     assert show is not None
     over = Disturbance(elapsed_s=10.0, run_delay_s=4.0, others_s=9.0)
-    progress = Progress(rounds=9, known=3, asked=8, worst=0.071, left_s=12.3, disturbance=over, busiest=("ffmpeg", 8.0))
+    progress = Progress(known=3, asked=8, worst=0.071, left_s=12.3, disturbance=over, busiest=("ffmpeg", 8.0))
     told = (
         "measuring peers: 3 of 8 known, the others to 7.1%, other processes (mostly ffmpeg) took 40%, at most 12 s more"
     )

@@ -26,8 +26,7 @@ def test_the_hardware_that_is_asked_for_gives_the_peaks_that_rates_are_held_agai
 
 def test_the_fastest_sample_is_the_peak_where_nothing_is_known_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("isoforward.base.device.CpuDevice.peaks", lambda _: None)
-    monkeypatch.setattr(roofline, "SIDE", {"cpu": 8})
-    monkeypatch.setattr(roofline, "READ_BYTES", {"cpu": 64})
+    monkeypatch.setattr(roofline, "SIZES", {"cpu": (8, 64)})
     product, read = (work.part for work in reference_works(CASE))
     rows = list(peak_rows(CASE, {product: [0.5, 0.25, 0.75], read: [2.0, 4.0]}))
     assert {row.quantity: row.value for row in rows} == {"peak_flops": 2 * 8**3 / 0.25, "peak_bandwidth": 64 / 2.0}

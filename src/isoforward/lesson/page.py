@@ -93,11 +93,7 @@ def too_large(size: float) -> BadInput:
 
 
 def build_page(
-    module: InferenceModule,
-    results: Results | None,
-    *,
-    name: str,
-    generation: Mapping[str, object] | None = None,
+    module: InferenceModule, results: Results | None, *, name: str, generation: Mapping[str, object] | None = None
 ) -> str:
     """The page as text. `generation` are the passes of one generation, which the page then shows first."""
     tokenizer, text = refuse_unpackable(module), json.loads((HERE / "text.json").read_text("utf-8"))

@@ -146,7 +146,6 @@ class Block:
 class Progress:
     """What a live line shows."""
 
-    rounds: int
     known: int  # of the times and comparisons asked for
     asked: int
     worst: float | None  # relative half-width of the least precise time
@@ -203,8 +202,9 @@ def measure(
     """
     draw = random.Random(seed)
     blocks = blocks_of(works, pairs)
-    counts = {work: _count(work, plan) for work in dict.fromkeys((*works, *references))}
-    samples_s = sum(sum(took for _, took in (counts[work] for work in block.works)) for block in blocks)
+    sized = {work: _count(work, plan) for work in dict.fromkeys((*works, *references))}
+    counts = {work: count for work, (count, _) in sized.items()}
+    samples_s = sum(sized[work][1] for block in blocks for work in block.works)
     if plan.repeats is None and fewest * samples_s > plan.budget:
         short = "is shorter than one sample" if fewest == 1 else f"has no room for {fewest} samples"
         raise BadInput(
@@ -212,7 +212,6 @@ def measure(
             f"write measure.budget={math.ceil(max(10, 2 * fewest) * samples_s)}"
         )
     kept: dict[Part, list[float]] = {part: [] for work in references for part in work.parts}
-    run = _Run(counts={work: count for work, (count, _) in counts.items()}, draw=draw, look=look)
     looks = [ONE_LOOK] if plan.repeats is not None else list(LOOKS)
     active, stopped, rounds = list(blocks), False, 0
     before, usage = look(), disturbance.process_times_s()
@@ -220,13 +219,13 @@ def measure(
     try:
         while active:
             for block in draw.sample(active, len(active)):
-                run.pair(block)
+                _sample(block, counts, draw, look)
             rounds += 1
             elapsed_s = time.perf_counter() - started
             if references_s <= REFERENCE_SHARE * elapsed_s:
                 begun = time.perf_counter()
                 for work in references:
-                    for part, took_s in zip(work.parts, work.run(run.counts[work]), strict=True):
+                    for part, took_s in zip(work.parts, work.run(counts[work]), strict=True):
                         kept[part].append(took_s)
                 references_s += time.perf_counter() - begun
             spent = rounds / plan.repeats if plan.repeats is not None else elapsed_s / plan.budget
@@ -240,7 +239,7 @@ def measure(
                 shown = elapsed_s
                 so_far = disturbance.between(before, look())
                 by = disturbance.busiest(usage, disturbance.process_times_s()) if so_far.disturbed else ("", 0.0)
-                show(_progress(blocks, active, plan, rounds, so_far, by))
+                show(_progress(blocks, active, plan, so_far, by))
     except KeyboardInterrupt:
         stopped = True
     return Measured(
@@ -267,32 +266,26 @@ def blocks_of(works: Sequence[Work], pairs: Sequence[Pair]) -> list[Block]:
     return blocks + [Block(works=(work,), pairs=()) for work in works if work not in placed]
 
 
-@dataclass(kw_only=True)
-class _Run:
-    counts: Mapping[Work, int]
-    draw: random.Random
-    look: Callable[[], Reading]
-
-    def pair(self, block: Block) -> None:
-        """One sample of each work of the block, taken again where something else disturbed them."""
-        for attempt in range(TRIES):
-            order = list(block.works)
-            turned = self.draw.random() < 0.5
-            if turned:
-                order.reverse()
-            before = self.look()
-            took = {work: work.run(self.counts[work]) for work in order}
-            disturbed = disturbance.between(before, self.look()).disturbed
-            may_retake = attempt + 1 < TRIES and block.again < 3 + RETAKEN * block.n
-            into = block.retaken if disturbed and may_retake else block.samples
-            for work, times in took.items():
-                for part, time_s in zip(work.parts, times, strict=True):
-                    into[part].append(time_s)
-            if into is block.samples:
-                block.order.append(-1.0 if turned else 1.0)
-                block.disturbed += disturbed
-                return
-            block.again += 1
+def _sample(block: Block, counts: Mapping[Work, int], draw: random.Random, look: Callable[[], Reading]) -> None:
+    """One of each work of the block, taken again where something else disturbed them."""
+    for attempt in range(TRIES):
+        order = list(block.works)
+        turned = draw.random() < 0.5
+        if turned:
+            order.reverse()
+        before = look()
+        took = {work: work.run(counts[work]) for work in order}
+        disturbed = disturbance.between(before, look()).disturbed
+        may_retake = attempt + 1 < TRIES and block.again < 3 + RETAKEN * block.n
+        into = block.retaken if disturbed and may_retake else block.samples
+        for work, times in took.items():
+            for part, time_s in zip(work.parts, times, strict=True):
+                into[part].append(time_s)
+        if into is block.samples:
+            block.order.append(-1.0 if turned else 1.0)
+            block.disturbed += disturbed
+            return
+        block.again += 1
 
 
 def _count(work: Work, plan: MeasureConfig) -> tuple[int, float]:
@@ -349,7 +342,6 @@ def _progress(
     blocks: Sequence[Block],
     active: Sequence[Block],
     plan: MeasureConfig,
-    rounds: int,
     so_far: Disturbance,
     busiest: tuple[str, float],
 ) -> Progress:
@@ -357,7 +349,6 @@ def _progress(
         summarise(samples).precision for block in active if block.n >= FEWEST for samples in block.samples.values()
     ]
     return Progress(
-        rounds=rounds,
         known=len(blocks) - len(active),
         asked=len(blocks),
         worst=max(widths, default=None),

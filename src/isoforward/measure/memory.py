@@ -84,22 +84,18 @@ WHOLE = {"training": "step", "generation": "run", "forward": "forward"}  # the p
 LIVES = tuple(WHOLE)  # a step; one prompt and what follows it; training's batch, frozen
 
 
-def account(
-    case: Case, life: str, *, cache: bool = True, threads: int | None = None, timeout_s: float | None = None
-) -> Account | Failed:
+def account(case: Case, life: str, *, cache: bool = True) -> Account | Failed:
     """In a process of its own, where malloc gives back what is freed: else the peak would be that of the past.
 
     `life` is one of LIVES. Of a compiled case the ledger is empty: no dispatch mode sees into compiled code.
     """
-    live = partial(training_life if life == "training" else serving_life, life=life, cache=cache)
-    return account_of(case, live, threads=threads, timeout_s=timeout_s)
+    served = partial(serving_life, alone=life == "generation", cache=cache)
+    return account_of(case, training_life if life == "training" else served)
 
 
-def account_of(
-    case: Case, live: Callable[[Case], Life], *, threads: int | None = None, timeout_s: float | None = None
-) -> Account | Failed:
+def account_of(case: Case, live: Callable[[Case], Life]) -> Account | Failed:
     """Of whatever `live` makes of a case."""
-    return run_isolated(audit, case, live, threads=threads or case.threads, env=HONEST_MALLOC, timeout_s=timeout_s)
+    return run_isolated(audit, case, live, threads=case.threads, env=HONEST_MALLOC)
 
 
 def audit(case: Case, live: Callable[[Case], Life]) -> Account:
@@ -121,7 +117,7 @@ def audit(case: Case, live: Callable[[Case], Life]) -> Account:
     )
 
 
-def training_life(case: Case, *, life: str, cache: bool) -> Life:
+def training_life(case: Case) -> Life:
     gpt = GPT(case.model, dtype=DTYPES[case.precision], checkpointing=case.checkpointing).to(case.device)
     adapt(gpt, case.adapter)
     use_backward(gpt, case.attention_backward)
@@ -136,9 +132,9 @@ def training_life(case: Case, *, life: str, cache: bool) -> Life:
     )
 
 
-def serving_life(case: Case, *, life: str, cache: bool) -> Life:
+def serving_life(case: Case, *, alone: bool, cache: bool) -> Life:
+    """A generation from one prompt `alone`, or training's batch in one forward."""
     gpt = freeze(GPT(case.model, dtype=DTYPES[case.precision]).to(case.device))
-    alone = life == "generation"
     batch, length = (1, case.prompt) if alone else (case.batch, case.length)
     new_tokens = case.new_tokens if alone else 0
     tokens = torch.randint(case.model.vocabulary, (batch, length), device=case.device)

@@ -99,9 +99,8 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.scope = Scope(layers_of(model))
         self.device = device
-        self.unit = (
-            device_of(device).allocation_bytes if device.type in devices.KINDS else 1
-        )  # meta: nothing is handed out
+        handed_out = device.type in devices.KINDS  # nothing is on meta
+        self.unit = device_of(device).allocation_bytes if handed_out else 1
         self.memory = memory or Unmeasured()
         self.live: dict[int, Block] = {}
         self.total = 0
@@ -235,12 +234,7 @@ def watch_training(
 
 
 def inference_ledger(
-    model: GPT,
-    tokens: Tensor,
-    cache: KVCache | None = None,
-    *,
-    new_tokens: int = 2,
-    memory: Memory | None = None,
+    model: GPT, tokens: Tensor, cache: KVCache | None = None, *, new_tokens: int = 2, memory: Memory | None = None
 ) -> Ledger:
     """Of `new_tokens` likeliest tokens after the prompts (B, T): one by prefill, the others by decode.
 
@@ -260,12 +254,7 @@ def inference_ledger(
 
 @torch.inference_mode()
 def generate(
-    model: steps.Decoder[steps.Cache],
-    tokens: Tensor,
-    cache: steps.Cache | None,
-    *,
-    new_tokens: int,
-    phase: steps.Phase,
+    model: steps.Decoder[steps.Cache], tokens: Tensor, cache: steps.Cache | None, *, new_tokens: int, phase: steps.Phase
 ) -> None:
     if not new_tokens:
         with phase("forward"):

@@ -15,12 +15,17 @@ from isoforward.measure.benchmark import Part, Work
 def remote(parts: tuple[Part, ...], serve: Callable[..., None], *arguments: object) -> Work:
     """`serve(line, *arguments)` receives how many executions, and sends the seconds of one, part by part.
 
-    The process ends with this one.
+    The process ends with this one; a sample after it has died is a BadInput.
     """
     line = start(serve, *arguments)
 
     def run(n: int) -> Sequence[float]:
-        return ask(line, n)
+        try:
+            line.send(n)
+            times: Sequence[float] = line.recv()
+            return times
+        except (EOFError, BrokenPipeError, ConnectionResetError) as error:
+            raise BadInput("a process that runs work on command ended early; its own message is above") from error
 
     return Work(parts=parts, run=run)
 
@@ -32,16 +37,6 @@ def start(serve: Callable[..., None], *arguments: object) -> Connection:
     process.start()
     its.close()  # its end is then the end of the line
     return ours
-
-
-def ask(line: Connection, executions: int) -> Sequence[float]:
-    """Raises BadInput where the process has died."""
-    try:
-        line.send(executions)
-        times: Sequence[float] = line.recv()
-        return times
-    except (EOFError, BrokenPipeError, ConnectionResetError) as error:
-        raise BadInput("a process that runs work on command ended early; its own message is above") from error
 
 
 def run_packed(line: Connection, packed: bytes) -> None:

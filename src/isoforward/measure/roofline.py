@@ -17,18 +17,15 @@ from isoforward.measure.benchmark import Part, Work, timed
 from isoforward.measure.case import Case
 from isoforward.serve.inference import DTYPES
 
-SIDE = {"cpu": 1024}  # of the square matrices: about 10 ms on two cores
-LARGE_SIDE = 8192
-READ_BYTES = {"cpu": 2**27}  # beyond any cache
-LARGE_READ_BYTES = 2**30
+SIZES = {"cpu": (1024, 2**27)}  # side of the square matrices: about 10 ms on two cores; bytes read: beyond any cache
+LARGE = (8192, 2**30)
 
 PRODUCT, READ = "matrix product", "memory read"
 
 
 def reference_works(case: Case) -> list[Work]:
     """Draws no random number."""
-    dtype = DTYPES[case.precision]
-    side, size = SIDE.get(case.device, LARGE_SIDE), READ_BYTES.get(case.device, LARGE_READ_BYTES)
+    dtype, (side, size) = DTYPES[case.precision], SIZES.get(case.device, LARGE)
     matrix = torch.full((side, side), 1 / 64, dtype=dtype, device=case.device)
     numbers = torch.ones(size // 4, dtype=torch.float32, device=case.device)
     product = torch.empty_like(matrix)
@@ -62,9 +59,7 @@ def peak_rows(case: Case, references: Mapping[Part, Sequence[float]]) -> Iterato
         if not samples:
             continue
         conditions = {"source": f"{part.conditions['kernel']} in this run", "dtype": case.precision}
-        if part.conditions["kernel"] == PRODUCT:
-            side = SIDE.get(case.device, LARGE_SIDE)
-            quantity, work = "peak_flops", 2 * side**3
-        else:
-            quantity, work = "peak_bandwidth", int(str(part.conditions["bytes"]))
+        side, size = SIZES.get(case.device, LARGE)
+        product = part.conditions["kernel"] == PRODUCT
+        quantity, work = ("peak_flops", 2 * side**3) if product else ("peak_bandwidth", size)
         yield case.row(about, quantity=quantity, value=work / min(samples), conditions=conditions)

@@ -162,13 +162,7 @@ def _products(config: ModelConfig, *, tokens: int, pairs: int, logits: int) -> P
 
 
 def forward_flops(
-    config: ModelConfig,
-    *,
-    batch: int,
-    length: int,
-    cached: int = 0,
-    logits: str = "all",
-    convention: str = "model",
+    config: ModelConfig, *, batch: int, length: int, cached: int = 0, logits: str = "all", convention: str = "model"
 ) -> Parts:
     """`logits=all` is training's forward, `last` is prefill's; `length=1, cached=S` is a decode step."""
     one_of("logits", logits, ("all", "last"))

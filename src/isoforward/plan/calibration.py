@@ -317,7 +317,7 @@ def kernel_buffers(case: Case) -> dict[str, int]:
     """Bytes that libraries keep when every tensor is gone, by life."""
     lives = {"training": "training", "inference": "generation"}
     with ThreadPoolExecutor(len(lives)) as pool:  # how long it takes does not matter
-        found = pool.map(partial(account, case, threads=case.threads), lives.values())
+        found = pool.map(partial(account, case), lives.values())
     return {
         life: 0 if isinstance(each, Failed) else max(0, each.kernels_bytes)
         for life, each in zip(lives, found, strict=True)

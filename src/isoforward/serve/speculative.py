@@ -55,9 +55,8 @@ def speculative_passes(
     generator = torch.Generator(model.embedding.weight.device).manual_seed(sampling.seed)
     while len(text) < end_at:
         start = time.perf_counter()
-        past = (
-            held.length > padding + exact
-        )  # the prompt alone has none; under exact, padding is not read again beside proposals
+        # the prompt alone has no past; under exact, padding is not read again beside proposals
+        past = held.length > padding + exact
         room = min(draft_tokens, end_at - len(text) - 1) if past else 0
         proposals, chances = propose(draft, text[padding:], drafted, room, sampling, generator)
         context = max(0, held.length - padding)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from isoforward.base import units
 from isoforward.base.errors import BadInput
@@ -138,17 +138,8 @@ def compare(results: Results) -> BothLives:
     against = results.judge(step_time, frozen)
     trained_by = step_time.conditions.get("optimizer")
     with_adamw = trained_by and at_most_one(results, phase="step", quantity="time", in_place_of=trained_by)
-    step = Line(
-        life="training",
-        phase="step",
-        label="whole step",
-        tokens=tokens,
-        time=step_time,
-        flops=None,
-        memory=max(peaks, key=lambda row: row.value or 0.0, default=None),
-        against_forward=against,
-        share=1.0,
-    )
+    whole = line(results, "training", "step", "whole step", tokens, frozen, step_time.value)
+    step = replace(whole, memory=max(peaks, key=lambda row: row.value or 0.0, default=None))
     serving = [
         line(results, "inference", "forward", "forward, same batch", tokens, frozen, None),
         line(results, "inference", "prefill", "prefill", 0, None, None),
@@ -192,6 +183,7 @@ def line(
     results: Results, life: str, phase: str, label: str, tokens: float, forward: Row | None, whole_s: float | None
 ) -> Line:
     at: dict[str, object] = {"life": life, "phase": phase, "context": None, "category": None, "cold": None}
+    at["in_place_of"] = None  # the usual optimizer, beside the one that trained
     time = at_most_one(results, **at, quantity="time")
     share = None
     if time is not None and time.value is not None and whole_s is not None:

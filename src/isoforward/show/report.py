@@ -313,8 +313,7 @@ def answer(directory: Path) -> str | None:
 def main(argv: list[str] | None = None) -> int:
     print_what_can_be_encoded()
     parser = argparse.ArgumentParser(
-        prog="isoforward report",
-        description="Makes the report of a run, or lays several runs side by side.",
+        prog="isoforward report", description="Makes the report of a run, or lays several runs side by side."
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run directory, or its results.jsonl")
     parser.add_argument(
