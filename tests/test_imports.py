@@ -10,6 +10,7 @@ from isoforward.base.config import ModelConfig
 from isoforward.data.tokenizer import Tokenizer
 from isoforward.formats.export import export, freeze
 from isoforward.model.gpt import GPT
+from isoforward.show import report
 
 ROOT = Path(__file__).parent.parent
 HEAVY = {"lightning", "hydra", "omegaconf", "datasets", "wandb", "transformers", "vl_convert", "pandas"}
@@ -43,6 +44,36 @@ def test_a_mistake_is_told_before_anything_heavy_is_loaded(script: str, override
     assert answer.returncode == 2
     assert "hydra" in loaded
     assert loaded & (HEAVY - {"hydra", "omegaconf"} | {"torch", "numpy"}) == set()
+
+
+@pytest.fixture
+def bundled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An earlier report has bundled Vega."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(report, "bundled", lambda: "window.vegaEmbed = () => {};")
+    report.javascript.__wrapped__()
+
+
+def loaded_as(*command: str | Path) -> set[str]:
+    """By a command that ends well."""
+    answer = subprocess.run([sys.executable, "-X", "importtime", *command], capture_output=True, text=True, check=True)
+    return {line.rpartition("|")[2].strip().partition(".")[0] for line in answer.stderr.splitlines() if "|" in line}
+
+
+@pytest.mark.usefixtures("bundled")
+def test_a_plan_loads_no_tensor_library_and_builds_no_bundle(tmp_path: Path) -> None:
+    """Which is what answers within 3 seconds."""
+    run = tmp_path / "run"
+    script = ROOT / "experiments" / "plan.py"
+    loaded = loaded_as(script, "model=llama3_70b", "hardware=h100", "batch=64", f"run_dir={run}")
+    assert {"hydra", "jinja2", "rich"} <= loaded
+    assert loaded & (HEAVY - {"hydra", "omegaconf"} | {"torch"}) == set()
+    assert "window.vegaEmbed = () => {};" in (run / "report.html").read_text()
+    assert loaded_as("-m", "isoforward", "report", run) & (HEAVY | {"torch"}) == set()
+
+
+def test_the_list_of_commands_loads_none_of_them() -> None:
+    assert loaded_as("-m", "isoforward", "--help") & (HEAVY | {"torch", "numpy", "pydantic", "rich"}) == set()
 
 
 def test_importing_changes_nothing_global() -> None:
