@@ -3,8 +3,9 @@
     python experiments/attach_overhead.py
     python experiments/attach_overhead.py model=gpt2
 
-A loop of plain PyTorch: a loader's batch, forward, loss, backward, clipping, optimizer. One step in four is timed by
-phase, as `phase_costs` does unless told otherwise. Hooks are set and undone between the steps, not in their time.
+A loop of plain PyTorch: a loader's batch, forward, loss, backward, clipping, optimizer. As many steps as `phase_costs`
+times one of here are one sample, so that it holds one step that is timed by phase; how many they are is found out
+first. Hooks are set and undone between the samples, not in their time.
 
 :chapter: Trust
 :unread: measure.context measure.energy measure.new_tokens measure.prompt optim.clip optim.min_lr optim.schedule
@@ -16,7 +17,7 @@ from functools import partial
 
 import torch
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 from isoforward.app.command_line import run
 from isoforward.app.question import ask
@@ -31,37 +32,47 @@ from isoforward.measure.passes import Bench
 from isoforward.model.optim import build
 
 WAYS = ("alone", "watched")
-STEADY = Sampling(warmup=1, count_flops=False)  # what the first step takes is no cost of each step
-LEAST = 4  # steps of a sample, so that one of them is timed by phase
+LEARNED = 32  # steps from which it is known what timing one by phase takes
+ENDLESS = 10**9
 
 
 def bench(case: Case) -> Bench:
     model = master_of(case)
     optimizer = build(model, case.optim)
-    tokens, targets = batch_of(case)
-    loader = DataLoader(TensorDataset(tokens, targets), batch_size=case.batch)
+    data = TensorDataset(*batch_of(case))
+    batches = iter(DataLoader(data, case.batch, sampler=RandomSampler(data, replacement=True, num_samples=ENDLESS)))
 
-    def steps(count: int = LEAST) -> None:
+    def steps(count: int) -> None:
         for _ in range(count):
-            for inputs, wanted in loader:
-                loss = cross_entropy(model(inputs).flatten(0, 1), wanted.flatten())
-                loss.backward()  # type: ignore[no-untyped-call]
-                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                optimizer.step()
-                optimizer.zero_grad()
+            inputs, wanted = next(batches)
+            loss = cross_entropy(model(inputs).flatten(0, 1), wanted.flatten())
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
 
+    def watching(every: int) -> Measurement:
+        """Without a count of FLOPs: what the first steps take is no cost of each step."""
+        measurement = Measurement(Sampling(every=every, warmup=1, count_flops=False), validation_by_mode=True)
+        measurement.start([model], optimizer)
+        return measurement
+
+    learning = watching(2)
+    steps(LEARNED)
+    learning.stop()
+    every = max(Sampling().every, learning.account.draws.interval())
     attached: list[Measurement] = []
 
     def prepare(how: str, count: int) -> None:
         while attached:
             attached.pop().stop()
         if how == "watched":
-            attached.append(Measurement(STEADY, validation_by_mode=True))
-            attached[-1].start([model], optimizer)
+            attached.append(watching(every))
         steps(1)
 
     alone, watched = (
-        timed(case.clock, case.step("step", how=how), steps, count=LEAST, prepare=partial(prepare, how)) for how in WAYS
+        timed(case.clock, case.step("step", how=how), partial(steps, every), count=every, prepare=partial(prepare, how))
+        for how in WAYS
     )
     return Bench(works=[alone, watched], pairs=[(watched.parts[0], alone.parts[0])])
 

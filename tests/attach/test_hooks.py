@@ -85,3 +85,19 @@ def test_a_module_that_is_first_called_late_is_found_in_the_next_timed_step() ->
     forwards = [step.phases["forward"] for step in measurement.account.steps if step.phases]
     assert len(forwards) >= 8 and set(forwards) == {plant.FORWARD, 2 * plant.FORWARD}
     assert forwards[-1] == 2 * plant.FORWARD
+
+
+def test_a_part_that_takes_the_place_of_the_whole_is_found_again() -> None:
+    clock = PlantedClock()
+    whole = nn.ModuleDict({"part": plant.Model(clock)})
+    whole.forward = lambda batch: whole["part"](batch)  # type: ignore[method-assign]
+    optimizer = plant.update(whole, clock)
+    measurement = Measurement(Sampling(every=1, warmup=0, count_flops=False), clock=clock, validation_by_mode=True)
+    measurement.start([whole], optimizer)
+    for index, batch in enumerate(plant.loader(clock, 12)):
+        called = whole if index < 6 else whole["part"]
+        called(batch).sum().backward()
+        optimizer.step()
+    measurement.stop()
+    forwards = [step.phases.get("forward") for step in measurement.account.steps]
+    assert forwards == [plant.FORWARD] * 6 + [None] + [plant.FORWARD] * 5

@@ -81,7 +81,7 @@ class Account:
             self._end_of_loss()
         self.occasions += occasion
         self.stack.append(phase)
-        self._mark(occasion)
+        self._mark(phase, occasion)
         return len(self.stack) - 1
 
     def leave(self, depth: int) -> None:
@@ -90,13 +90,13 @@ class Account:
         closed = sum(phase in OCCASIONS for phase in self.stack[depth:]) if self.occasions else 0
         self.occasions -= closed
         del self.stack[depth:]
-        self._mark(closed > 0)
+        self._mark(self.phase, closed > 0)
 
     def forward_ended(self, depth: int) -> None:
         if depth != IGNORED:
             del self.stack[depth:]
             self.stack.append(AFTER_FORWARD)
-            self._mark()
+            self._mark(AFTER_FORWARD)
 
     def step_begins(self, *, leads: bool) -> int:
         """An optimizer's step. The one that leads is the one whose steps are counted, where there are several."""
@@ -159,9 +159,9 @@ class Account:
         self.backwards = 0
         self.events = [(start, RESIDUAL)]
 
-    def _mark(self, occasion: bool = False) -> None:
+    def _mark(self, phase: str, occasion: bool = False) -> None:
         if self.kind == TIMED or occasion:
-            self.events.append((self.clock.mark(), self.phase))
+            self.events.append((self.clock.mark(), phase))
 
     def _end_of_loss(self) -> None:
         if self.stack and self.stack[-1] == AFTER_FORWARD:

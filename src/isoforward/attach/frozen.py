@@ -32,10 +32,10 @@ class Call:
     @classmethod
     def of(cls, module: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Call:
         device = next(module.parameters()).device
-        held = tree_map_only(Tensor, Tensor.detach, (args, dict(kwargs)))  # not the graph that led to them
         on = torch.is_autocast_enabled(device.type)
         autocast = torch.get_autocast_dtype(device.type) if on else None
-        return cls(module=module, args=held[0], kwargs=held[1], device=device, autocast=autocast)
+        held = {name: without_graph(value) for name, value in kwargs.items()}
+        return cls(module=module, args=tuple(map(without_graph, args)), kwargs=held, device=device, autocast=autocast)
 
     def run(self) -> object:
         kwargs = dict(self.kwargs)
@@ -56,6 +56,13 @@ class Call:
         if generates is None or not generates() or getattr(config, "is_encoder_decoder", False):
             return None
         return tokens[:1, :-1] if isinstance(tokens, Tensor) and tokens.dim() == 2 and tokens.shape[1] > 2 else None
+
+
+def without_graph(value: object) -> object:
+    """Not what led to it: the graph of a step would stay with it."""
+    if isinstance(value, Tensor):
+        return value.detach()
+    return value if value is None else tree_map_only(Tensor, Tensor.detach, value)
 
 
 def time_frozen(calls: Sequence[Call], clock: Clock) -> list[float]:

@@ -69,6 +69,7 @@ class Hooks:
         self.roots: list[nn.Module] = []
         self.modules: list[nn.Module] = []  # that a training step may call
         self.called: set[nn.Module] = set()  # those of them that were, and by no other one
+        self.inner: set[nn.Module] = set()  # those that another one called
         self.before: dict[nn.Module, RemovableHandle] = {}
         self.after: dict[nn.Module, RemovableHandle] = {}
         self.swaps: list[Swap] = []  # of steps that are timed by phase
@@ -142,14 +143,16 @@ class Hooks:
         self.time(torch.nn.utils, "clip_grad_value_", "clipping")
         for name in ("unscale_", "step", "update"):
             self.time_always(torch.amp.GradScaler, name, OPTIMIZER)
-        for name in COLLECTIVES if torch.distributed.is_available() else ():
-            self.time(torch.distributed, name, COMMUNICATION)
         if torch.accelerator.is_available():
             self.replace(Tensor, "to", self._moving(Tensor.to))
         if self.validation_by_mode:
             self.time_always(torch, "save", "checkpointing")
         self.undoing.callback(register_optimizer_step_pre_hook(self._before_step).remove)
         self.undoing.callback(register_optimizer_step_post_hook(self._after_step).remove)
+
+    def watch_collectives(self) -> None:
+        for name in COLLECTIVES:
+            self.time(torch.distributed, name, COMMUNICATION)
 
     def watch_module(self, root: nn.Module) -> None:
         self.roots.append(root)
@@ -183,13 +186,16 @@ class Hooks:
     def run_begins(self) -> None:
         self._swap(self.account.by_phase)
         if self.account.by_phase:
-            self._hook(self.modules, self.modules)
+            every = [one for one in self.modules if one in self.called or one not in self.inner]
+            self._hook(every, every)
         else:
             self._hook(self.called, ())
 
     def run_ended(self) -> None:
         if self.capturing:
             self.captured[self.account.backwards] = self.capturing
+        elif self.swapped:  # no forward in all of it: what is called may have changed
+            self.inner.clear()
         self.capturing = []
         self.calls.clear()
         self.updates.clear()
@@ -215,6 +221,7 @@ class Hooks:
             self._follow_mode(self._in_eval_mode() and not torch.is_grad_enabled())
         account = self.account
         if FORWARD in account.stack or BACKWARD in account.stack:  # called by another, or recomputed
+            self.inner.add(module)
             self.calls.append(IGNORED)
             return
         depth = account.enter(FORWARD)

@@ -116,8 +116,9 @@ class Measurement:
             for root in trained_by(self.hooks.optimizers):
                 self.hooks.watch_module(root)
             self.account.clock = self.clock or device_of(device(self.hooks.roots))
-        if self.ranks is ALONE:
-            self.ranks = Ranks.known()
+        if self.ranks is ALONE and (ranks := Ranks.known()) is not ALONE:
+            self.ranks = ranks
+            self.hooks.watch_collectives()
         self.hooks.run_ended()
         self.hooks.run_begins()
         self.counting.close()

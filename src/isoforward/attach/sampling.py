@@ -15,7 +15,7 @@ from statistics import median
 from isoforward.base.statistics import FEWEST
 
 TIMED, WHOLE, WARMUP, COUNTED = "timed", "whole", "warmup", "counted"
-BOUND = 0.01  # of the time of all steps, that timing some of them may take
+BOUND = 0.005  # of the time of all steps, that timing some of them may take: half of what watching may take in all
 JUDGED = 64  # timed steps, the last, that their cost is had from
 BESIDE = 8  # steps that were not timed by phase, the last before it, that each is held against
 
