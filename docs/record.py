@@ -67,8 +67,8 @@ QUESTIONS = {
     "fits": ["fits", *PLAIN],
     "predict": ["predict", *PLAIN],
     "scaling": ["scaling", *PLAIN],
-    "mismatch": ["mismatch", TRAINED, "precision=fp32", *precisely(6, processes=3)],
-    "mismatch_bf16": ["mismatch", TRAINED, "precision=bf16", *precisely(6, processes=3)],
+    "mismatch": ["mismatch", TRAINED, "precision=fp32", *precisely(6)],
+    "mismatch_bf16": ["mismatch", TRAINED, "precision=bf16", *precisely(6)],
     "saving": ["saving", *PLAIN],
     "self_check": ["self_check", "rounds=40", *PLAIN],
 }

@@ -2,13 +2,13 @@
 
     python experiments/mismatch.py checkpoint=runs/latest
     python experiments/mismatch.py checkpoint=runs/latest endpoint=http://127.0.0.1:8000/v1
-    python experiments/mismatch.py model=gpt2 sequences=4 measure.new_tokens=16 precision=bf16
+    python experiments/mismatch.py model=gpt2
 
 Every way of serving samples texts and gives each token's log-probability; training's forward reads the same texts with
 the same weights, and a forward in fp64 says which of the two is nearer. Then one kernel at a time shows who makes the
-difference, and one sequence is decoded in other company. The price of exact=true is timed
-beside usual decoding. endpoint= is any server that speaks OpenAI's completions and has the export open; compile=true
-adds our compiled decoding.
+difference, and one sequence is decoded in other company. Of a large model fewer texts are compared, unless sequences=
+says how many; batches are as large all the same. The price of exact=true is timed beside usual decoding. endpoint= is
+any server that speaks OpenAI's completions and has the export open.
 
 :chapter: Trust
 :unread: measure.context measure.energy optim.beta1 optim.beta2 optim.clip optim.lr optim.min_lr optim.momentum
@@ -17,10 +17,7 @@ optim.muon_lr optim.name optim.schedule optim.warmup_steps optim.weight_decay
 
 import dataclasses
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from importlib.util import find_spec
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,227 +31,118 @@ from isoforward.app.run_directory import claim
 from isoforward.app.telling import command_line, tell
 from isoforward.base import units
 from isoforward.base.checks import at_least
-from isoforward.base.config import ExperimentConfig
+from isoforward.base.config import ExperimentConfig, ModelConfig
 from isoforward.base.errors import BadInput
 from isoforward.base.results import Results, Row, only, select, write
 from isoforward.base.terminal import say
 from isoforward.data.tokenizer import Tokenizer
-from isoforward.formats.export import export, freeze
+from isoforward.formats.export import freeze
 from isoforward.formats.loading import load_tokenizer
 from isoforward.measure.benchmark import Part, Work, timed
 from isoforward.measure.case import Case, frozen_of, identity_row, master_of
-from isoforward.measure.culprits import (
-    REST,
-    culprits,
-    differing,
-    exact_cache,
-    shares,
-    shares_of_the_rest,
-    usual_cache,
-    usual_kernels,
+from isoforward.measure.company import company_rows
+from isoforward.measure.culprits import REST, culprits, ladder
+from isoforward.measure.mismatch import (
+    Served,
+    agreed,
+    cache_for,
+    exactly,
+    in_double,
+    missing_row,
+    row,
+    rows_of,
+    serve,
 )
-from isoforward.measure.mismatch import Passes, Served, agreed, in_double, row, rows_of, serve
-from isoforward.measure.passes import Bench, measure_apart
+from isoforward.measure.passes import Bench, call_apart, measure_apart
+from isoforward.measure.ways import BATCHES, EXACT, FEW, PROMPTS, exact_ways, usual_ways, way_rows
+from isoforward.model.cost import forward_flops
 from isoforward.model.gpt import GPT
 from isoforward.model.steps import decode, prefill
 from isoforward.serve.decoding import forward_passes
 from isoforward.serve.endpoint import Endpoint
-from isoforward.serve.exact import use_exact
-from isoforward.serve.quantised import quantise
-from isoforward.serve.speculative import speculative_passes
-from isoforward.serve.transformers_model import load_wrapped
+from isoforward.serve.exact import fewest_rows
 
-BATCHES = (1, 4, 16, 64)
-FEW = 4  # sequences of the ways that are slow, and of the ladder
-COMPANY = 64  # sequences that one is decoded with
-FORCED = 32  # tokens of the ladder's texts
+MOST = 64  # sequences that are compared in each way
+FLOPS = 1e12  # of training's forward on them, where that leaves FEW: some ten seconds on two cores
+FORCED = 32  # tokens of the texts that are decoded kernel by kernel, and in company
 ANOTHER = 0.5  # nat, on average: no rounding moves a log-probability so far, another model does
-EXACT, USUAL = "exact", "usual"
-KEY_OF_EXACT = "cached decode, exact"
+HOW = {True: "exact", False: "usual"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mismatch(ExperimentConfig):
-    sequences: int = 64  # sampled in each way
+    sequences: int | None = None  # compared in each way; null: 64, or fewer of a large model
     endpoint: str | None = None  # http://127.0.0.1:8000/v1, say
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least("sequences", self.sequences, 1)
+        if self.compile:
+            raise BadInput("compile=true: compiled decode is one of the ways that are compared; leave this key out")
         if self.endpoint is not None and self.checkpoint is None:
             raise BadInput("endpoint= serves the weights of an export; name it, checkpoint=runs/latest")
 
+    def compared(self, model: ModelConfig) -> int:
+        one = forward_flops(model, batch=1, length=model.context).total
+        return self.sequences or max(FEW, min(MOST, int(FLOPS / one)))
 
-# Ways of serving
+
+# What needs no clock, and so no repetition
 
 
-def prompts_of(case: Case, model: GPT, count: int) -> list[list[int]]:
+def comparisons(case: Case, sequences: int) -> list[Row]:
+    master = master_of(case)
+    frozen = frozen_of(case, master)
+    double = in_double(frozen)
+    texts = texts_of(case, frozen, max(sequences, PROMPTS))
+    prompts, forced = [text[: case.prompt] for text in texts], [text[:FORCED] for text in texts[:PROMPTS]]
+    found = [identity_row(case, master, frozen, torch.tensor(prompts[:1]))]
+    master.eval()  # a forward with dropout is no policy
+    found += way_rows(case, usual_ways(case, master, frozen, prompts, sequences), sequences, master, double)
+    found += company_rows(case, frozen, torch.tensor(forced), exact=False, way=HOW[False])
+    try:
+        rows = fewest_rows(case.model, master.dtype)
+    except BadInput as refusal:
+        return [*found, missing_row(case, "difference", refusal, {"way": EXACT}, statistic="largest")]
+    found += way_rows(case, exact_ways(master, frozen, rows, prompts, sequences), sequences, master, double)
+    found += company_rows(case, exactly(master, rows), torch.tensor(forced), exact=True, way=HOW[True])
+    moved = ladder(master, rows, case.kernels, forced[: min(FEW, sequences)])
+    return found + [row(case, "moved by a kernel", share, {"kernel": kernel}) for kernel, share in moved.items()]
+
+
+def texts_of(case: Case, model: GPT, count: int) -> list[list[int]]:
     """What the model itself writes after one token drawn at random: text as it will be served."""
     generator = torch.Generator().manual_seed(case.seed)
     first = torch.randint(case.model.vocabulary, (count, 1), generator=generator).tolist()
-    length = case.prompt - 1
-    return (
-        serve(forward_passes, model, first, batch=count, seed=case.seed, new_tokens=length).texts if length else first
+    length = min(max(case.prompt, FORCED), case.model.context)
+    return serve(forward_passes, model, first, batch=PROMPTS, seed=case.seed, new_tokens=length - 1).texts
+
+
+# The price of exactness
+
+
+def bench(case: Case) -> Bench:
+    """Prefill, and decode after it, of one sequence and of 16, exactly and as usual; nothing where exact is refused."""
+    master = master_of(case)
+    try:
+        exact = exactly(master, fewest_rows(case.model, master.dtype))
+    except BadInput:
+        return Bench(works=[])
+    models = {True: exact, False: frozen_of(case, master)}
+    generator = torch.Generator().manual_seed(case.seed)
+    pairs: list[tuple[Work, Work]] = []
+    for batch in (1, 16):
+        tokens = torch.randint(case.model.vocabulary, (batch, case.prompt + 1), generator=generator)
+        ways = [list(works_of(case, models[is_exact], tokens, exact=is_exact)) for is_exact in (True, False)]
+        pairs += zip(*ways, strict=True)
+    return Bench(
+        works=[work for pair in pairs for work in pair], pairs=[(one.part, other.part) for one, other in pairs]
     )
 
 
-def unlike(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Of every length from 1 on."""
-    return [list(prompt[: 1 + i % len(prompt)]) for i, prompt in enumerate(prompts)]
-
-
-Way = tuple[dict[str, Any], Passes, GPT, int, Sequence[Sequence[int]]]  # conditions, passes, model, batch, prompts
-
-
-def ways(case: Case, master: GPT, prompts: list[list[int]], compiles: bool) -> Iterator[Way]:
-    frozen = frozen_of(case, master)
-    for batch in BATCHES:
-        if batch <= len(prompts):
-            yield {"way": "cached decode", "batch": batch}, forward_passes, frozen, batch, prompts
-    some = prompts[:FEW]
-    yield {"way": "left-padded batch", "batch": len(prompts)}, forward_passes, frozen, len(prompts), unlike(prompts)
-    yield {"way": "uncached", "batch": 1}, partial(forward_passes, cache=False), frozen, 1, some
-    drafted = partial(speculative_passes, draft=frozen, draft_tokens=4)
-    yield {"way": "with a draft", "batch": 1}, drafted, frozen, 1, some
-    if compiles:
-        compiled = partial(forward_passes, compile=True)
-        yield {"way": "compiled", "batch": len(some)}, compiled, freeze(master), len(some), some
-    if case.precision == "fp32":
-        low = freeze(master, dtype=torch.bfloat16)
-        yield {"way": "cached decode in bf16", "batch": len(prompts)}, forward_passes, low, len(prompts), prompts
-        rounded = quantise(freeze(master))
-        yield {"way": "cached decode in int8", "batch": len(prompts)}, forward_passes, rounded, len(prompts), prompts
-
-
-def exact_ways(master: GPT, prompts: list[list[int]]) -> Iterator[Way]:
-    model = freeze(master)
-    rows = use_exact(model)
-    passes = partial(forward_passes, exact=rows)
-    for batch in BATCHES:
-        if batch <= len(prompts):
-            yield {"way": KEY_OF_EXACT, "batch": batch}, passes, model, batch, prompts
-    how = {"way": f"{KEY_OF_EXACT}, left-padded", "batch": len(prompts)}
-    yield how, passes, model, len(prompts), unlike(prompts)
-    drafted = partial(speculative_passes, draft=freeze(master), draft_tokens=4, exact=rows)
-    yield {"way": f"{KEY_OF_EXACT}, with a draft", "batch": 1}, drafted, model, 1, prompts[:FEW]
-
-
-def by_transformers(case: Case, master: GPT, prompts: list[list[int]]) -> Served:
-    """Its `generate`, sampling at a temperature of 1, on our export."""
-    with tempfile.TemporaryDirectory() as directory:
-        place = export(freeze(master), Path(directory) / "export", tokenizer=None)
-        model = load_wrapped(place, dtype=master.dtype).model.eval()
-    torch.manual_seed(case.seed)
-    tokens = torch.tensor(prompts)
-    asked = {"do_sample": True, "top_k": 0, "max_new_tokens": case.new_tokens, "eos_token_id": None, "pad_token_id": 0}
-    with torch.inference_mode():
-        told = model.generate(
-            tokens, attention_mask=torch.ones_like(tokens), output_logits=True, return_dict_in_generate=True, **asked
-        )
-    served = Served()
-    for prompt, text, logits in zip(prompts, told.sequences, torch.stack(told.logits, dim=1), strict=True):
-        served.add_logits(prompt, text[len(prompt) :].tolist(), logits)
-    return served
-
-
-# Rows
-
-
-def bench(case: Case, count: int) -> Bench:
-    compiles, case = case.compile, dataclasses.replace(case, compile=False)
-    master = master_of(case)
-    frozen = frozen_of(case, master)
-    prompts = prompts_of(case, frozen, count)
-    works = price(case, master, frozen)
-    pairs = [(exact.parts[0], usual.parts[0]) for exact, usual in zip(works[EXACT], works[USUAL], strict=True)]
-
-    def rows(measured: object) -> Iterator[Row]:
-        yield identity_row(case, master, frozen, torch.tensor(prompts[:1]))
-        yield from served_rows(case, master, frozen, prompts, compiles)
-        yield from ladder_rows(case, master, prompts)
-        yield from company_rows(case, master, prompts)
-
-    return Bench(works=[work for each in works.values() for work in each], pairs=pairs, rows=rows)
-
-
-def served_rows(case: Case, master: GPT, frozen: GPT, prompts: list[list[int]], compiles: bool) -> Iterator[Row]:
-    exact = in_double(frozen)
-    try:
-        also = list(exact_ways(master, prompts))
-    except BadInput as refusal:
-        also = []
-        about: dict[str, Any] = {"life": "inference", "phase": "decode", "quantity": "difference", "per": "token"}
-        at = case.conditions(way=KEY_OF_EXACT)
-        yield case.row(**about, value=None, provenance="unavailable", reason=str(refusal), conditions=at)
-    for about, passes, model, batch, own in [*ways(case, master, prompts, compiles), *also]:
-        asked = {"batch": batch, "seed": case.seed, "new_tokens": case.new_tokens}
-        yield from rows_of(case, about, serve(passes, model, own, **asked), master, exact)
-        greedy = serve(passes, model, own[:FEW], temperature=0, **asked)
-        yield row(case, "agreed", agreed(master, greedy), about)
-    if find_spec("transformers") is not None:
-        some = prompts[:16]
-        about = {"way": "Transformers' generate", "batch": len(some)}
-        yield from rows_of(case, about, by_transformers(case, master, some), master, exact)
-
-
-def ladder_rows(case: Case, master: GPT, prompts: list[list[int]]) -> Iterator[Row]:
-    """Each of serving's kernels alone in exact decoding; none where that is not to be had, which its row says."""
-    texts = forced_texts(case, freeze(master), prompts[:FEW])
-    try:
-        found = shares(master, usual_kernels(case.kernels), texts) | shares_of_the_rest(master, texts)
-    except BadInput:
-        return
-    for kernel, share in found.items():
-        yield row(case, "moved by a kernel", share, {"kernel": kernel})
-
-
-def forced_texts(case: Case, model: GPT, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-    length = min(FORCED, case.model.context)
-    first = [prompt[:1] for prompt in prompts]
-    return serve(forward_passes, model, first, batch=len(first), seed=case.seed, new_tokens=length - 1).texts
-
-
-def company_rows(case: Case, master: GPT, prompts: list[list[int]]) -> Iterator[Row]:
-    """What one sequence's logits depend on, decoded as usual and exactly."""
-    texts = torch.tensor(forced_texts(case, freeze(master), (prompts * COMPANY)[:COMPANY]))[:, :FORCED]
-    for how, cache_of in ((USUAL, usual_cache), (EXACT, exact_cache)):
-        model = frozen_of(case, master) if how == USUAL else freeze(master)
-        try:
-            if how == EXACT:
-                use_exact(model)
-        except BadInput:
-            return
-        for change, count in differing(model, texts, cache_of):
-            logits = (texts.shape[1] - 1) * case.model.vocabulary
-            yield row(case, "moved by company", float(count), {"way": how}, change=change, logits=logits)
-
-
-def price(case: Case, master: GPT, frozen: GPT) -> dict[str, list[Work]]:
-    """Prefill, and decode after it, of one sequence and of 16, as usual and exactly."""
-    works: dict[str, list[Work]] = {USUAL: [], EXACT: []}
-    exact = freeze(master)
-    try:
-        use_exact(exact)
-    except BadInput:
-        return works
-    generator = torch.Generator().manual_seed(case.seed)
-    for batch in (1, 16):
-        tokens = torch.randint(case.model.vocabulary, (batch, case.prompt + 1), generator=generator)
-        for how, model, cache_of in ((USUAL, frozen, usual_cache), (EXACT, exact, exact_cache)):
-            works[how] += [
-                timed(case.clock, part_of(case, phase, how, batch), step)
-                for phase, step in steps_of(model, tokens, cache_of).items()
-            ]
-    return works
-
-
-def part_of(case: Case, phase: str, how: str, batch: int) -> Part:
-    conditions = case.conditions(way=how, batch=batch, prompt=case.prompt)
-    return Part(life="inference", phase=phase, per="step", conditions=conditions)
-
-
-def steps_of(model: GPT, tokens: Tensor, cache_of: Callable[..., Any]) -> dict[str, Callable[[], object]]:
-    cache, prompt, one = cache_of(model, tokens), tokens[:, :-1], tokens[:, -1:].contiguous()
+def works_of(case: Case, model: GPT, tokens: Tensor, *, exact: bool) -> Iterator[Work]:
+    """Of tokens (B, T + 1): the prefill of all but the last, and the decode of that one."""
+    cache, prompt, one = cache_for(model, tokens, exact=exact), tokens[:, :-1], tokens[:, -1:].contiguous()
 
     def read() -> None:
         cache.rewind(0)
@@ -265,7 +153,10 @@ def steps_of(model: GPT, tokens: Tensor, cache_of: Callable[..., Any]) -> dict[s
         decode(model, one, cache)
 
     read()
-    return {"prefill": read, "decode": more}
+    conditions = case.conditions(way=HOW[exact], batch=len(tokens), prompt=case.prompt)
+    steps: Mapping[str, Callable[[], None]] = {"prefill": read, "decode": more}
+    for phase, step in steps.items():
+        yield timed(case.clock, Part(life="inference", phase=phase, per="step", conditions=conditions), step)
 
 
 # A server
@@ -274,9 +165,9 @@ def steps_of(model: GPT, tokens: Tensor, cache_of: Callable[..., Any]) -> dict[s
 def endpoint_rows(case: Case, url: str, tokenizer: Tokenizer, count: int, console: Console) -> Iterator[Row]:
     """What the server samples after each prompt, and its greedy text; BadInput where it is none of these weights."""
     engine = Endpoint(url, tokenizer)
-    master = master_of(case)
+    master = master_of(case).eval()
     frozen = freeze(master)
-    prompts = prompts_of(case, frozen, count)
+    prompts = [text[: case.prompt] for text in texts_of(case, frozen, count)]
     about = {"way": "endpoint", "peer": engine.model}
     served, greedy = Served(), Served()
     stopped: BadInput | None = None
@@ -296,8 +187,8 @@ def endpoint_rows(case: Case, url: str, tokenizer: Tokenizer, count: int, consol
     if not served.texts:
         raise BadInput(f"endpoint={url} gives no token after any of {count} prompts")
     rows = list(rows_of(case, about, served, master, in_double(frozen)))
-    mean = next(r.value for r in rows if r.quantity == "difference" and r.conditions.get("statistic") == "mean")
-    if mean is not None and mean > ANOTHER:
+    mean = next(r.number for r in rows if r.quantity == "difference" and r.conditions.get("statistic") == "mean")
+    if mean > ANOTHER:
         raise BadInput(
             f"endpoint={url} serves another model than {case.export}: its tokens' log-probabilities are {mean:.2g} nat "
             "from training's on average"
@@ -313,48 +204,39 @@ def endpoint_rows(case: Case, url: str, tokenizer: Tokenizer, count: int, consol
 # What is said
 
 
-def named(conditions: Any) -> str:
-    told = conditions["peer"] if "peer" in conditions else conditions["way"]
-    return f"{told} at batch {conditions['batch']}" if "batch" in conditions else str(told)
-
-
 def answer(results: Results) -> str:
-    largest = [r for r in select(results, quantity="difference", statistic="largest") if r.value is not None]
-    exact = [r for r in largest if str(r.conditions["way"]).startswith(KEY_OF_EXACT)]
-    plain = [r for r in largest if r not in exact]
-    furthest = max(plain, key=lambda r: r.value or 0)
-    at = furthest.conditions
-    ratios = [only(results, quantity="importance ratio", statistic=s, **same_way(at)).value for s in ENDS]
-    first = plain[0]
-    share = only(results, quantity="equal", **same_way(first.conditions)).value
+    asked = select(results, quantity="difference", statistic="largest")
+    exact = [r for r in asked if str(r.conditions["way"]).startswith(EXACT) and r.value is not None]
+    usual = [r for r in asked if r not in exact and r.value is not None]
+    first, furthest = usual[0], max(usual, key=lambda r: r.number)
+    share = only(results, quantity="equal", **same_way(first)).value
+    low, high = (
+        only(results, quantity="importance ratio", statistic=end, **same_way(furthest)).value
+        for end in ("smallest", "largest")
+    )
     told = [
-        f"Of {named(first.conditions)}, {share:.0%} of the log-probabilities are training's, in fp32; the largest "
-        f"difference is {first.value:.1e} nat. Furthest is {named(at)}: {furthest.value:.1e}, importance ratios "
-        f"{ratios[0]:.4f} to {ratios[1]:.4f}"
+        f"Of {named(first)}, {share:.0%} of the log-probabilities are training's, in fp32; the largest difference is "
+        f"{first.value:.1e} nat. Furthest is {named(furthest)}: {furthest.value:.1e}, importance ratios {low:.4f} to "
+        f"{high:.4f}"
     ]
-    engines = [r for r in plain if "peer" in r.conditions]
-    told += [f"the server's largest difference is {r.value:.1e} nat" for r in engines]
+    told += [f"the server's largest difference is {r.value:.1e} nat" for r in usual if "peer" in r.conditions]
     if exact:
-        worst = max(r.value or 0 for r in exact)
-        told.append("exact=true gives training's bits everywhere" if worst == 0 else f"exact=true is {worst:.1e} off")
-    elif refused := select(results, quantity="difference", way=KEY_OF_EXACT):
-        told.append(str(refused[0].reason))
-    shared = select(results, quantity="moved by a kernel")
-    moved_by = {str(r.conditions["kernel"]): r.number for r in shared}
+        worst = max(r.number for r in exact)
+        told.append(f"exact=true is {worst:.1e} off" if worst else "exact=true gives training's bits everywhere")
+    told += [f"{named(r)} is left out: {r.reason}" for r in asked if r.value is None]
+    moved_by = {str(r.conditions["kernel"]): r.number for r in select(results, quantity="moved by a kernel")}
     if found := culprits(moved_by):
         parts = ", ".join(f"{kernel} {moved_by[kernel]:.1e}" for kernel in found)
         told.append(f"alone, each of usual decoding's kernels moves a log-probability by, on average: {parts}")
-    if shared and not moved_by.get(REST):
+    if moved_by.get(REST) == 0:
         told.append("norms, activations and casts move none")
-    company = select(results, quantity="moved by company", way=USUAL)
-    if moved := [str(r.conditions["change"]) for r in company if r.value]:
-        told.append(f"a sequence's own logits change with {', '.join(moved)}")
-    elif company:
-        told.append("a sequence's own logits change with nothing else in the batch")
+    if company := select(results, quantity="moved by company", way=HOW[False]):
+        moved = ", ".join(str(r.conditions["change"]) for r in company if r.value)
+        told.append(f"a sequence's own logits change with {moved or 'nothing else in the batch'}")
     for phase in ("prefill", "decode"):
         prices = []
         for batch in (1, 16):
-            pair = [select(results, quantity="time", phase=phase, batch=batch, way=way) for way in (EXACT, USUAL)]
+            pair = [select(results, quantity="time", phase=phase, batch=batch, way=HOW[way]) for way in (True, False)]
             if all(pair):
                 prices.append(f"{results.judge(pair[0][0], pair[1][0]).sentence()} (batch {batch})")
         if prices:
@@ -362,11 +244,13 @@ def answer(results: Results) -> str:
     return f"{'. '.join(sentence[0].upper() + sentence[1:] for sentence in told)}."
 
 
-ENDS = ("smallest", "largest")
+def named(row: Row) -> str:
+    told = row.conditions.get("peer", row.conditions["way"])
+    return f"{told} at batch {row.conditions['batch']}" if "batch" in row.conditions else str(told)
 
 
-def same_way(conditions: Any) -> dict[str, Any]:
-    return {key: conditions[key] for key in ("way", "batch", "peer") if key in conditions}
+def same_way(row: Row) -> dict[str, Any]:
+    return {key: row.conditions[key] for key in ("way", "batch", "peer") if key in row.conditions}
 
 
 def main(config: Mismatch) -> None:
@@ -376,14 +260,18 @@ def main(config: Mismatch) -> None:
     tokenizer = None if config.endpoint is None else load_tokenizer(Path(str(case.export)))
     console = Console()
     with claim(config) as run_dir:
-        say(console, f"measuring mismatch{at_most(config.measure)}")
         results = run_dir / "results.jsonl"
-        where = measure_apart(case, bench, config.sequences, results=results, command=command_line())
+        say(console, f"measuring mismatch{at_most(config.measure)}")
+        where = measure_apart(case, bench, results=results, command=command_line())
+        sequences = config.compared(case.model)
+        say(console, f"comparing {sequences} x {case.new_tokens} tokens of each way of serving")
+        found = call_apart(comparisons, case, sequences, threads=case.threads, what="mismatch")
+        write(results, [dataclasses.replace(each, environment=where) for each in found])
         refusal = None
         if config.endpoint is not None and tokenizer is not None:
-            say(console, f"asking {units.count(config.sequences)} texts of {config.endpoint}")
+            say(console, f"asking {units.count(sequences)} texts of {config.endpoint}")
             try:
-                for each in endpoint_rows(case, config.endpoint, tokenizer, config.sequences, console):
+                for each in endpoint_rows(case, config.endpoint, tokenizer, sequences, console):
                     write(results, [dataclasses.replace(each, environment=where)])
             except BadInput as error:
                 refusal = error

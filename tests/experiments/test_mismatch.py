@@ -1,11 +1,13 @@
 """The question, whole, on a model as small as it gets, and an endpoint that goes wrong."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from rich.console import Console
 
 from experiments import mismatch
-from isoforward.base.config import MeasureConfig
+from isoforward.base.config import MeasureConfig, ModelConfig
 from isoforward.base.errors import BadInput
 from isoforward.base.results import Results, Row, only, select
 from isoforward.data.tokenizer import Tokenizer
@@ -13,6 +15,8 @@ from isoforward.formats.export import export, freeze
 from isoforward.measure.benchmark import Measured
 from isoforward.measure.case import Case, master_of
 from isoforward.model.gpt import GPT
+from isoforward.serve import decoding
+from isoforward.serve.compiled import one_more
 from isoforward.serve.decoding import Sampling, forward_passes
 from isoforward.serve.endpoint import Answer
 from tests.conftest import lively, tiny
@@ -24,16 +28,18 @@ MEASURE = MeasureConfig(prompt=4, new_tokens=12)
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
-    model = lively(GPT(tiny(vocab=TOKENIZER.vocabulary)))
+    model = lively(GPT(tiny(vocab=TOKENIZER.vocabulary, dropout=0.1)))
     place = export(model, tmp_path_factory.mktemp("mismatch") / "export", tokenizer=TOKENIZER)
     return Case(experiment="mismatch", model=model.config, export=str(place), measure=MEASURE)
 
 
 @pytest.fixture(scope="module")
-def results(case: Case) -> Results:
+def results(case: Case) -> Iterator[Results]:
+    """With the step that would be compiled in place of compiling."""
     pytest.importorskip("transformers")
-    nothing = Measured.__new__(Measured)
-    return results_of(list(mismatch.bench(case, 16).rows(nothing)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoding, "compiled_decode", lambda device: torch.inference_mode()(one_more))
+        yield results_of(mismatch.comparisons(case, 6))
 
 
 def test_exact_decoding_is_0_in_every_way_and_the_others_are_not(results: Results) -> None:
@@ -41,10 +47,36 @@ def test_exact_decoding_is_0_in_every_way_and_the_others_are_not(results: Result
         (str(r.conditions["way"]), r.conditions["batch"]): float(r.value or 0) for r in rows(results, "difference")
     }
     exact = {way for way in largest if way[0].startswith("cached decode, exact")}
-    assert len(exact) == 5
+    assert {batch for _, batch in exact} == {1, 4, 16, 64}
+    assert len(exact) == 6
     assert all(largest[way] == 0 for way in exact)
-    assert 0 < largest["cached decode", 1] < 1e-4 < largest["cached decode in bf16", 16] < 1
+    assert 0 < largest["cached decode", 1] < 1e-4 < largest["cached decode in bf16", 64] < 1
     assert 0 < largest["Transformers' generate", 16] < 1e-4
+    assert 0 < largest["cached decode, compiled", 4] < 1e-4
+
+
+def test_rows_say_of_how_many_sequences_they_are(results: Results) -> None:
+    told = {str(r.conditions["way"]): r.conditions["sequences"] for r in rows(results, "difference")}
+    assert {told[way] for way in ("cached decode", "left-padded batch", "Transformers' generate")} == {6}
+    assert {told[way] for way in ("uncached", "with a draft", "cached decode, compiled")} == {4}
+
+
+def test_of_a_large_model_fewer_sequences_are_compared() -> None:
+    gpt2 = ModelConfig(layers=12, heads=12, width=768, context=1024, vocab=50257)
+    assert mismatch.Mismatch().compared(tiny()) == 64
+    assert mismatch.Mismatch().compared(gpt2) == 4
+    assert mismatch.Mismatch(sequences=7).compared(gpt2) == 7
+
+
+def test_what_is_timed_in_every_process_holds_no_rows_that_need_no_clock(case: Case) -> None:
+    bench = mismatch.bench(case)
+    assert [(work.part.phase, work.part.conditions["way"]) for work in bench.works[:4]] == [
+        ("prefill", "exact"),
+        ("prefill", "usual"),
+        ("decode", "exact"),
+        ("decode", "usual"),
+    ]
+    assert list(bench.rows(Measured.__new__(Measured))) == []
 
 
 def rows(results: Results, quantity: str) -> list[Row]:
@@ -126,6 +158,11 @@ def test_another_model_is_known_by_its_tokens(case: Case, monkeypatch: pytest.Mo
 def test_an_endpoint_needs_the_export_it_serves() -> None:
     with pytest.raises(BadInput, match="name it, checkpoint=runs/latest"):
         mismatch.Mismatch(endpoint="http://127.0.0.1:1/v1")
+
+
+def test_compiled_decode_is_not_asked_for() -> None:
+    with pytest.raises(BadInput, match="compiled decode is one of the ways"):
+        mismatch.Mismatch(compile=True)
 
 
 def test_no_server_is_one_message(case: Case) -> None:

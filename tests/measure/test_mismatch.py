@@ -15,11 +15,11 @@ from isoforward.measure.mismatch import (
     agreed,
     distances,
     distances_of_logits,
+    forward_logits,
     in_double,
     logprobs_of,
     rows_of,
     serve,
-    trained_logits,
 )
 from isoforward.model.gpt import GPT
 from isoforward.serve.decoding import forward_passes
@@ -78,7 +78,7 @@ def test_training_against_itself_is_exactly_0(pair: tuple[GPT, GPT]) -> None:
     master, frozen = pair
     texts = serve(forward_passes, frozen, PROMPTS, batch=3, seed=1, new_tokens=20).texts
     starts = [4] * 3
-    one, other = (logprobs_of([t[3:-1] for t in trained_logits(master, texts)], texts, starts) for _ in range(2))
+    one, other = (logprobs_of([t[3:-1] for t in forward_logits(master, texts)], texts, starts) for _ in range(2))
     assert torch.equal(one, other)
 
 
@@ -86,7 +86,7 @@ def test_fp64_against_fp64_is_rounding(pair: tuple[GPT, GPT]) -> None:
     """A hundred or so sums of numbers of size 1: within 1e-12, and not the same bits."""
     exact = in_double(pair[1])
     served = serve(forward_passes, exact, PROMPTS, batch=1, seed=1, new_tokens=28)
-    trained = logprobs_of(served.own(trained_logits(exact, served.texts)), served.texts, served.prompts)
+    trained = logprobs_of(served.own(forward_logits(exact, served.texts)), served.texts, served.prompts)
     apart = (double(*[one for each in served.logprobs for one in each]) - trained).abs()
     assert 0 < float(apart.max()) < 1e-12
 
@@ -125,7 +125,7 @@ def test_texts_of_unlike_lengths_are_scored_each_by_its_own_tokens(pair: tuple[G
     served = Served()
     served.add([1, 2], [3, 4, 5], [0.0] * 3)
     served.add([1], [6], [0.0])
-    own = served.own(trained_logits(pair[0], served.texts))
+    own = served.own(forward_logits(pair[0], served.texts))
     assert [len(each) for each in own] == [3, 1]
     alone = pair[0](torch.tensor([[1, *[0] * 31]]))[0, :1]
     assert torch.equal(own[1], alone)

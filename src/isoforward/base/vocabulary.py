@@ -148,6 +148,7 @@ CONDITIONS = {
     "text": "hash of the corpus",
     "held_out_tokens": "of the text that was judged",
     "logits": "how many were compared",
+    "sequences": "whose tokens were compared",
     "seed": "of weights and data",
     "group": "answers to one prompt",
     "epochs": "updates on the same answers",

@@ -3,7 +3,7 @@
 An engine samples from its own numbers and training learns from its own; both should be the same policy. Serving is
 taken as it is used: it samples, and gives the log-probability of each token. Training's forward then reads the same
 texts, padded at the right to the model's context, which causal attention does not see. A forward in fp64 says which of
-the two is nearer to the exact numbers.
+the two is nearer to the exact numbers. Ways of serving are in ways.py, who makes the difference in culprits.py.
 """
 
 from __future__ import annotations
@@ -16,14 +16,17 @@ from torch import Tensor
 
 from isoforward.base.results import Row, RowFields
 from isoforward.base.vocabulary import Condition
+from isoforward.formats.export import freeze
 from isoforward.measure.case import Case
-from isoforward.model.gpt import GPT
-from isoforward.serve.decoding import Pass, Sampling, forward_passes
+from isoforward.model.gpt import GPT, KVCache
+from isoforward.model.steps import decode
+from isoforward.serve.decoding import Pass, Sampling, forward_passes, room_for
+from isoforward.serve.exact import use_exact
 
 CLIP = 0.2  # of PPO (Schulman 2017) and GRPO: ratios beyond 1 +- this are cut
 QUANTILES = {"median": 0.5, "99 %": 0.99}
 CLOSE_TOKENS = 64  # served for a training's report
-SEQUENCES = 4  # that training's forward reads at once
+AT_ONCE = 4  # texts that one forward reads
 
 Passes = Callable[..., Iterator[Pass]]
 
@@ -46,6 +49,15 @@ class Served:
         chances = logits.double().log_softmax(-1)
         self.add(prompt, tokens, [float(row[token]) for row, token in zip(chances, tokens, strict=True)])
         self.logits.append(logits)
+
+    def first(self, count: int) -> Served:
+        """Of so many texts."""
+        return Served(
+            prompts=self.prompts[:count],
+            texts=self.texts[:count],
+            logprobs=self.logprobs[:count],
+            logits=self.logits[:count],
+        )
 
     def own(self, logits: Sequence[Tensor]) -> list[Tensor]:
         """Of logits after every token of each text, those that a sampled one was or would have been drawn from."""
@@ -78,16 +90,41 @@ def serve(
     return served
 
 
-def trained_logits(model: GPT, texts: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Training's forward, gradients and all: logits after every token of each text, (T, V) each."""
-    context = model.config.context
+def forward_logits(model: GPT, texts: Sequence[Sequence[int]], *, length: int | None = None) -> list[Tensor]:
+    """Logits after every token of each text, (T, V) each, by one forward over texts padded to `length`.
+
+    That is the context where it is not given, as serving exactly has it. A trainable model keeps what backward needs.
+    """
+    length = length or model.config.context
     found: list[Tensor] = []
-    for start in range(0, len(texts), SEQUENCES):
-        some = texts[start : start + SEQUENCES]
-        batch = torch.tensor([[*text[:context], *[0] * (context - len(text))] for text in some])
+    for start in range(0, len(texts), AT_ONCE):
+        some = texts[start : start + AT_ONCE]
+        batch = torch.tensor([[*text[:length], *[0] * (length - len(text))] for text in some])
         logits = model(batch).detach()
         found += [row[: len(text)].clone() for row, text in zip(logits, some, strict=True)]
     return found
+
+
+def decoded_logits(model: GPT, texts: Tensor, *, exact: bool = False, padding: Tensor | None = None) -> Tensor:
+    """Logits (B, T - 1, V) after each token of texts (B, T) but the last, every one of them decoded from a cache."""
+    cache = cache_for(model, texts, exact=exact, padding=padding)
+    found = [decode(model, texts[:, at : at + 1], cache) for at in range(texts.shape[1] - 1)]
+    return torch.stack(found, dim=1)
+
+
+def cache_for(model: GPT, texts: Tensor, *, exact: bool, padding: Tensor | None = None) -> KVCache:
+    """An empty one that texts (B, T) fit."""
+    B, T = texts.shape
+    if exact and padding is None:
+        padding = torch.zeros(B, dtype=torch.long)
+    return room_for(model, batch=B, capacity=T, padding=padding, exact=exact)
+
+
+def exactly(master: GPT, rows: int) -> GPT:
+    """As exact serving holds it; `rows` is what `exact.fewest_rows` gave."""
+    model = freeze(master)
+    use_exact(model, rows)
+    return model
 
 
 def logprobs_of(logits: Sequence[Tensor], texts: Sequence[Sequence[int]], prompts: Sequence[int]) -> Tensor:
@@ -134,7 +171,7 @@ def distances_of_logits(served: Tensor, trained: Tensor) -> Iterator[tuple[str, 
 
 def agreed(model: GPT, greedy: Served) -> int:
     """Tokens of the shortest beginning of a greedy text that training's likeliest tokens give too."""
-    own = greedy.own(trained_logits(model, greedy.texts))
+    own = greedy.own(forward_logits(model, greedy.texts))
     found = []
     for logits, text, start in zip(own, greedy.texts, greedy.prompts, strict=True):
         same = (logits.argmax(-1) == torch.tensor(text[start:])).int()
@@ -142,18 +179,22 @@ def agreed(model: GPT, greedy: Served) -> int:
     return min(found)
 
 
-def rows_of(case: Case, way: Mapping[str, Condition], served: Served, master: GPT, exact: GPT | None) -> Iterator[Row]:
-    """`way` is what conditions say of it; `exact` is the same model in fp64."""
-    logits = served.own(trained_logits(master, served.texts))
+def rows_of(case: Case, way: Mapping[str, Condition], served: Served, master: GPT, double: GPT | None) -> Iterator[Row]:
+    """`way` is what conditions say of it; `double` is the same model in fp64."""
+    logits = served.own(forward_logits(master, served.texts))
     trained = logprobs_of(logits, served.texts, served.prompts)
     sampled = torch.tensor([one for each in served.logprobs for one in each], dtype=torch.float64)
     found = list(distances(sampled, trained))
     if served.logits:
         found += distances_of_logits(torch.cat(served.logits), torch.cat(logits))
+    way = {**way, "sequences": len(served.texts)}
     for quantity, statistic, value in found:
         yield row(case, quantity, value, way, statistic=statistic)
-    if exact is not None:
-        referee = logprobs_of(served.own(trained_logits(exact, served.texts)), served.texts, served.prompts)
+    if double is not None:
+        length = min(max(map(len, served.texts)), case.model.context)  # of any shape: padding would only take time
+        referee = logprobs_of(
+            served.own(forward_logits(double, served.texts, length=length)), served.texts, served.prompts
+        )
         for of, one in (("serving", sampled), ("training", trained)):
             yield row(case, "distance from fp64", float((one - referee).abs().mean()), way, of=of)
 
@@ -168,9 +209,16 @@ def closeness(case: Case, master: GPT, frozen: GPT, text: Sequence[int]) -> list
 
 
 def row(case: Case, quantity: str, value: float, way: Mapping[str, Condition], **more: Condition) -> Row:
-    about: RowFields = {"life": "inference", "phase": "decode", "quantity": quantity, "per": "token"}
+    return case.row(about(case, quantity, way, more), value=value)
+
+
+def missing_row(case: Case, quantity: str, why: object, way: Mapping[str, Condition], **more: Condition) -> Row:
+    return case.row(about(case, quantity, way, more), value=None, provenance="unavailable", reason=str(why))
+
+
+def about(case: Case, quantity: str, way: Mapping[str, Condition], more: Mapping[str, Condition]) -> RowFields:
     conditions = {**case.conditions(), **way, **{key: told for key, told in more.items() if told is not None}}
-    return case.row(about, value=value, conditions=conditions)
+    return {"life": "inference", "phase": "decode", "quantity": quantity, "per": "token", "conditions": conditions}
 
 
 def in_double(frozen: GPT) -> GPT:
