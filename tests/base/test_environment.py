@@ -14,7 +14,6 @@ import pytest
 import torch
 
 import isoforward
-from isoforward.base import environment as record
 from isoforward.base import hardware
 from isoforward.base.environment import environment
 from isoforward.base.errors import BadInput
@@ -94,8 +93,7 @@ def test_a_machine_without_proc_and_a_user_without_a_home_have_a_record_too(monk
     def unobtainable(*_: object) -> Any:
         raise OSError("Load averages are unobtainable")
 
-    for module in (hardware, record):
-        monkeypatch.setattr(module, "read_text", lambda path: None)
+    monkeypatch.setattr(hardware, "read_text", lambda path: None)
     monkeypatch.setattr(os, "getloadavg", unobtainable)
     monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
     assert environment("python train.py", CPU).details["load"] is None

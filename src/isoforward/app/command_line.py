@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -31,8 +31,8 @@ from isoforward.app.overrides import as_text
 from isoforward.app.run_directory import refuse_what_is_no_run
 from isoforward.app.scripts import conf_directory, options_of, read_script
 from isoforward.app.unread import refuse_what_is_not_read
-from isoforward.base import config as schemas
 from isoforward.base.checks import unknown
+from isoforward.base.config import KERNELS_VARIABLE
 from isoforward.base.datasheets import lookup
 from isoforward.base.errors import BadInput, Refusal, StorageFailed
 from isoforward.base.hardware import follow_quota
@@ -180,10 +180,9 @@ def run(
     if "--version" in as_typed:
         print(f"isoforward {version('isoforward')}")
         return 0
-    arguments = as_typed
-    overrides = [argument for argument in arguments if argument not in ("-m", "--multirun")]
+    overrides = [argument for argument in as_typed if argument not in ("-m", "--multirun")]
     program, sweep = sys.argv[0], None
-    is_sweep = len(overrides) < len(arguments)
+    is_sweep = len(overrides) < len(as_typed)
     try:
         refuse_options(overrides)
         typed_out = [as_text(override, schema, sweep=is_sweep) for override in overrides]
@@ -247,7 +246,7 @@ def run(
         entry()
         if sweep is not None and max(codes) == 0:
             sweeps.finish(sweep)
-    except (HydraException, OmegaConfBaseException, MissingConfigException) as error:
+    except (HydraException, OmegaConfBaseException) as error:
         return complain(explain(error, schema))
     except ValueError as error:
         if "Config group override" not in str(error):
@@ -313,14 +312,15 @@ def refuse_what_is_not_here(config: object) -> None:
 @contextmanager
 def kernels_as_asked(config: object) -> Iterator[None]:
     """Told to the processes that this one starts, too."""
-    before = os.environ.copy()
+    before = os.environ.get(KERNELS_VARIABLE)
     if getattr(config, "kernels", "auto") == "reference":
-        os.environ[schemas.KERNELS_VARIABLE] = "reference"
+        os.environ[KERNELS_VARIABLE] = "reference"
     try:
         yield
     finally:
-        os.environ.pop(schemas.KERNELS_VARIABLE, None)
-        os.environ.update({name: value for name, value in before.items() if name == schemas.KERNELS_VARIABLE})
+        os.environ.pop(KERNELS_VARIABLE, None)
+        if before is not None:
+            os.environ[KERNELS_VARIABLE] = before
 
 
 def complain(refusal: Refusal) -> int:

@@ -45,21 +45,8 @@ KEYS = ("budget", "margin", "repeats")
 EXPANDED = re.compile(r"[$`]")  # in double quotes, too
 FOR_A_SHELL = re.compile(r"&&|\|\||[|&;<>$`]")
 # Conditions that are the work itself; all others are ways to do it.
-WORK = [
-    "parameters",
-    "layers",
-    "width",
-    "heads",
-    "vocab",
-    "batch",
-    "length",
-    "tokens",
-    "prompt",
-    "new_tokens",
-    "context",
-    "cache",
-    "head",
-]
+SIZES = ("parameters", "layers", "width", "heads", "vocab")
+WORK = (*SIZES, "batch", "length", "tokens", "prompt", "new_tokens", "context", "cache", "head")
 
 USAGE = """Says whether A is faster or slower than B, equal within a margin, or undecided.
 

@@ -17,58 +17,36 @@ GROUPS = {
     "measure": schemas.MeasureConfig,
     "tracking": schemas.TrackingConfig,
 }
-USUAL = {  # what other tools call them
-    "batch_size": "data.batch",
-    "block_size": "data.length",
-    "context_length": "model.context",
-    "d_ff": "model.ffn",
-    "d_model": "model.width",
-    "dataset": "data",
-    "devices": "trainer.devices",
-    "dim": "model.width",
-    "dtype": "precision",
-    "epochs": "trainer.max_steps",
-    "grad_accum": "trainer.accumulate",
-    "grad_clip": "optim.clip",
-    "gradient_accumulation_steps": "trainer.accumulate",
-    "hidden_size": "model.width",
-    "intermediate_size": "model.ffn",
-    "iters": "trainer.max_steps",
-    "learning_rate": "optim.lr",
-    "logger": "tracking",
-    "max_iters": "trainer.max_steps",
-    "max_length": "data.length",
-    "max_new_tokens": "measure.new_tokens",
-    "max_seq_len": "model.context",
-    "n_embd": "model.width",
-    "n_head": "model.heads",
-    "n_layer": "model.layers",
-    "num_attention_heads": "model.heads",
-    "num_heads": "model.heads",
-    "num_hidden_layers": "model.layers",
-    "num_key_value_heads": "model.kv_heads",
-    "num_layers": "model.layers",
-    "optimizer": "optim",
-    "out": "run_dir",
-    "out_dir": "run_dir",
-    "output": "run_dir",
-    "output_dir": "run_dir",
-    "seq_len": "data.length",
-    "steps": "trainer.max_steps",
-    "vocab_size": "model.vocab",
-    "wandb": "tracking",
-    "warmup": "optim.warmup_steps",
+CALLED_ELSEWHERE = {  # what other tools call our keys
+    "data": "dataset",
+    "data.batch": "batch_size",
+    "data.length": "block_size max_length seq_len",
+    "measure.new_tokens": "max_new_tokens",
+    "model.context": "context_length max_seq_len",
+    "model.ffn": "d_ff intermediate_size",
+    "model.heads": "n_head num_attention_heads num_heads",
+    "model.kv_heads": "num_key_value_heads",
+    "model.layers": "n_layer num_hidden_layers num_layers",
+    "model.vocab": "vocab_size",
+    "model.width": "d_model dim hidden_size n_embd",
+    "optim": "optimizer",
+    "optim.clip": "grad_clip",
+    "optim.lr": "learning_rate",
+    "optim.warmup_steps": "warmup",
+    "precision": "dtype",
+    "run_dir": "out out_dir output output_dir",
+    "tracking": "logger wandb",
+    "trainer.accumulate": "grad_accum gradient_accumulation_steps",
+    "trainer.devices": "devices",
+    "trainer.max_steps": "epochs iters max_iters steps",
 }
+USUAL = {name: key for key, names in CALLED_ELSEWHERE.items() for name in names.split()}
 
 
 def keys_of(schema: type, prefix: str = "") -> list[str]:
-    keys = []
+    keys = list[str]()
     for field in fields(schema):
-        group = GROUPS.get(field.name)
-        if group is None:
-            keys.append(prefix + field.name)
-        else:
-            keys += keys_of(group, f"{field.name}.")
+        keys += keys_of(GROUPS[field.name], f"{field.name}.") if field.name in GROUPS else [prefix + field.name]
     return keys
 
 

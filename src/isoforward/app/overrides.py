@@ -16,18 +16,8 @@ from typing import get_type_hints
 from isoforward.base.errors import BadInput
 
 PROSE = ("prompt", "stop", "sample_prompt")
-PATHS = (
-    "checkpoint",
-    "draft",
-    "prompts_file",
-    "run_dir",
-    "hardware",
-    "data.path",
-    "data.tokenizer",
-    "data.cache_dir",
-    "model.path",
-    "trainer.resume",
-)
+PATHS = ["checkpoint", "draft", "prompts_file", "run_dir", "hardware", "model.path", "trainer.resume"]
+PATHS += ["data.path", "data.tokenizer", "data.cache_dir"]
 MISSING = "???"
 SWEEPS = re.compile(r"(choice|range|interval|glob|shuffle|sort|tag)\(.*\)", re.DOTALL)  # of Hydra's grammar
 PLAIN = re.compile(r"[A-Za-z_./][\w./:-]*", re.ASCII)

@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from isoforward.base.hardware import cgroup, processors
@@ -57,13 +57,7 @@ class Disturbance:
         return self.lost_share > LOST_SHARE or self.throttled > 0
 
     def __add__(self, other: Disturbance) -> Disturbance:
-        return Disturbance(
-            elapsed_s=self.elapsed_s + other.elapsed_s,
-            run_delay_s=self.run_delay_s + other.run_delay_s,
-            stolen_s=self.stolen_s + other.stolen_s,
-            others_s=self.others_s + other.others_s,
-            throttled=self.throttled + other.throttled,
-        )
+        return Disturbance(**{name: value + asdict(other)[name] for name, value in asdict(self).items()})
 
 
 def look() -> Reading:

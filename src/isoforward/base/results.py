@@ -17,19 +17,9 @@ from typing import Annotated, TypedDict, Unpack
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from isoforward.base import vocabulary
 from isoforward.base.errors import BadInput, Integrity, StorageFailed, did_you_mean
 from isoforward.base.statistics import KINDS, MARGIN, OUTCOMES, Interval, Judgement, Ratio, judge, ratio, ratio_unpaired
-from isoforward.base.vocabulary import (
-    BESIDE,
-    CONDITIONS,
-    CONVENTIONS,
-    LIVES,
-    PER,
-    PHASES,
-    PROVENANCES,
-    QUANTITIES,
-    WHOLES,
-)
 
 SCHEMA = 2
 MOST_REASONS = 2  # to doubt a run that are told
@@ -79,23 +69,23 @@ class Row:
     environment: str = ""  # Environment.id
 
     def __post_init__(self) -> None:
-        declared("life", self.life, LIVES)
-        declared("phase", self.phase, PHASES + BESIDE + WHOLES)
-        declared("per", self.per, PER)
-        declared("provenance", self.provenance, PROVENANCES)
-        declared("quantity", self.quantity, QUANTITIES)
+        declared("life", self.life, vocabulary.LIVES)
+        declared("phase", self.phase, vocabulary.PHASES + vocabulary.BESIDE + vocabulary.WHOLES)
+        declared("per", self.per, vocabulary.PER)
+        declared("provenance", self.provenance, vocabulary.PROVENANCES)
+        declared("quantity", self.quantity, vocabulary.QUANTITIES)
         for key, value in self.conditions.items():
-            declared("condition", key, CONDITIONS)
+            declared("condition", key, vocabulary.CONDITIONS)
             if isinstance(value, int) and abs(value) > LARGEST:
                 raise ValueError(f"conditions: no float holds {key}")
-        units = QUANTITIES[self.quantity].units
+        units = vocabulary.QUANTITIES[self.quantity].units
         if not self.unit:
             object.__setattr__(self, "unit", units[0])
         declared(f"unit of {self.quantity}", self.unit, units)
         if self.convention is not None:
-            declared("convention", self.convention, CONVENTIONS)
+            declared("convention", self.convention, vocabulary.CONVENTIONS)
         elif self.quantity == "flops":
-            raise ValueError(f"convention is not set: FLOPs are counted as one of {', '.join(CONVENTIONS)}")
+            raise ValueError(f"convention is not set: FLOPs are counted as one of {', '.join(vocabulary.CONVENTIONS)}")
         if (self.value is None) != (self.provenance == "unavailable"):
             raise ValueError(f"value={self.value} cannot be {self.provenance}: no value, and only that, is unavailable")
         if self.value is None:

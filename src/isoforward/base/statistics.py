@@ -222,9 +222,9 @@ def ratio(first: Samples, second: Samples, *, covariate: Samples | None = None, 
     return _centre(logs - c * (float(c @ logs) / squares), weights, look)
 
 
-def ratio_unpaired(first: Samples, second: Samples, *, look: Look = ONE_LOOK) -> Ratio:
+def ratio_unpaired(first: Samples, second: Samples) -> Ratio:
     """Of medians of samples that were not taken in pairs; drift between them is not seen."""
-    return ratio_of(*(summarise(_positive(samples), look=look) for samples in (first, second)))
+    return ratio_of(summarise(_positive(first)), summarise(_positive(second)))
 
 
 def ratio_of(one: Estimate, two: Estimate) -> Ratio:
@@ -270,22 +270,22 @@ def judge(ratio: Ratio, *, margin: float = MARGIN, spent_s: float | None = None)
     )
 
 
-def estimate_across(estimates: Sequence[Estimate], *, look: Look = ONE_LOOK) -> Estimate:
+def estimate_across(estimates: Sequence[Estimate]) -> Estimate:
     """Of one thing measured in at least 3 processes: mean of their medians, with the variance between processes."""
     middles = [e.median for e in estimates]
-    low, middle, high = _across(middles, [(e.interval.high - e.interval.low) / 2 for e in estimates], look)
-    pooled = summarise([sample for e in estimates for sample in e.samples])
-    return replace(pooled, median=middle, interval=look.interval(low, high, "across processes", look.alpha))
+    low, middle, high = _across(middles, [(e.interval.high - e.interval.low) / 2 for e in estimates])
+    interval = ONE_LOOK.interval(low, high, "across processes", ONE_LOOK.alpha)
+    return Estimate(median=middle, interval=interval, samples=tuple(sample for e in estimates for sample in e.samples))
 
 
-def ratio_across(ratios: Sequence[Ratio], *, look: Look = ONE_LOOK) -> Ratio:
+def ratio_across(ratios: Sequence[Ratio]) -> Ratio:
     """Of one comparison made in at least 3 processes: geometric mean, with the variance between processes."""
     logs = [math.log(r.value) for r in ratios]
-    low, middle, high = _across(logs, [math.log(r.interval.high / r.interval.low) / 2 for r in ratios], look)
-    return _from_logs(low, middle, high, "across processes", look.alpha, sum(r.n for r in ratios), look)
+    low, middle, high = _across(logs, [math.log(r.interval.high / r.interval.low) / 2 for r in ratios])
+    return _from_logs(low, middle, high, "across processes", ONE_LOOK.alpha, sum(r.n for r in ratios), ONE_LOOK)
 
 
-def trend(samples: Samples, *, look: Look = ONE_LOOK) -> Trend:
+def trend(samples: Samples) -> Trend:
     """Drift over a run: Theil-Sen slope of the logs of batch medians, with Kendall's exact interval.
 
     Batches bring down the autocorrelation, which the interval does not know of: of samples that keep 0.6 of the one
@@ -297,9 +297,9 @@ def trend(samples: Samples, *, look: Look = ONE_LOOK) -> Trend:
     what = np.array([np.median(values[batch]) for batch in batches])
     i, j = np.triu_indices(len(batches), 1)
     slopes = np.sort((what[j] - what[i]) / (when[j] - when[i]))
-    k, error = kendall_cut(len(batches), look.alpha)
+    k, error = kendall_cut(len(batches), ONE_LOOK.alpha)
     change, low, high = (float(c) for c in np.expm1((np.median(slopes), slopes[k], slopes[-1 - k])))
-    return Trend(change=change, interval=look.interval(low, high, "Theil-Sen", error))
+    return Trend(change=change, interval=ONE_LOOK.interval(low, high, "Theil-Sen", error))
 
 
 def _batches(n: int) -> int:
@@ -307,12 +307,12 @@ def _batches(n: int) -> int:
     return 12 if n >= 144 else 8
 
 
-def _across(middles: Sequence[float], halves: Sequence[float], look: Look) -> tuple[float, float, float]:
+def _across(middles: Sequence[float], halves: Sequence[float]) -> tuple[float, float, float]:
     """Low, mean and high: Student's t over processes, or their own half-widths pooled, the wider of the two."""
     count = len(middles)
     if count < 3:
         raise BadInput(f"{count} processes do not show how much processes vary; take at least 3")
-    between = student(1 - look.alpha / 2, count - 1) * float(np.std(middles, ddof=1)) / math.sqrt(count)
+    between = student(1 - ONE_LOOK.alpha / 2, count - 1) * float(np.std(middles, ddof=1)) / math.sqrt(count)
     half = max(between, math.hypot(*halves) / count)
     middle = math.fsum(middles) / count
     return middle - half, middle, middle + half
