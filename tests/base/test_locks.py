@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from isoforward.base.errors import StorageFailed
 from isoforward.base.locks import InUse, is_locked, locked
 
 ROOT = Path(__file__).parents[2]
@@ -53,8 +54,11 @@ with locked(Path({str(tmp_path)!r}) / ".lock", wait=False):
         pass
 
 
-def test_what_cannot_be_written_is_an_os_error_and_held_by_nobody(tmp_path: Path) -> None:
+def test_what_cannot_be_written_is_told_and_held_by_nobody(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(OSError), locked(tmp_path / "file" / ".lock", wait=False):
+    with (
+        pytest.raises(StorageFailed, match="X cannot be written"),
+        locked(tmp_path / "file" / ".lock", wait=False, called="X"),
+    ):
         pytest.fail("it was had")
     assert not is_locked(tmp_path / "file" / ".lock")

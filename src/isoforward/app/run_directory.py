@@ -11,9 +11,9 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from isoforward.app.sweeps import InDirectory
-from isoforward.base.errors import BadInput, StorageFailed
-from isoforward.base.locks import InUse, locked
-from isoforward.base.storage import DONE, remove, sha256_of, write_atomically
+from isoforward.base.errors import BadInput
+from isoforward.base.locks import locked
+from isoforward.base.storage import DONE, remove, sha256_of, write_text
 
 LOCK = ".lock"
 BY_THE_CLOCK = re.compile(r"runs/\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_\w+")
@@ -31,8 +31,7 @@ def claim(config: InDirectory, *, resuming: bool = False) -> Iterator[Path]:
         kept = directory / "config.yaml"
         if not resuming:
             resolved = OmegaConf.merge(OmegaConf.structured(config), {"run_dir": str(directory)})
-            text = OmegaConf.to_yaml(resolved).encode()
-            write_atomically(kept, lambda file: file.write(text))
+            write_text(kept, OmegaConf.to_yaml(resolved))
         remove(directory / DONE)
         try:
             yield directory
@@ -40,7 +39,7 @@ def claim(config: InDirectory, *, resuming: bool = False) -> Iterator[Path]:
             if not resuming and {path.name for path in directory.iterdir()} <= {kept.name, LOCK}:
                 remove(kept)
             raise
-        write_atomically(directory / DONE, lambda file: file.write(sha256_of(kept).encode()))
+        write_text(directory / DONE, sha256_of(kept))
 
 
 def refuse_what_is_no_run(run_dir: str) -> None:
@@ -62,7 +61,7 @@ def own(run_dir: str, *, resuming: bool) -> Iterator[Path]:
     for directory in names:
         with ExitStack() as held:
             try:
-                held.enter_context(lock(directory))
+                held.enter_context(locked(directory / LOCK, wait=False, called=f"run_dir={directory}"))
                 if not resuming and (directory / "config.yaml").exists():
                     raise BadInput(f"run_dir={directory} holds a run already; choose another run_dir")
             except BadInput:
@@ -71,16 +70,3 @@ def own(run_dir: str, *, resuming: bool) -> Iterator[Path]:
                 continue
             yield directory
             return
-
-
-@contextmanager
-def lock(directory: Path) -> Iterator[None]:
-    with ExitStack() as held:
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            held.enter_context(locked(directory / LOCK, wait=False))
-        except OSError as error:
-            raise StorageFailed(f"run_dir={directory} cannot be written: {error.strerror}; choose another") from error
-        except InUse:
-            raise BadInput(f"run_dir={directory} is in use by another run; wait for it or choose another") from None
-        yield

@@ -16,7 +16,7 @@ from typing import ClassVar, Protocol, TypeVar
 from isoforward.base.config import TrainConfig
 from isoforward.base.errors import Refusal, StorageFailed
 from isoforward.base.locks import is_locked
-from isoforward.base.storage import DONE, sha256_of, write_atomically
+from isoforward.base.storage import DONE, sha256_of, write_text
 from isoforward.base.subprocesses import Failed, run_isolated
 
 COMMAND = ".command"  # in the directory of a sweep: the overrides it was started with
@@ -34,8 +34,9 @@ class InDirectory(Protocol):
 Config = TypeVar("Config", bound=InDirectory)
 
 
-def directory_for(name: str, overrides: Sequence[str], runs: Path = Path("runs")) -> Path:
+def directory_for(name: str, overrides: Sequence[str]) -> Path:
     """That of the newest sweep of the same command that did not finish and is not running, else a new one."""
+    runs = Path("runs")
     for command in sorted(runs.glob(f"*_{name}_sweep/{COMMAND}"), key=lambda path: path.stat().st_mtime, reverse=True):
         sweep = command.parent
         same = command.read_text(encoding="utf-8") == "\n".join(overrides)
@@ -45,11 +46,11 @@ def directory_for(name: str, overrides: Sequence[str], runs: Path = Path("runs")
 
 
 def start(sweep: Path, overrides: Sequence[str]) -> None:
-    write_atomically(sweep / COMMAND, lambda file: file.write("\n".join(overrides).encode()))
+    write_text(sweep / COMMAND, "\n".join(overrides))
 
 
 def finish(sweep: Path) -> None:
-    write_atomically(sweep / DONE, lambda file: file.write(b""))
+    write_text(sweep / DONE, "")
 
 
 def run_case(main: Callable[[Config], None], config: Config, script: Path, overrides: Sequence[str]) -> tuple[int, str]:

@@ -18,7 +18,7 @@ from isoforward.base.config import ExperimentConfig, Run, TrackingConfig
 from isoforward.base.environment import environment
 from isoforward.base.errors import BadInput
 from isoforward.base.results import Results, Row, Verdict, read, write
-from isoforward.base.storage import write_atomically
+from isoforward.base.storage import write_text
 from isoforward.base.terminal import say
 from isoforward.show.compare import compare
 from isoforward.show.tables import show, show_rows
@@ -103,7 +103,7 @@ def publish(
     """The answer in a sentence, the report, the W&B run, and where everything is."""
     from isoforward.show.report import write_report
 
-    write_atomically(run_dir / "answer.txt", lambda file: file.write(f"{headline}\n".encode()))
+    write_text(run_dir / "answer.txt", f"{headline}\n")
     say(console, f"rows     {run_dir / 'results.jsonl'}")
     report = None
     try:

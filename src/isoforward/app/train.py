@@ -24,7 +24,7 @@ from isoforward.base.environment import environment as environment_of
 from isoforward.base.errors import BadInput, Integrity, Stopped
 from isoforward.base.memory_readers import held_bytes
 from isoforward.base.results import Row, read, write
-from isoforward.base.storage import TIME_IS_UP, remove, write_atomically
+from isoforward.base.storage import TIME_IS_UP, remove, write_text
 from isoforward.base.terminal import say
 from isoforward.base.units import size
 from isoforward.data.corpus import Corpus, prepare
@@ -162,7 +162,7 @@ def train(config: TrainConfig) -> None:
                 raise Stopped(stopped, f"stopped after step {outcome.steps}; {how}")
             if outcome.ended_by == TIME:
                 say(console, f"trainer.max_time is up; {how}")
-                write_atomically(run_dir / TIME_IS_UP, lambda file: file.write(b""))
+                write_text(run_dir / TIME_IS_UP, "")
             exported = export(module.model.cpu(), run_dir / "export", tokenizer=corpus.tokenizer)
             if module.model.adapter.name == "lora":
                 save_adapter(module.model, run_dir / "adapter")

@@ -25,7 +25,7 @@ from isoforward.base.disturbance import between, look
 from isoforward.base.errors import StorageFailed
 from isoforward.base.hardware import cpu_model
 from isoforward.base.locks import locked
-from isoforward.base.storage import write_atomically
+from isoforward.base.storage import write_text
 
 FORMAT = 1  # of what is kept: raised where the ways themselves change
 CLOSE = 0.9  # of the plain way's time: what takes more is no reason to leave it
@@ -100,8 +100,7 @@ def _kept_or_measured(
         if (kept := _kept(place)) is not None:
             return kept
         if place is not None and not _measuring.over:
-            with suppress(OSError):  # processes that start together would disturb each other
-                place.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(StorageFailed):  # processes that start together would disturb each other
                 stack.enter_context(locked(place.with_name(".lock"), wait=True))
             if (kept := _kept(place)) is not None:
                 return kept
@@ -109,9 +108,8 @@ def _kept_or_measured(
             return Choice(chosen=plain, ratios={}, why=_measuring.over)
         found = measured(ways, plain)
         if found.ratios and place is not None:
-            text = json.dumps({"of": identity, **asdict(found)}, indent=2)
             with suppress(StorageFailed):  # measured again next time
-                write_atomically(place, lambda file: file.write(text.encode()))
+                write_text(place, json.dumps({"of": identity, **asdict(found)}, indent=2))
         return found
 
 

@@ -17,7 +17,7 @@ from isoforward.base.caches import cache_directory
 from isoforward.base.checks import one_of
 from isoforward.base.errors import BadInput, Integrity, StorageFailed
 from isoforward.base.hardware import cpu_model, processors
-from isoforward.base.storage import write_atomically
+from isoforward.base.storage import write_text
 
 SCHEMA = 1
 LARGEST_FILE = 2**20
@@ -131,8 +131,7 @@ def _plain(name: str) -> str:
 
 def save(path: Path, hardware: Hardware) -> None:
     content = {"record": "hardware", "schema": SCHEMA} | asdict(hardware)
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def load(path: Path) -> Hardware:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import secrets
 from collections.abc import Callable
@@ -11,10 +12,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from isoforward.base.errors import StorageFailed
+from isoforward.base.errors import BadInput, Integrity, StorageFailed
 
 DONE = ".done"  # marks the directory of a run or sweep that finished; of a run it holds the digest of config.yaml
 TIME_IS_UP = ".time_is_up"  # and its training was ended by time, before its last step: it can be gone on with
+
+TEXT_LIMIT = 4 * 2**20  # bytes of a JSON file or of a safetensors header: far above any real one
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -39,6 +42,11 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Atomically, in UTF-8."""
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def sync_directory(directory: Path) -> None:
@@ -72,3 +80,19 @@ def remove_partials(directory: Path) -> None:
 def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path: Path) -> dict[str, object]:
+    """An object that nobody vouches for; Integrity where it is none."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(TEXT_LIMIT + 1)
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        content = json.loads(text) if len(text) <= TEXT_LIMIT else None
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise Integrity(f"{path} is not a JSON object of at most {TEXT_LIMIT} bytes")
+    return content

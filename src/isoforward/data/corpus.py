@@ -8,7 +8,6 @@ import mmap
 import shutil
 import time
 from collections.abc import Container, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,9 +18,9 @@ import numpy.typing as npt
 
 from isoforward.base.caches import cache_directory
 from isoforward.base.config import DataConfig
-from isoforward.base.errors import BadInput, Integrity, StorageFailed
+from isoforward.base.errors import BadInput, Integrity
 from isoforward.base.locks import locked
-from isoforward.base.storage import remove_partials, write_atomically
+from isoforward.base.storage import remove_partials, write_atomically, write_text
 from isoforward.base.units import several
 from isoforward.data.sources import Source, digest, hub, shakespeare, text_files
 from isoforward.data.text import Pieces
@@ -113,7 +112,7 @@ def _cached(source: Source, config: DataConfig, tokenizer: Tokenizer | None) -> 
     The same text has the same contents, however it was stored; what was read for it stands with the stamp.
     """
     recipe = tokenizer.sha256 if tokenizer else f"{config.tokenizer}:{config.vocab}"
-    kept = _cache_dir(config)
+    kept = cache_directory() if config.cache_dir is None else Path(config.cache_dir).expanduser()
     pointer = kept / f"{digest(READING, source.stamp, recipe, config.validation)[:32]}.json"
     if pointer.is_file():
         met = json.loads(pointer.read_text("utf-8"))
@@ -122,11 +121,12 @@ def _cached(source: Source, config: DataConfig, tokenizer: Tokenizer | None) -> 
     text, split = _survey(source, config.validation)
     read = _told(text, source.told())
     name = digest(FORMAT, text["sha256"], recipe, split.rule)
-    with _alone(kept / name):
+    with locked(kept / name / ".lock", wait=True, way_out="write data.cache_dir= or set XDG_CACHE_HOME"):
         if not (kept / name / "corpus.json").is_file():
-            tokenizer = tokenizer or _trained(config, source, split)
+            training = _first(_shown(_part(source, split, validation=False), "learning tokens"), LEARN_FROM)
+            tokenizer = tokenizer or _trained(config, (piece for piece in source.read() if piece), training)
             _write(kept / name, source, split, text, tokenizer)
-    write_atomically(pointer, lambda file: file.write(json.dumps({"corpus": name, "read": read}).encode()))
+    write_text(pointer, json.dumps({"corpus": name, "read": read}))
     return _open(kept / name, source, read)
 
 
@@ -135,10 +135,6 @@ def _told(text: Text, files: Sequence[str]) -> list[str]:
     documents = f"{several(text['documents'], 'document')}{empty}"
     of = f"{documents}, {text['characters']:,} characters, {text['bytes']:,} bytes"
     return [of, *files]
-
-
-def _cache_dir(config: DataConfig) -> Path:
-    return cache_directory() if config.cache_dir is None else Path(config.cache_dir).expanduser()
 
 
 def _survey(source: Source, share: float) -> tuple[Text, Split]:
@@ -219,12 +215,11 @@ def _ready_made(config: DataConfig) -> Tokenizer | None:
     return Tokenizer.load(path)
 
 
-def _trained(config: DataConfig, source: Source, split: Split) -> Tokenizer:
+def _trained(config: DataConfig, whole: Iterable[str], training: Iterable[str]) -> Tokenizer:
     """Characters of all the text, so that validation holds no unknown one; BPE of the training part alone."""
     if config.tokenizer == "char":
-        return Tokenizer.from_characters(piece for piece in source.read() if piece)
-    pieces = _shown(_part(source, split, validation=False), "learning tokens")
-    return Tokenizer.train_bpe(_first(pieces, LEARN_FROM), config.vocab)
+        return Tokenizer.from_characters(whole)
+    return Tokenizer.train_bpe(training, config.vocab)
 
 
 def _first(pieces: Pieces, characters: int) -> Iterator[str]:
@@ -234,20 +229,6 @@ def _first(pieces: Pieces, characters: int) -> Iterator[str]:
         if piece:
             yield piece
             characters -= len(piece)
-
-
-@contextmanager
-def _alone(directory: Path) -> Iterator[None]:
-    """The others wait, and then find everything made."""
-    with ExitStack() as held:
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            held.enter_context(locked(directory / ".lock", wait=True))
-        except OSError as error:
-            raise StorageFailed(
-                f"{directory} cannot be written: {error.strerror}; write data.cache_dir= or set XDG_CACHE_HOME"
-            ) from error
-        yield
 
 
 def _write(directory: Path, source: Source, split: Split, text: Text, tokenizer: Tokenizer) -> None:
@@ -264,7 +245,7 @@ def _write(directory: Path, source: Source, split: Split, text: Text, tokenizer:
         parts[part] = {**counts, "tokens": tokens, "sha256": sha256.hexdigest()}
     tokenizer.save(directory / "tokenizer.json")
     told = {"format": FORMAT, "text": text, "split": split.rule, "dtype": dtype, "tokenizer": tokenizer.sha256, **parts}
-    write_atomically(directory / "corpus.json", lambda file: file.write(json.dumps(told, indent=1).encode()))
+    write_text(directory / "corpus.json", json.dumps(told, indent=1))
     shutil.rmtree(directory / tokenizer.sha256)
 
 
@@ -329,8 +310,7 @@ def _open(directory: Path, source: Source, read: Sequence[str]) -> Corpus:
     train, held = about["train"], about["validation"]
     bytes_per_token = held["bytes"] / max(1, held["tokens"])
     return Corpus(
-        train=mapped["train"],
-        validation=mapped["validation"],
+        **mapped,
         tokenizer=tokenizer,
         bytes_per_token=bytes_per_token,
         hash=directory.name,
@@ -349,11 +329,7 @@ def _synthetic(config: DataConfig, tokenizer: Tokenizer | None, seed: int) -> Co
     if tokenizer is None:
         words = generator.integers(ord("a"), ord("z") + 1, (20_000, 6), np.uint8).view("S6")
         text = b" ".join(words.ravel()).decode()
-        tokenizer = (
-            Tokenizer.from_characters([text])
-            if config.tokenizer == "char"
-            else Tokenizer.train_bpe([text], config.vocab)
-        )
+        tokenizer = _trained(config, [text], [text])
     size = max(1 << 20, 64 * (config.length + 1))
     ids = generator.integers(0, tokenizer.vocabulary, size, np.int64).astype(_dtype(tokenizer))
     return Corpus(

@@ -13,7 +13,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
 from isoforward.base.errors import BadInput, Integrity
-from isoforward.base.storage import write_atomically
+from isoforward.base.storage import read_json, write_text
 
 BESIDE = "tokenizer_config.json"
 GENERATION = "generation_config.json"
@@ -102,11 +102,24 @@ class Tokenizer:
         """Under `template`, what the tokenizer itself adds to a text is added: a beginning-of-text token, say. Text
         that spells a special token is text, and under `special` that token. Both together give Transformers' ids.
         """
-        return self._encode([text], template=template, special=special)[0]
+        return self.encode_batch([text], template=template, special=special)[0]
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_batch(self, texts: Sequence[str], *, template: bool = False, special: bool = False) -> list[list[int]]:
         """On all cores."""
-        return self._encode(texts)
+        if self._characters is not None:
+            for text in texts:
+                plain = _without(self.special, text) if special else text
+                if set(plain) - self._characters:
+                    first = next(character for character in plain if character not in self._characters)
+                    raise BadInput(f"the tokenizer knows no {first!r}; it was made from other characters")
+        backend = self._reads_special if special else self.backend
+        try:
+            encodings = backend.encode_batch_fast(list(texts), add_special_tokens=template)
+        except TypeError as error:  # a lone surrogate, which is how Python hands on bytes that are no UTF-8
+            raise BadInput("the text holds bytes that are not UTF-8") from error
+        except Exception as error:
+            raise BadInput(f"the tokenizer cannot encode the text: {error}") from error
+        return [encoding.ids for encoding in encodings]
 
     def decode(self, ids: Iterable[int], *, special: bool = False) -> str:
         """Special tokens leave no text unless asked for; bytes that are no UTF-8 become U+FFFD."""
@@ -124,7 +137,7 @@ class Tokenizer:
             about["chat_template"] = self.chat_template
         if context is not None:
             about["model_max_length"] = context
-        write_atomically(path, lambda file: file.write(self.backend.to_str(pretty=True).encode()))
+        write_text(path, self.backend.to_str(pretty=True))
         _write_json(path.with_name(BESIDE), about)
         if self.ends:
             _write_json(path.with_name(GENERATION), {"bos_token_id": self.start, "eos_token_id": one_or_all(self.ends)})
@@ -144,10 +157,10 @@ class Tokenizer:
             raise
         except BaseException as error:  # a panic of the Rust library is no Exception
             raise Integrity(f"{path} is not a tokenizer.json: {str(error).splitlines()[0]}") from error
-        beside = _read_json(path.with_name("special_tokens_map.json")) | _read_json(path.with_name(BESIDE))
+        beside = _settings(path.with_name("special_tokens_map.json")) | _settings(path.with_name(BESIDE))
         named = {role: text for role in NAMED if (text := _text_of(beside.get(role))) is not None}
         its_own = backend.token_to_id(named.get("eos_token", ""))
-        ends = [*ends, *end_ids(_read_json(path.with_name(GENERATION))), its_own]
+        ends = [*ends, *end_ids(_settings(path.with_name(GENERATION))), its_own]
         return cls(backend, ends, named=named, chat_template=_chat_template(path.with_name(CHAT), beside))
 
     @classmethod
@@ -205,22 +218,6 @@ class Tokenizer:
         tokens = backend.get_vocab(with_added_tokens=False).keys() - self.special
         return frozenset(tokens) if all(len(token) == 1 for token in tokens) else None
 
-    def _encode(self, texts: Sequence[str], *, template: bool = False, special: bool = False) -> list[list[int]]:
-        if self._characters is not None:
-            for text in texts:
-                plain = _without(self.special, text) if special else text
-                if set(plain) - self._characters:
-                    first = next(character for character in plain if character not in self._characters)
-                    raise BadInput(f"the tokenizer knows no {first!r}; it was made from other characters")
-        backend = self._reads_special if special else self.backend
-        try:
-            encodings = backend.encode_batch_fast(list(texts), add_special_tokens=template)
-        except TypeError as error:  # a lone surrogate, which is how Python hands on bytes that are no UTF-8
-            raise BadInput("the text holds bytes that are not UTF-8") from error
-        except Exception as error:
-            raise BadInput(f"the tokenizer cannot encode the text: {error}") from error
-        return [encoding.ids for encoding in encodings]
-
 
 def end_ids(config: Mapping[str, object]) -> list[int]:
     """All that `eos_token_id` names, in a config.json or a generation_config.json: one id or a list of them."""
@@ -262,22 +259,13 @@ def _text_of(token: object) -> str | None:
     return token if isinstance(token, str) else None
 
 
-def _read_json(path: Path) -> dict[str, object]:
+def _settings(path: Path) -> dict[str, object]:
     """Empty where the file is not there."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise Integrity(f"{path} is not a JSON object") from error
-    if not isinstance(content, dict):
-        raise Integrity(f"{path} is not a JSON object")
-    return content
+    return read_json(path) if path.is_file() else {}
 
 
 def _write_json(path: Path, content: Mapping[str, object]) -> None:
-    text = json.dumps(content, indent=2, ensure_ascii=False)
-    write_atomically(path, lambda file: file.write(f"{text}\n".encode()))
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def _without(tokens: Iterable[str], text: str) -> str:

@@ -21,10 +21,10 @@ from torch import Tensor
 from isoforward import __version__
 from isoforward.base.config import AdapterConfig, ModelConfig
 from isoforward.base.errors import BadInput, Integrity
-from isoforward.base.storage import sha256_of
+from isoforward.base.storage import read_json, sha256_of
 from isoforward.formats.export import FORMAT, digest_of, fingerprint, replacing, without_adapter, write_json
 from isoforward.formats.transformers_format import FORMATS, a_head_each, written_as
-from isoforward.formats.untrusted import open_file, read_json, shown
+from isoforward.formats.untrusted import open_file, shown
 from isoforward.model.adapters import AdaptedLinear, adapt, hold_in_int8, linears_of
 from isoforward.model.gpt import GPT
 

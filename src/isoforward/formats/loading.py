@@ -15,14 +15,14 @@ from torch import Tensor
 
 from isoforward import __version__
 from isoforward.base.errors import BadInput, Integrity
-from isoforward.base.storage import sha256_of
+from isoforward.base.storage import read_json, sha256_of
 from isoforward.data.tokenizer import GENERATION, Tokenizer, end_ids
 from isoforward.formats.checkpoint_file import is_checkpoint
 from isoforward.formats.export import FORMAT, Manifest, allocate, digest_of, must_fit, unfilled
 from isoforward.formats.gguf_format import read_gguf, read_tokenizer
 from isoforward.formats.transformers_format import pieces, read_transformers
 from isoforward.formats.transformers_tokenizer import has_foreign_tokenizer, read_foreign_tokenizer
-from isoforward.formats.untrusted import FLOATS, Checkpoint, checked, names_in, open_file, read_json, shown
+from isoforward.formats.untrusted import FLOATS, Checkpoint, checked, names_in, open_file, shown
 from isoforward.model.gpt import GPT
 
 

@@ -17,9 +17,10 @@ from torch import Tensor
 from isoforward.base.architecture import FAMILIES
 from isoforward.base.config import ModelConfig
 from isoforward.base.errors import BadInput, Integrity
+from isoforward.base.storage import read_json
 from isoforward.data.tokenizer import Tokenizer, one_or_all
 from isoforward.formats.rope_format import rope_from_transformers, rope_to_transformers
-from isoforward.formats.untrusted import Checkpoint, Stored, checked, open_tensors, read_json, shown
+from isoforward.formats.untrusted import Checkpoint, Stored, checked, open_tensors, shown
 from isoforward.model.gpt import GPT
 
 BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")  # that old Transformers saved as if weights

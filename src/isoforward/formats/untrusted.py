@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import reprlib
 from collections.abc import Callable, Mapping
@@ -18,8 +17,8 @@ from torch import Tensor
 from isoforward.base.checks import LARGEST
 from isoforward.base.config import ModelConfig
 from isoforward.base.errors import BadInput, Integrity
+from isoforward.base.storage import TEXT_LIMIT, read_json
 
-TEXT_LIMIT = 4 * 2**20  # bytes of a JSON file or of a safetensors header: far above any real one
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 ORIGIN = ("source", "path")  # what a ModelConfig says of where it came from
@@ -78,21 +77,6 @@ def checked(values: Mapping[str, Any]) -> ModelConfig:
         if type(value) is int and abs(value) > (LARGEST if int in kinds else 2**63):
             raise BadInput(f"model.{key}={shown(value)} is more than any model has ({LARGEST})")
     return ModelConfig(**values)
-
-
-def read_json(path: Path) -> dict[str, object]:
-    try:
-        with path.open("rb") as file:
-            text = file.read(TEXT_LIMIT + 1)
-    except OSError as error:
-        raise BadInput(f"{path} cannot be read: {error.strerror}") from error
-    try:
-        content = json.loads(text) if len(text) <= TEXT_LIMIT else None
-    except (ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict):
-        raise Integrity(f"{path} is not a JSON object of at most {TEXT_LIMIT} bytes")
-    return content
 
 
 def names_in(directory: Path) -> set[str]:

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from isoforward.base.config import ModelConfig
 from isoforward.base.errors import BadInput, Integrity
+from isoforward.base.storage import read_json
 from isoforward.base.vocabulary import Condition
-from isoforward.formats.untrusted import read_json, shown
+from isoforward.formats.untrusted import shown
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, PretrainedConfig, PreTrainedModel

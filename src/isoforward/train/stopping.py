@@ -19,11 +19,11 @@ from rich.console import Console
 from isoforward.base.config import TrainConfig
 from isoforward.base.dependent_keys import flat, unread, within
 from isoforward.base.errors import BadInput, Integrity
-from isoforward.base.storage import DONE, TIME_IS_UP
+from isoforward.base.storage import DONE, TEXT_LIMIT, TIME_IS_UP
 from isoforward.base.terminal import say
 from isoforward.data.tokenizer import Tokenizer
 from isoforward.formats.checkpoint_file import newest_good, verify
-from isoforward.formats.untrusted import TEXT_LIMIT, shown
+from isoforward.formats.untrusted import shown
 
 MAY_DIFFER = ("run_dir", "tracking", "trainer.resume", "trainer.progress", "trainer.max_time", "trainer.profiler")
 
