@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from tokenizers import decoders
 
@@ -19,24 +19,27 @@ class Stream:
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = ()) -> None:
+        self.token, self.special = tokenizer.backend.id_to_token, tokenizer.special
         byte_level = isinstance(tokenizer.backend.decoder, decoders.ByteLevel)
-        decoder = _Bytes(tokenizer) if byte_level else _Window(tokenizer, prompt)
-        self.push: Callable[[int], str] = decoder.push
-        self.flush: Callable[[], str] = decoder.flush
+        self.decoder = _Bytes() if byte_level else _Window(tokenizer, prompt)
+
+    def push(self, id: int) -> str:
+        token = self.token(id)
+        if token is None or token in self.special:  # no text, which would make a window grow without end
+            return ""
+        return self.decoder.push(id, token)
+
+    def flush(self) -> str:
+        return self.decoder.flush()
 
 
 class _Bytes:
     """Byte-level tokens are bytes, so the standard library's incremental decoder is exact."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.token = tokenizer.backend.id_to_token
-        self.special = tokenizer.special
+    def __init__(self) -> None:
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def push(self, id: int) -> str:
-        token = self.token(id)
-        if token is None or token in self.special:
-            return ""
+    def push(self, id: int, token: str) -> str:
         try:
             return self.decoder.decode(bytes(BYTE_OF[character] for character in token))
         except KeyError:  # a token added by hand is spelt as it is
@@ -53,23 +56,15 @@ class _Window:
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]) -> None:
         self.decode = tokenizer.decode
-        self.token, self.special = tokenizer.backend.id_to_token, tokenizer.special
         self.context, self.pending = list(prompt), list[int]()
         self.before = self.decode(self.context)
 
-    def push(self, id: int) -> str:
-        if self.leaves_no_text(id):
-            return ""
+    def push(self, id: int, token: str) -> str:
         self.pending.append(id)
         text = self.decode(self.context + self.pending)
         if text.endswith("\ufffd") and len(self.pending) < self.LONGEST:
             return ""
         return self._leave(text)
-
-    def leaves_no_text(self, id: int) -> bool:
-        """Decoders never see these, which would make the context grow without end."""
-        token = self.token(id)
-        return token is None or token in self.special
 
     def flush(self) -> str:
         return self._leave(self.decode(self.context + self.pending))
