@@ -4,7 +4,7 @@ from pathlib import Path
 
 from isoforward.base.config import ModelConfig
 from isoforward.formats.loading import load
-from isoforward.formats.model_card import about_weights
+from isoforward.formats.model_card import Said, about_weights
 
 
 def test_an_export_has_a_card_that_anybody_may_add_to(exported: Path) -> None:
@@ -18,4 +18,5 @@ def test_an_export_has_a_card_that_anybody_may_add_to(exported: Path) -> None:
 
 def test_a_model_that_transformers_does_not_compute_is_not_said_to_open_there() -> None:
     config = ModelConfig(positions="rope", vocab=96)
-    assert "transformers" not in about_weights(config, parameters=1, dtype="float32", fingerprint="0")
+    said: Said = {"model": {}, "dtype": "float32", "parameters": 1, "fingerprint": "0", "about": {}}
+    assert "transformers" not in about_weights(config, said)

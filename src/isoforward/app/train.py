@@ -29,9 +29,9 @@ from isoforward.base.terminal import say
 from isoforward.base.units import size
 from isoforward.data.corpus import Corpus, prepare
 from isoforward.formats.adapter_format import save_adapter
-from isoforward.formats.export import export, merged, weights_section
+from isoforward.formats.export import export, merged
 from isoforward.formats.loading import find, load_tokenizer, load_trainable, read_manifest
-from isoforward.formats.model_card import write_card
+from isoforward.formats.model_card import about_weights, write_card
 from isoforward.formats.untrusted import harmless
 from isoforward.lesson.page import write_lesson
 from isoforward.measure.both_lives import measure_both_lives
@@ -278,7 +278,7 @@ def describe(config: TrainConfig, model: GPT, outcome: Outcome, corpus: Corpus, 
     }
     manifest = read_manifest(run_dir / "export")
     assert manifest is not None
-    sections = [weights_section(model, manifest), about_training(facts)]
+    sections = [about_weights(model.config, manifest), about_training(facts)]
     if config.measure.enabled:
         results = read(run_dir / "results.jsonl")
         (where, *_) = results.environments.values()

@@ -18,11 +18,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from isoforward import __version__
 from isoforward.base.config import AdapterConfig, ModelConfig
 from isoforward.base.errors import BadInput, Integrity
-from isoforward.base.storage import read_json, sha256_of
-from isoforward.formats.export import FORMAT, digest_of, fingerprint, replacing, without_adapter, write_json
+from isoforward.base.storage import read_json
+from isoforward.formats.export import fingerprint, replacing, without_adapter, write_json, write_manifest
+from isoforward.formats.loading import files_vouched_for, refuse_changed
 from isoforward.formats.transformers_format import FORMATS, a_head_each, written_as
 from isoforward.formats.untrusted import open_file, shown
 from isoforward.model.adapters import AdaptedLinear, adapt, hold_in_int8, linears_of
@@ -44,15 +44,8 @@ def save_adapter(model: GPT, directory: Path) -> Path:
         save_file(tensors, stage / WEIGHTS, metadata={"format": "pt"})
         write_json(stage / CONFIG, peft_config(model, {name: len(a) for name, (a, _) in pairs.items()}))
         shutil.copymode(stage / CONFIG, stage / WEIGHTS)
-        manifest = {
-            "format": FORMAT,
-            "isoforward": __version__,
-            "adapter": asdict(model.adapter),
-            "precision": model.precision,
-            "base": fingerprint(without_adapter(model)),
-            "files": {name: sha256_of(stage / name) for name in (CONFIG, WEIGHTS)},
-        }
-        write_json(stage / "manifest.json", manifest | {"sha256": digest_of(manifest)})
+        about = {"adapter": asdict(model.adapter), "precision": model.precision}
+        write_manifest(stage, about | {"base": fingerprint(without_adapter(model))})
     return directory
 
 
@@ -111,14 +104,11 @@ def read_manifest(directory: Path) -> dict[str, object]:
     if not path.is_file():
         raise BadInput(f"lora={directory} holds no adapter of python train.py adapter=lora (no manifest.json)")
     manifest = read_json(path)
-    files = manifest.get("files")
-    if manifest.get("sha256") != digest_of(manifest) or not isinstance(files, dict):
-        raise Integrity(f"{path} is damaged: it is not what its own digest says")
+    files = files_vouched_for(manifest, path)
     if "adapter" not in manifest:
         raise BadInput(f"lora={directory} is an export, not an adapter: write checkpoint={directory}")
     for name in (CONFIG, WEIGHTS):
-        if not (directory / name).is_file() or sha256_of(directory / name) != files.get(name):
-            raise Integrity(f"{directory / name} was damaged or changed: it is not what manifest.json says")
+        refuse_changed(directory / name, files.get(name))
     return manifest
 
 

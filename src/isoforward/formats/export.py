@@ -13,7 +13,6 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypedDict
 
 import torch
 from safetensors import SafetensorError
@@ -25,7 +24,7 @@ from isoforward.base.config import ModelConfig
 from isoforward.base.errors import BadInput, StorageFailed
 from isoforward.base.storage import sha256_of, sync_directory
 from isoforward.data.tokenizer import Tokenizer
-from isoforward.formats.model_card import about_weights, write_card
+from isoforward.formats.model_card import Said, about_weights, write_card
 from isoforward.formats.transformers_format import pieces, to_transformers
 from isoforward.formats.untrusted import described
 from isoforward.model.adapters import AdaptedLinear, adapt, is_low_rank, linears_of
@@ -100,17 +99,8 @@ def allocate(model: GPT, dtype: torch.dtype, device: torch.device | str) -> None
         model.unembedding.weight = model.embedding.weight
 
 
-class Manifest(TypedDict):
-    """What manifest.json says, beside the digest of all this."""
-
-    format: int
-    isoforward: str
-    model: dict[str, object]
-    dtype: str
-    parameters: int
-    fingerprint: str
-    files: dict[str, str]
-    about: dict[str, object]
+class Manifest(Said):
+    files: dict[str, str]  # their digests
 
 
 def export(
@@ -130,28 +120,16 @@ def export(
         shutil.copymode(stage / "config.json", stage / "model.safetensors")  # safetensors lets none but its writer read
         if tokenizer is not None:
             tokenizer.save(stage / "tokenizer.json", context=model.config.context)
-        manifest: Manifest = {
-            "format": FORMAT,
-            "isoforward": __version__,
+        said: Said = {
             "model": described(model.config),
             "dtype": str(model.dtype).removeprefix("torch."),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "fingerprint": fingerprint(model),
-            "files": {path.name: sha256_of(path) for path in sorted(stage.iterdir())},
             "about": dict(about or {}),
         }
-        write_json(stage / "manifest.json", manifest | {"sha256": digest_of(manifest)})
-        write_card(stage, [weights_section(model, manifest)])
+        write_manifest(stage, said)
+        write_card(stage, [about_weights(model.config, said)])
     return directory
-
-
-def weights_section(model: GPT, manifest: Manifest) -> str:
-    return about_weights(
-        model.config,
-        parameters=manifest["parameters"],
-        dtype=manifest["dtype"],
-        fingerprint=manifest["fingerprint"],
-    )
 
 
 def must_fit(tokenizer: Tokenizer, config: ModelConfig) -> None:
@@ -213,6 +191,13 @@ def replacing(directory: Path) -> Iterator[Path]:
 
 def write_json(path: Path, content: Mapping[str, object]) -> None:
     path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def write_manifest(directory: Path, says: Mapping[str, object]) -> None:
+    """Beside what it says: the digests of all files that are there, and its own."""
+    files = {path.name: sha256_of(path) for path in sorted(directory.iterdir())}
+    manifest = {"format": FORMAT, "isoforward": __version__, **says, "files": files}
+    write_json(directory / "manifest.json", manifest | {"sha256": digest_of(manifest)})
 
 
 def digest_of(manifest: Mapping[str, object]) -> str:

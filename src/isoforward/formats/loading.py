@@ -6,6 +6,7 @@ Tensors come from safetensors or GGUF alone: a pickle is never opened.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import cast
@@ -174,13 +175,23 @@ def read_manifest(directory: Path, verify: bool = False) -> Manifest | None:
             f"{path} has format {shown(manifest.get('format'))}, of isoforward {shown(manifest.get('isoforward'))}; "
             f"this is isoforward {__version__}, which reads format {FORMAT}: take that version, or export again"
         )
-    files, model = manifest.get("files"), manifest.get("model")
-    if manifest.get("sha256") != digest_of(manifest) or not isinstance(files, dict) or not isinstance(model, dict):
-        raise Integrity(f"{path} is damaged: it is not what its own digest says")
-    there = names_in(directory)
+    files, there = files_vouched_for(manifest, path, "model"), names_in(directory)
     for name in ("model.safetensors", "config.json", *files):
         if name not in files or name not in there:
             raise Integrity(f"{directory}: {shown(name)} is missing, there or in manifest.json")
-        if verify and sha256_of(directory / name) != files[name]:
-            raise Integrity(f"{directory / name} was damaged or changed: it is not what manifest.json says")
+        if verify:
+            refuse_changed(directory / name, files[name])
     return cast(Manifest, manifest)  # which its own digest vouches for
+
+
+def files_vouched_for(manifest: Mapping[str, object], path: Path, *beside: str) -> dict[str, object]:
+    """Their digests, by name; the manifest has to have the tables `beside` them, too."""
+    files, *others = (manifest.get(table) for table in ("files", *beside))
+    if manifest.get("sha256") != digest_of(manifest) or not all(isinstance(table, dict) for table in (files, *others)):
+        raise Integrity(f"{path} is damaged: it is not what its own digest says")
+    return cast(dict[str, object], files)
+
+
+def refuse_changed(path: Path, digest: object) -> None:
+    if not path.is_file() or sha256_of(path) != digest:
+        raise Integrity(f"{path} was damaged or changed: it is not what manifest.json says")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypedDict
 
 from isoforward.base.config import ModelConfig
 from isoforward.formats.transformers_format import written_as
@@ -33,19 +34,30 @@ tokenizer = AutoTokenizer.from_pretrained("DIRECTORY")
 """
 
 
+class Said(TypedDict):
+    """Of an export, by its manifest.json."""
+
+    model: dict[str, object]
+    dtype: str
+    parameters: int
+    fingerprint: str
+    about: dict[str, object]
+
+
 def write_card(directory: Path, sections: Sequence[str]) -> None:
     (directory / CARD).write_text("\n".join(sections), encoding="utf-8")
 
 
-def about_weights(model: ModelConfig, *, parameters: int, dtype: str, fingerprint: str) -> str:
+def about_weights(model: ModelConfig, said: Said) -> str:
     known = written_as(model) is not None
     front = FRONT.format(library="transformers" if known else "isoforward", family=model.family)
     heads = f"{model.heads} heads" + (
         f" on {model.kv_heads} of keys" if model.kv_heads not in (None, model.heads) else ""
     )
     return (
-        f"{front}\n# {model.family}, {parameters:,} parameters, in {dtype}\n\n"
+        f"{front}\n# {model.family}, {said['parameters']:,} parameters, in {said['dtype']}\n\n"
         f"{model.layers} layers, {heads}, width {model.width}, context {model.context}, {model.vocabulary:,} tokens"
-        f"{', embeddings tied' if model.tied else ''}. Weights `{fingerprint[:16]}`, as isoforward wrote them.\n"
+        f"{', embeddings tied' if model.tied else ''}. "
+        f"Weights `{said['fingerprint'][:16]}`, as isoforward wrote them.\n"
         f"{OPEN.format(transformers=TRANSFORMERS if known else '')}"
     )
