@@ -13,7 +13,7 @@ from rich.console import Console
 from isoforward.app.run_directory import claim
 from isoforward.app.telling import Answer, Tracked, command_line, tell
 from isoforward.base import units
-from isoforward.base.config import ExperimentConfig, MeasureConfig, ModelConfig, Run
+from isoforward.base.config import ExperimentConfig, MeasureConfig, ModelConfig, Run, TrainConfig
 from isoforward.base.device import best_device, device_of
 from isoforward.base.environment import environment
 from isoforward.base.errors import BadInput
@@ -59,13 +59,26 @@ def case_of(config: ExperimentConfig, experiment: str, *, rows: Sequence[int] = 
         export, model = str(model.path), find(Path(str(model.path)), verify=False).config
     elif model.vocab is None:
         model = dataclasses.replace(model, vocab=FRESH_VOCABULARY)
-    precision, length = precision_of(config, model, device)[0], fitting(config, model)
-    case = Case(
+    precision = precision_of(config, model, device)[0]
+    case = configured(config, experiment, model, export=export, precision=precision, device=device)
+    return with_kernels(case, rows=rows) if rows and model.source != "transformers" else case
+
+
+def configured(
+    config: TrainConfig | ExperimentConfig,
+    experiment: str,
+    model: ModelConfig,
+    *,
+    export: str | None,
+    precision: str,
+    device: torch.device,
+) -> Case:
+    return Case(
         experiment=experiment,
         model=model,
         export=export,
         batch=config.data.batch,
-        length=length,
+        length=fitting(config, model),
         compile=config.compile,
         precision=precision,
         device=str(device),
@@ -75,7 +88,6 @@ def case_of(config: ExperimentConfig, experiment: str, *, rows: Sequence[int] = 
         optim=config.optim,
         measure=config.measure,
     )
-    return with_kernels(case, rows=rows) if rows and model.source != "transformers" else case
 
 
 def wrapped_case(config: ExperimentConfig, experiment: str) -> Case:

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch import seed_everything
 from rich.console import Console
 
-from isoforward.app.question import at_most, fitting, precision_of
+from isoforward.app.question import at_most, configured, fitting, precision_of
 from isoforward.app.resuming import as_it_began
 from isoforward.app.run_directory import claim
 from isoforward.app.telling import call, command_line, conclude, fingerprint_of, tracker_of
@@ -35,7 +35,7 @@ from isoforward.formats.model_card import about_weights, write_card
 from isoforward.formats.untrusted import harmless
 from isoforward.lesson.page import write_lesson
 from isoforward.measure.both_lives import measure_both_lives
-from isoforward.measure.case import Case, differing_logits, with_kernels
+from isoforward.measure.case import differing_logits, with_kernels
 from isoforward.measure.mismatch import closeness
 from isoforward.model import cost
 from isoforward.model.adapter_cost import trained_parameters
@@ -44,19 +44,11 @@ from isoforward.model.gpt import GPT
 from isoforward.serve.inference import DTYPES, load
 from isoforward.show.compare import compare
 from isoforward.show.model_card import about_costs, about_text, about_training
-from isoforward.train.distributed import (
-    followers,
-    rank,
-    refuse_what_cannot_be_shared,
-)
+from isoforward.train.distributed import followers, rank, refuse_what_cannot_be_shared
 from isoforward.train.fit import TIME, fit
 from isoforward.train.lightning_module import LitGPT
 from isoforward.train.outcome import Outcome
-from isoforward.train.stopping import (
-    refuse_another,
-    refuse_other_tokens,
-    to_resume,
-)
+from isoforward.train.stopping import refuse_another, refuse_other_tokens, to_resume
 
 
 def fresh_or_loaded(config: TrainConfig, corpus: Corpus, dtype: torch.dtype) -> GPT:
@@ -191,33 +183,17 @@ def finish(
     results.unlink(missing_ok=True)  # of an attempt that did not finish
     beside: list[Row] = []
     if config.measure.enabled:
-        case = Case(
-            experiment="train",
-            model=model.config,
-            export=str(exported),
-            batch=config.data.batch,
-            length=config.data.length,
-            hardware=config.hardware,
+        case = dataclasses.replace(
+            configured(config, "train", model.config, export=str(exported), precision=model.precision, device=device),
             accumulate=config.trainer.accumulate,
             checkpointing=config.trainer.checkpointing,
-            compile=config.compile,
-            precision=model.precision,
-            device=str(device),
-            threads=torch.get_num_threads(),
-            seed=config.seed,
-            optim=config.optim,
             adapter=config.adapter,
-            measure=config.measure,
         )
         say(console, f"measuring both lives{at_most(config.measure)}")
         measure_both_lives(with_kernels(case), results, command_line())
         beside = closeness(case, model, served.model, tokens[0].tolist())
     known = read(results).environments if results.exists() else {}
-    where = (
-        next(iter(known.values()))
-        if known
-        else environment_of(command_line(), best_device(config.trainer.accelerator).where)
-    )
+    where = next(iter(known.values()), None) or environment_of(command_line(), device)
     write(results, [*([] if known else [where]), *outcome.rows(where.id, text=corpus.hash[:12])])
     write(results, [dataclasses.replace(row, environment=where.id) for row in beside])
     prompt = askable(config.sample_prompt, corpus)
