@@ -22,8 +22,9 @@ from isoforward.base.config import AdapterConfig, ModelConfig
 from isoforward.base.errors import BadInput, Integrity
 from isoforward.base.storage import read_json
 from isoforward.formats.export import fingerprint, replacing, without_adapter, write_json, write_manifest
+from isoforward.formats.families import FORMATS, written_as
 from isoforward.formats.loading import files_vouched_for, refuse_changed
-from isoforward.formats.transformers_format import FORMATS, a_head_each, written_as
+from isoforward.formats.transformers_format import a_head_each
 from isoforward.formats.untrusted import open_file, shown
 from isoforward.model.adapters import AdaptedLinear, adapt, hold_in_int8, linears_of
 from isoforward.model.gpt import GPT

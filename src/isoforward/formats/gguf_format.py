@@ -25,7 +25,7 @@ from isoforward.base.architecture import FAMILIES
 from isoforward.base.config import ModelConfig
 from isoforward.base.errors import BadInput, Integrity
 from isoforward.data.tokenizer import Tokenizer
-from isoforward.formats.transformers_format import FORMATS, Names, written_as
+from isoforward.formats.families import FORMATS, Names, written_as
 from isoforward.formats.transformers_tokenizer import read_foreign_tokenizer
 from isoforward.formats.untrusted import Checkpoint, Stored, checked, shown
 

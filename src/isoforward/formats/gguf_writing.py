@@ -11,9 +11,10 @@ from torch import Tensor
 from isoforward.base.errors import BadInput
 from isoforward.base.storage import write_atomically
 from isoforward.data.tokenizer import Tokenizer
+from isoforward.formats.families import written_as
 from isoforward.formats.gguf_format import GGUF_NAMES, transformers_names
 from isoforward.formats.gguf_tokenizer import add_tokenizer, why_not
-from isoforward.formats.transformers_format import pieces, written_as
+from isoforward.formats.transformers_format import pieces
 from isoforward.model.gpt import GPT
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from isoforward.base.config import ModelConfig
-from isoforward.formats.transformers_format import written_as
+from isoforward.formats.families import written_as
 
 CARD = "README.md"
 FRONT = """---
