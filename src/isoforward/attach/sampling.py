@@ -41,13 +41,12 @@ class Draws:
         """Kinds, and how many steps in a row are of each: only whole steps are ever more than one."""
         yield from [(WARMUP, 1)] * self.sampling.warmup
         yield from [(COUNTED, 1)] * self.sampling.count_flops
-        step = self.sampling.warmup + self.sampling.count_flops
+        draw = random.Random(0)  # not of the training's random state
         while True:
             every = self.interval()
-            drawn = random.Random(step).randrange(every)  # not of the training's random state
+            drawn = draw.randrange(every)
             runs = ((WHOLE, drawn), (TIMED, 1), (WHOLE, every - drawn - 1))
             yield from ((kind, steps) for kind, steps in runs if steps)
-            step += every
 
     def took(self, kind: str, seconds: float) -> None:
         if kind == WHOLE:
