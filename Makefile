@@ -9,7 +9,7 @@ train: $(READY)  ## set-up from nothing, then python train.py; ARGS="model=small
 	$(BIN)/python train.py $(ARGS)
 
 test: $(READY)  ## set-up from nothing, then the tests
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 slow: $(READY)  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow $(ARGS)

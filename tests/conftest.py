@@ -1,4 +1,5 @@
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from isoforward.base import choices
 from isoforward.base.config import KERNELS_VARIABLE, ModelConfig
 from isoforward.base.disturbance import Disturbance
 from isoforward.model.gpt import GPT
+from tests.loaded import loaded_python
 
 SHAPES = {
     "gpt2": {"family": "gpt2"},
@@ -22,6 +24,11 @@ SHAPES = {
 }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of the whole take the longest: begun first, they leave no process waiting for another at the end."""
+    items.sort(key=lambda item: item.path.parent != Path(__file__).parent)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     """Tensors as small as the tests' are slowed down by threads that wait for each other."""
@@ -32,6 +39,12 @@ def one_thread() -> None:
 def reference_kernels() -> None:
     """What a busy or another machine would choose is no matter of a test."""
     os.environ[KERNELS_VARIABLE] = "reference"
+
+
+@pytest.fixture
+def processes_start_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that the code under test starts of its own."""
+    monkeypatch.setattr(sys, "executable", loaded_python())
 
 
 @pytest.fixture

@@ -1,10 +1,9 @@
-"""The commands as a user types them: real processes, a tiny model, real text."""
+"""The commands as a user types them: processes of their own, a tiny model, real text."""
 
 import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from isoforward.base.results import only, read
 from isoforward.formats import checkpoint_file
 from isoforward.serve.inference import load
 from isoforward.show.compare import compare
+from tests.loaded import loaded_python
 
 ROOT = Path(__file__).parents[1]
 TINY = [
@@ -32,12 +32,14 @@ TINY = [
     "tracking=none",
     "precision=fp32",
 ]
-MEASURED = [*TINY, "measure=quick", "measure.prompt=8"]
+MEASURED = [*TINY, "measure=quick", "measure.budget=1", "measure.prompt=8"]
 
 
 def start(script: str, *arguments: str, where: Path) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(where / "cache"), "COLUMNS": "80"}
-    command = [sys.executable, str(ROOT / script), *arguments]
+    """All of a session share a cache, beside their directories."""
+    kept = {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(where.parent / "cache"), "COLUMNS": "80"}
+    environment = {**os.environ, **kept}
+    command = [loaded_python(), str(ROOT / script), *arguments]
     return subprocess.Popen(
         command, cwd=where, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

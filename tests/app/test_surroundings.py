@@ -14,6 +14,7 @@ import pytest
 
 from isoforward.base.results import read
 from isoforward.formats.checkpoint_file import newest_good
+from tests.loaded import loaded_python
 
 ROOT = Path(__file__).parents[2]
 TINY = [
@@ -31,7 +32,12 @@ def namespaces() -> bool:
 
 
 def typed(
-    where: Path, *arguments: str, script: str = "train.py", before: str = "", code: int = 0, **environment: str | None
+    where: Path,
+    *arguments: str,
+    python: str = sys.executable,
+    before: str = "",
+    code: int = 0,
+    **environment: str | None,
 ) -> tuple[str, str]:
     """What the command said; `before` are shell commands of a mount namespace of its own."""
     known = {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(where / "cache"), "COLUMNS": "200", **environment}
@@ -39,7 +45,7 @@ def typed(
     for name, value in known.items():
         if value is None:
             surroundings.pop(name, None)
-    command = [sys.executable, str(ROOT / script), *arguments]
+    command = [python, str(ROOT / "train.py"), *arguments]
     if before:
         command = ["unshare", "-rm", "sh", "-c", f'{before} && exec "$@"', "sh", *command]
     done = subprocess.run(command, cwd=where, env=surroundings, capture_output=True, text=True, timeout=300)
@@ -55,7 +61,7 @@ def test_variables_of_another_job_make_no_other_run_of_it(tmp_path: Path) -> Non
     assert "RANK, LOCAL_RANK, WORLD_SIZE, NODE_RANK: not set by torchrun, so not heeded" in err
     assert "exported to run/export" in out
     torchrun: dict[str, Any] = {**stray, "TORCHELASTIC_RUN_ID": "job", "LOCAL_WORLD_SIZE": "8"}
-    _, err = typed(tmp_path, *FAST, "run_dir=other", code=2, **torchrun)
+    _, err = typed(tmp_path, *FAST, "run_dir=other", python=loaded_python(), code=2, **torchrun)
     assert "torchrun started 8 processes" in err and "trainer.devices=8" in err
 
 
@@ -73,7 +79,7 @@ def test_no_home_is_needed_where_the_places_are_named(home: str | None, tmp_path
 def test_a_cache_that_cannot_be_written_is_told_with_its_variable(tmp_path: Path) -> None:
     (tmp_path / "book.txt").write_text("To be, or not to be. " * 99)
     text = ["data=text", "data.path=book.txt", "run_dir=run"]
-    _, err = typed(tmp_path, *FAST, *text, code=5, XDG_CACHE_HOME="/dev/null/nobody")
+    _, err = typed(tmp_path, *FAST, *text, python=loaded_python(), code=5, XDG_CACHE_HOME="/dev/null/nobody")
     assert "data.cache_dir= or set XDG_CACHE_HOME" in err and len(err.splitlines()) == 1
     assert not (tmp_path / "run").exists()
 
@@ -86,6 +92,7 @@ def test_what_cannot_be_had_is_refused_before_work_starts(key: str, tmp_path: Pa
         "tracking=none",
         key,
         "run_dir=run",
+        python=sys.executable if key == "compile=true" else loaded_python(),  # torch reads CXX as it loads
         code=2,
         CXX="/none",
         TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "i"),

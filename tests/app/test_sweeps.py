@@ -52,6 +52,7 @@ def reason(case: Path) -> str:
     return str(row.reason)
 
 
+@pytest.mark.usefixtures("processes_start_at_once")
 def test_rows_24_and_25_a_case_that_dies_is_a_row_and_what_is_finished_is_never_done_again(here: Path) -> None:
     assert run(act, TrainConfig, COMMAND, script=TRAIN) != 0
     (sweep,) = here.glob("runs/*_train_sweep")
@@ -71,6 +72,7 @@ def test_rows_24_and_25_a_case_that_dies_is_a_row_and_what_is_finished_is_never_
     assert directory_for("train", COMMAND[1:]) != sweep  # it is finished: the same command is another sweep
 
 
+@pytest.mark.usefixtures("processes_start_at_once")
 def test_a_case_that_died_before_it_began_is_done_anew(here: Path) -> None:
     command = ["-m", "seed=6"]
     assert run(act, TrainConfig, command, script=TRAIN) != 0

@@ -10,6 +10,7 @@ import pytest
 
 from isoforward import read
 from isoforward.attach import script
+from tests.loaded import loaded_python
 
 LOOP = """
 import os
@@ -66,9 +67,11 @@ def where(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def typed(where: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def typed(where: Path, *arguments: str, python: str = "") -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, *arguments], cwd=where, env=environment, capture_output=True, text=True)
+    return subprocess.run(
+        [python or loaded_python(), *arguments], cwd=where, env=environment, capture_output=True, text=True
+    )
 
 
 def test_a_script_runs_as_it_does_alone_and_its_steps_are_accounted_for(where: Path) -> None:
@@ -87,7 +90,7 @@ def test_a_script_runs_as_it_does_alone_and_its_steps_are_accounted_for(where: P
 
 @pytest.mark.parametrize("how", ["fail", "interrupt"])
 def test_what_ends_a_script_is_theirs_and_our_rows_end_cleanly(how: str, where: Path) -> None:
-    alone = typed(where, "own/train_script.py", "40", how)
+    alone = typed(where, "own/train_script.py", "40", how, python=sys.executable)  # whose traceback is plain
     failed = typed(where, "-m", "isoforward", "attach", "own/train_script.py", "40", how)
     assert failed.returncode == alone.returncode == (1 if how == "fail" else -signal.SIGINT)
     assert "Traceback" in alone.stderr and failed.stderr.endswith(alone.stderr)  # to the last line of it
@@ -110,7 +113,8 @@ def test_a_script_that_never_calls_backward_gets_a_reason_in_place_of_rows(where
 
 def test_a_script_with_an_error_of_syntax_is_told_as_python_tells_it(where: Path) -> None:
     (where / "wrong.py").write_text("def f(:\n")
-    alone, attached = typed(where, "wrong.py"), typed(where, "-m", "isoforward", "attach", "wrong.py")
+    alone = typed(where, "wrong.py", python=sys.executable)
+    attached = typed(where, "-m", "isoforward", "attach", "wrong.py")
     assert attached.returncode == alone.returncode == 1
     assert attached.stderr.endswith(alone.stderr)
 

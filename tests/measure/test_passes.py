@@ -7,22 +7,18 @@ from statistics import fmean, median
 
 import pytest
 
-from isoforward.base.config import MeasureConfig, ModelConfig
+from isoforward.base.config import MeasureConfig
 from isoforward.base.disturbance import Disturbance
 from isoforward.base.errors import Stopped
 from isoforward.base.results import Row, only, read
 from isoforward.measure.benchmark import Measured, Progress, Work
 from isoforward.measure.case import Case
 from isoforward.measure.passes import Bench, derived, live_line, measure_apart
+from tests.measure.cases import SMALL
 
-CASE = Case(
-    experiment="x",
-    model=ModelConfig(layers=1, heads=2, width=16, context=32, vocab=32),
-    batch=2,
-    length=16,
-    threads=1,
-    measure=MeasureConfig(repeats=6, warmup=1, processes=3),
-)
+CASE = replace(SMALL, threads=1, measure=MeasureConfig(repeats=6, warmup=1, processes=3))
+
+pytestmark = pytest.mark.usefixtures("processes_start_at_once")
 
 
 def planted(case: Case, log: str) -> Bench:
@@ -107,14 +103,7 @@ def interrupted_late(case: Case, log: str, last: int) -> Bench:
     return Bench(works=[Work(parts=(case.step("step"),), run=lambda n: (float(number),))])
 
 
-@pytest.mark.parametrize(
-    ("last", "kept"),
-    [
-        (3, [1]),
-        (4, [1, 2, 3]),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((2, [1]), (5, [1, 2, 3, 4]))),
-    ],
-)
+@pytest.mark.parametrize(("last", "kept"), [(2, [1]), (3, [1]), (4, [1, 2, 3]), (5, [1, 2, 3, 4])])
 def test_ctrl_c_in_a_later_process_keeps_those_that_were_done(tmp_path: Path, last: int, kept: list[int]) -> None:
     results, log = tmp_path / "results.jsonl", tmp_path / "log"
     plan = MeasureConfig(repeats=40, warmup=1, processes=6)

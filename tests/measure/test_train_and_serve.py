@@ -4,24 +4,16 @@ from dataclasses import replace
 
 import pytest
 
-from isoforward.base.config import MeasureConfig, ModelConfig, OptimConfig
-from isoforward.measure.case import Case
+from isoforward.base.config import OptimConfig
 from isoforward.measure.train_and_serve import bench
-
-CASE = Case(
-    experiment="x",
-    model=ModelConfig(layers=1, heads=2, width=16, context=32, vocab=32),
-    batch=2,
-    length=16,
-    measure=MeasureConfig(prompt=4, new_tokens=4),
-)
+from tests.measure.cases import SMALL
 
 
 @pytest.mark.parametrize(
     ("name", "steps"), [("adamw", [("adamw", None)]), ("muon", [("muon", None), ("adamw", "muon")])]
 )
 def test_a_step_is_timed_with_the_usual_optimizer_too_where_another_trained(name: str, steps: list[object]) -> None:
-    built = bench(replace(CASE, optim=OptimConfig(name=name)))
+    built = bench(replace(SMALL, optim=OptimConfig(name=name)))
     parts = [part for work in built.works for part in work.parts if part.phase == "step"]
     assert [(part.conditions["optimizer"], part.conditions.get("in_place_of")) for part in parts] == steps
     compared = {first for first, second in built.pairs if (second.life, second.phase) == ("inference", "forward")}

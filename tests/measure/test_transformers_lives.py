@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoModelForCausalLM, GPT2Config
 
 from isoforward.base.config import MeasureConfig, ModelConfig
-from isoforward.base.results import read, write
+from isoforward.base.results import Results, read, write
 from isoforward.base.vocabulary import TRAINING
 from isoforward.measure import transformers_lives
 from isoforward.measure.case import Case
@@ -59,18 +59,21 @@ def test_a_mixture_of_experts_costs_what_its_chosen_experts_cost(tmp_path: Path)
     )
 
 
-def test_both_lives_are_compared_and_what_is_unknown_says_why(tmp_path: Path) -> None:
+def timed(kind: Any, tmp_path: Path) -> Results:
     measure = MeasureConfig(repeats=5, warmup=1, prompt=8, new_tokens=4, context=32)
-    subject = case(saved("gpt_neox", tmp_path / "pythia"), measure=measure)
-    results = tmp_path / "results.jsonl"
+    subject = case(saved(kind, tmp_path / kind), measure=measure)
     where, records = merged(subject, [time_here(subject, transformers_lives.bench, (), "test")])
-    write(results, [where, *records])
-    found = read(results)
+    write(tmp_path / "results.jsonl", [where, *records])
+    return read(tmp_path / "results.jsonl")
+
+
+def test_both_lives_are_compared_and_what_is_unknown_says_why(tmp_path: Path) -> None:
+    found = timed("gpt_neox", tmp_path)
     comparison = compare(found)
     assert comparison.flops_ratio == 3
     assert comparison.conditions["architecture"] == "GPTNeoXForCausalLM"
     assert comparison.conditions["parameters"] == sum(
-        p.numel() for p in AutoModelForCausalLM.from_pretrained(tmp_path / "pythia").parameters()
+        p.numel() for p in AutoModelForCausalLM.from_pretrained(tmp_path / "gpt_neox").parameters()
     )
     unknown = {(row.quantity, row.phase) for row in found.rows if row.provenance == "unavailable"}
     assert {("bytes", "prefill"), ("bytes", "decode"), ("memory", "step")} <= unknown
@@ -86,12 +89,7 @@ def test_an_architecture_that_cannot_be_counted_is_compared_without_flops(
         raise NotImplementedError("aten::nonzero\nand more")
 
     monkeypatch.setattr(transformers_lives, "count", asks_its_data)
-    measure = MeasureConfig(repeats=5, warmup=1, prompt=8, new_tokens=4, context=32)
-    subject = case(saved("opt", tmp_path / "opt"), measure=measure)
-    results = tmp_path / "results.jsonl"
-    where, records = merged(subject, [time_here(subject, transformers_lives.bench, (), "test")])
-    write(results, [where, *records])
-    found = read(results)
+    found = timed("opt", tmp_path)
     reasons = {row.reason for row in found.rows if row.quantity == "flops" and row.convention == "model"}
     assert reasons == {"not countable without data: aten::nonzero"}
     assert compare(found).flops_ratio is None
