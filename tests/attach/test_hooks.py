@@ -2,8 +2,11 @@
 
 import copy
 import io
+from typing import Any
 
+import pytest
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import nn
 
 from isoforward.attach import hooks
@@ -101,3 +104,26 @@ def test_a_part_that_takes_the_place_of_the_whole_is_found_again() -> None:
     measurement.stop()
     forwards = [step.phases.get("forward") for step in measurement.account.steps]
     assert forwards == [plant.FORWARD] * 6 + [None] + [plant.FORWARD] * 5
+
+
+def test_gradients_are_zeroed_by_the_optimizer_however_it_is_wrapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = PlantedClock()
+    zero_grad = torch.optim.Optimizer.zero_grad
+
+    def slow(optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        clock.take(plant.CALLBACK)
+        zero_grad(optimizer, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.Optimizer, "zero_grad", slow)
+    model = plant.Model(clock)
+    optimizer = plant.update(model, clock)
+    wrapped: Any = LightningOptimizer(optimizer)
+    measurement = Measurement(Sampling(every=2, warmup=1, count_flops=False), clock=clock, validation_by_mode=True)
+    measurement.start([model], optimizer)
+    for index, batch in enumerate(plant.loader(clock, 12)):
+        model(batch).sum().backward()
+        optimizer.step()
+        (wrapped if index % 2 else optimizer).zero_grad()
+    measurement.stop()
+    timed = [step.phases["optimizer"] for step in measurement.account.steps if step.phases]
+    assert timed == [plant.UPDATE + plant.CALLBACK] * len(timed) and len(timed) >= 5

@@ -22,7 +22,7 @@ from tests.attach import planted_training as plant
 
 OURS = str(Path(isoforward.__file__).parent)
 NEVER = 10**9  # steps of which one is timed: after the warm-up none is
-FEW = 17  # calls of our functions in a step of one micro-batch, some 5 us
+FEW = 19  # calls of our functions in a step of one micro-batch, some 5 us
 FEW_MORE = 11  # in each further micro-batch
 WARMUP, STEPS = 3, 9
 SEEN = slice(WARMUP + 2, STEPS - 1)  # the counted step and the one that follows it are no such steps

@@ -141,6 +141,7 @@ class Hooks:
         for name in ("_get_total_norm", "_clip_grads_with_norm_"):
             self.time(torch.nn.utils.clip_grad, name, "clipping")
         self.time(torch.nn.utils, "clip_grad_value_", "clipping")
+        self.time_always(Optimizer, "zero_grad", OPTIMIZER)
         for name in ("unscale_", "step", "update"):
             self.time_always(torch.amp.GradScaler, name, OPTIMIZER)
         if torch.accelerator.is_available():
@@ -273,7 +274,6 @@ class Hooks:
         self.lead = self.lead or optimizer
         if optimizer not in self.optimizers:
             self.optimizers.append(optimizer)
-            self.time(optimizer, "zero_grad", OPTIMIZER)
         self.updates.append(self.account.step_begins(leads=optimizer is self.lead))
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None or not self.account.by_phase:
