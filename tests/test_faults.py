@@ -38,6 +38,7 @@ from isoforward.train.stopping import to_resume
 from tests import kill
 from tests.conftest import tiny
 from tests.kill import in_a_fork, same, tiny_run
+from tests.loaded import loaded_python
 
 ROOT = Path(__file__).parents[1]
 CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWNET = 0x00020000, 0x10000000, 0x40000000
@@ -120,7 +121,7 @@ def test_row_3_stopped_anywhere_batches_losses_weights_and_optimizer_go_on_bit_f
     assert kept[0] == kept[1]  # the best of a run that was stopped is the best of all of it
 
 
-@pytest.mark.parametrize("kills", [["--kills", "4", "--stride", "32", "--times", "3"]])
+@pytest.mark.parametrize("kills", [["--kills", "3", "--stride", "49", "--times", "3"]])
 def test_rows_1_and_2_killed_at_a_write_an_fsync_a_rename_or_any_time(kills: list[str]) -> None:
     assert kill.main(kills) == 0
 
@@ -130,10 +131,12 @@ def test_rows_1_and_2_killed_at_each_and_fifty_times() -> None:
     assert kill.main(["--kills", "50"]) == 0
 
 
-def command(script: str, *arguments: str, where: Path, **env: str) -> subprocess.Popen[str]:
+def command(
+    script: str, *arguments: str, where: Path, python: str = sys.executable, **env: str
+) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(where / "cache"), **env}
     streams: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    asked = [sys.executable, str(ROOT / script), *arguments]
+    asked = [python, str(ROOT / script), *arguments]
     return subprocess.Popen(asked, cwd=where, env=environment, start_new_session=True, **streams)
 
 
@@ -180,7 +183,7 @@ def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("end", ["interrupt", "closed pipe"])
 def test_row_6_text_so_far_is_out_and_no_traceback(end: str, talker: Path, tmp_path: Path) -> None:
     asked = [f"checkpoint={talker}", "prompt=abc", "max_new_tokens=4000", "cache=false"]
-    writing = command("generate.py", *asked, where=tmp_path)
+    writing = command("generate.py", *asked, where=tmp_path, python=loaded_python())
     begun = writing.stdout.read(40)  # type: ignore[union-attr]
     if end == "interrupt":
         writing.send_signal(signal.SIGINT)
@@ -198,7 +201,7 @@ def test_text_with_escapes_moves_no_terminal(talker: Path, tmp_path: Path) -> No
     leader, follower = os.openpty()
     asked = [f"checkpoint={talker}", "prompt=abc\x1b[2J", "max_new_tokens=60", "seed=3"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    run = [sys.executable, str(ROOT / "generate.py"), *asked]
+    run = [loaded_python(), str(ROOT / "generate.py"), *asked]
     subprocess.run(run, stdout=follower, stderr=subprocess.DEVNULL, env=environment, check=True, cwd=tmp_path)
     shown = os.read(leader, 10_000)
     assert shown.startswith(b"abc\\x1b[2J")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from isoforward.data.tokenizer import Tokenizer
 from isoforward.formats.export import export, freeze
 from isoforward.model.gpt import GPT
 from isoforward.serve.decoding import Pass
+from tests.loaded import loaded_python
 from tests.says import says
 
 ROOT = Path(__file__).parents[2]
@@ -208,7 +208,7 @@ def test_what_a_terminal_cannot_show_is_replaced_on_every_command(
     script = [str(ROOT / part) if part.endswith(".py") else part for part in command]
     checkpoint = [f"checkpoint={sea}"] if command[0] == "generate.py" and "--help" not in command else []
     environment = os.environ | {"PYTHONIOENCODING": encoding}
-    done = subprocess.run([sys.executable, *script, *checkpoint], cwd=tmp_path, env=environment, capture_output=True)
+    done = subprocess.run([loaded_python(), *script, *checkpoint], cwd=tmp_path, env=environment, capture_output=True)
     assert b"Traceback" not in done.stderr and b"UnicodeEncodeError" not in done.stderr
     assert done.returncode == (2 if "日本" in " ".join(command) and command[0] != "generate.py" else 0)
     if "max_new_tokens=2" in command:
