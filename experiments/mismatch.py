@@ -18,6 +18,7 @@ optim.muon_lr optim.name optim.schedule optim.warmup_steps optim.weight_decay
 import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ from isoforward.measure.case import Case, frozen_of, identity_row, master_of
 from isoforward.measure.company import company_rows
 from isoforward.measure.culprits import REST, culprits, ladder
 from isoforward.measure.mismatch import (
+    Likeliest,
     Served,
     agreed,
     cache_for,
@@ -63,7 +65,7 @@ from isoforward.serve.endpoint import Endpoint
 from isoforward.serve.exact import fewest_rows
 
 MOST = 64  # sequences that are compared in each way
-FLOPS = 1e12  # of training's forward on them, where that leaves FEW: some ten seconds on two cores
+FLOPS = 1e12  # that training's forward of them may take: some ten seconds on two cores
 FORCED = 32  # tokens of the texts that are decoded kernel by kernel, and in company
 ANOTHER = 0.5  # nat, on average: no rounding moves a log-probability so far, another model does
 HOW = {True: "exact", False: "usual"}
@@ -84,7 +86,7 @@ class Mismatch(ExperimentConfig):
 
     def compared(self, model: ModelConfig) -> int:
         one = forward_flops(model, batch=1, length=model.context).total
-        return self.sequences or max(FEW, min(MOST, int(FLOPS / one)))
+        return self.sequences or max(1, min(MOST, int(FLOPS / one)))
 
 
 # What needs no clock, and so no repetition
@@ -98,16 +100,20 @@ def comparisons(case: Case, sequences: int) -> list[Row]:
     prompts, forced = [text[: case.prompt] for text in texts], [text[:FORCED] for text in texts[:PROMPTS]]
     found = [identity_row(case, master, frozen, torch.tensor(prompts[:1]))]
     master.eval()  # a forward with dropout is no policy
-    found += way_rows(case, usual_ways(case, master, frozen, prompts, sequences), sequences, master, double)
-    found += company_rows(case, frozen, torch.tensor(forced), exact=False, way=HOW[False])
     try:
         rows = fewest_rows(case.model, master.dtype)
     except BadInput as refusal:
-        return [*found, missing_row(case, "difference", refusal, {"way": EXACT}, statistic="largest")]
-    found += way_rows(case, exact_ways(master, frozen, rows, prompts, sequences), sequences, master, double)
-    found += company_rows(case, exactly(master, rows), torch.tensor(forced), exact=True, way=HOW[True])
-    moved = ladder(master, rows, case.kernels, forced[: min(FEW, sequences)])
-    return found + [row(case, "moved by a kernel", share, {"kernel": kernel}) for kernel, share in moved.items()]
+        rows = 0
+        found.append(missing_row(case, "difference", refusal, {"way": EXACT}, statistic="largest"))
+    usual = usual_ways(case, master, frozen, prompts, sequences)
+    exact = exact_ways(master, frozen, rows, prompts, sequences) if rows else ()
+    found += way_rows(case, chain(usual, exact), sequences, master, double)
+    found += company_rows(case, frozen, torch.tensor(forced), exact=False, way=HOW[False])
+    if rows:
+        found += company_rows(case, exactly(master, rows), torch.tensor(forced), exact=True, way=HOW[True])
+        moved = ladder(master, rows, case.kernels, forced[: min(FEW, sequences)])
+        found += [row(case, "moved by a kernel", share, {"kernel": kernel}) for kernel, share in moved.items()]
+    return found
 
 
 def texts_of(case: Case, model: GPT, count: int) -> list[list[int]]:
@@ -195,7 +201,7 @@ def endpoint_rows(case: Case, url: str, tokenizer: Tokenizer, count: int, consol
         )
     yield from rows
     if greedy.texts:
-        yield row(case, "agreed", agreed(master, greedy), about)
+        yield row(case, "agreed", agreed(greedy, Likeliest(master)), about)
     if stopped is not None:
         say(console, f"it stopped after {len(served.texts)} of {count} sequences, which are kept")
         raise stopped

@@ -169,12 +169,27 @@ def distances_of_logits(served: Tensor, trained: Tensor) -> Iterator[tuple[str, 
     yield "flips", None, 1000 * float((served.argmax(-1) != trained.argmax(-1)).double().mean())
 
 
-def agreed(model: GPT, greedy: Served) -> int:
-    """Tokens of the shortest beginning of a greedy text that training's likeliest tokens give too."""
-    own = greedy.own(forward_logits(model, greedy.texts))
+class Likeliest:
+    """Training's likeliest token after each of a text's. A text that several ways of serving write is read once."""
+
+    def __init__(self, model: GPT) -> None:
+        self.model = model
+        self.known: dict[tuple[int, ...], Tensor] = {}
+
+    def __call__(self, texts: Sequence[Sequence[int]]) -> list[Tensor]:
+        """(T,) of each."""
+        new = [text for text in dict.fromkeys(map(tuple, texts)) if text not in self.known]
+        self.known |= {
+            text: logits.argmax(-1) for text, logits in zip(new, forward_logits(self.model, new), strict=True)
+        }
+        return [self.known[tuple(text)] for text in texts]
+
+
+def agreed(greedy: Served, likeliest: Likeliest) -> int:
+    """Tokens of the shortest beginning of a greedy text that training's `likeliest` tokens give too."""
     found = []
-    for logits, text, start in zip(own, greedy.texts, greedy.prompts, strict=True):
-        same = (logits.argmax(-1) == torch.tensor(text[start:])).int()
+    for own, text, start in zip(likeliest(greedy.texts), greedy.texts, greedy.prompts, strict=True):
+        same = (own[start - 1 : -1] == torch.tensor(text[start:])).int()
         found.append(int(same.cumprod(0).sum()))
     return min(found)
 

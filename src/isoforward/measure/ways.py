@@ -18,7 +18,7 @@ from isoforward.base.results import Row
 from isoforward.base.vocabulary import Condition
 from isoforward.formats.export import export, freeze
 from isoforward.measure.case import Case
-from isoforward.measure.mismatch import Passes, Served, agreed, exactly, missing_row, row, rows_of, serve
+from isoforward.measure.mismatch import Likeliest, Passes, Served, agreed, exactly, missing_row, row, rows_of, serve
 from isoforward.model.gpt import GPT
 from isoforward.serve.decoding import Pass, Sampling, forward_passes
 from isoforward.serve.quantised import quantise
@@ -125,6 +125,7 @@ def by_transformers(
 
 def way_rows(case: Case, ways: Iterable[Way], count: int, master: GPT, double: GPT) -> Iterator[Row]:
     """Of the first `count` sequences of each, and of the greedy texts of a few; why, where a way is not to be had."""
+    likeliest = Likeliest(master)
     for way in ways:
         try:
             served = way.serve(way.prompts, seed=case.seed, new_tokens=case.new_tokens).first(count)
@@ -134,4 +135,4 @@ def way_rows(case: Case, ways: Iterable[Way], count: int, master: GPT, double: G
             yield missing_row(case, "difference", refusal, way.about, statistic="largest")
             continue
         yield from rows_of(case, way.about, served, master, double)
-        yield row(case, "agreed", agreed(master, greedy), way.about)
+        yield row(case, "agreed", agreed(greedy, likeliest), way.about)
