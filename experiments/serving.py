@@ -7,11 +7,11 @@
 For any server of OpenAI's kind that streams completions: vLLM, SGLang, llama.cpp's, `transformers serve`. docs/serve.md
 starts one on an export. Requests come as a Poisson process, at one rate after the other, whether earlier ones are
 answered or not, and count from when they were due. guidellm sends them where `make load` has set it up, our own client
-elsewhere and where prompts are tokens, as with checkpoint=. A request that is refused, broken off, empty or late is a
-failure: it stands in every percentile as one that never ended. Goodput counts the requests that met the objective,
-ttft and tpot. With checkpoint=, the same weights run in our own batch loop, and on a calibrated machine a queueing
-model says what an engine should take. training_hours, of one device, gives the served tokens that cost as much as
-training.
+elsewhere and where prompts are tokens, as they are with checkpoint= unless load=guidellm, which sends text. A request
+that is refused, broken off, empty or late is a failure: it stands in every percentile as one that never ended. Goodput
+counts the requests that met the objective, ttft and tpot. With checkpoint=, the same weights run in our own batch loop,
+and on a calibrated machine a queueing model says what an engine should take. training_hours, of one device, gives the
+served tokens that cost as much as training.
 
 :chapter: Serving
 :unread: measure.context measure.energy optim.min_lr optim.schedule optim.warmup_steps
@@ -313,7 +313,7 @@ def warmed_up(endpoint: Endpoint, config: Serving, case: Case | None) -> Endpoin
             kind = Refused if found.failure.startswith("status") else BadInput
             raise kind(f"endpoint={endpoint.url} does not answer a first request: {found.failure}")
 
-    return dataclasses.replace(endpoint, takes=first_taken(once, ids=case is not None))
+    return dataclasses.replace(endpoint, takes=first_taken(once, ids=case is not None and config.load != "guidellm"))
 
 
 if __name__ == "__main__":

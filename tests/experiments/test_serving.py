@@ -135,6 +135,19 @@ def test_a_server_that_takes_no_ids_is_asked_in_the_texts_of_tokens(
         assert question.prompt_tokens == len(tokenizer.encode(question.prompt)) <= 8
 
 
+def test_a_server_is_asked_in_text_where_guidellm_is_to_send_it(
+    tmp_path: Path,
+    endpoint: Endpoint,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tokenizer = Tokenizer.train_bpe(["the king went down to the sea. " * 20], 280)
+    place = export(GPT(tiny(vocab=tokenizer.vocabulary)), tmp_path / "export", tokenizer=tokenizer)
+    case = Case(experiment="serving", model=tiny(), export=str(place), measure=MeasureConfig(prompt=8))
+    monkeypatch.setattr("experiments.serving.ask", lambda *_, **__: planted(0.0))  # it takes whatever it is asked
+    assert warmed_up(endpoint, config(load="auto"), case).takes.ids
+    assert not warmed_up(endpoint, config(load="guidellm"), case).takes.ids
+
+
 def test_prompts_that_nobody_counts_are_said_to_be() -> None:
     answers = [dataclasses.replace(planted(n), prompt_tokens=0) for n in range(10)]
     found = only(rows(answers, config(), 1.0), quantity="served tokens", phase="prefill")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from typing import Any
 
@@ -26,7 +27,8 @@ def request(due_s: float, status: str = "completed", tokens: int | None = 5, **m
     }
     info = {"status": status, "error": "503 Service Unavailable" if status == "errored" else None}
     info["timings"] = timings | more  # type: ignore[assignment]
-    return {"info": info, "output_tokens": tokens or 2, "output_metrics": {"text_tokens": tokens}, "prompt_tokens": 7}
+    found = {"info": info, "output_tokens": tokens or 2, "output_metrics": {"text_tokens": tokens}, "prompt_tokens": 7}
+    return found | {"request_args": json.dumps({"body": {"prompt": "answer please"}})}
 
 
 def report(*answered: dict[str, Any], errored: Any = (), incomplete: Any = None) -> Any:
@@ -63,8 +65,10 @@ def test_what_is_no_answer_is_a_failure(one: dict[str, Any], said: str) -> None:
 
 
 def test_of_a_server_that_counts_nothing_an_answer_is_whole_with_all_its_pieces() -> None:
-    silent = request(1.0) | {"output_metrics": {"text_tokens": None}}
-    assert [one.new_tokens for one in answers_of(report(silent), questions(1), 5.0) or []] == [5]
+    """And a prompt as long as it was when it was asked."""
+    silent = request(1.0) | {"output_metrics": {"text_tokens": None}, "prompt_tokens": None}
+    asked = [Question(prompt="answer please", prompt_tokens=3, new_tokens=5)]
+    assert [(one.prompt_tokens, one.new_tokens) for one in answers_of(report(silent), asked, 5.0) or []] == [(3, 5)]
 
 
 def test_requests_that_it_never_sent_are_failures_and_those_of_an_unset_clock_no_load() -> None:
@@ -74,14 +78,12 @@ def test_requests_that_it_never_sent_are_failures_and_those_of_an_unset_clock_no
     assert answers_of(report(request(1.0), unset), questions(2), 60.0) is None
 
 
-def test_without_it_or_with_tokens_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_it_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     nowhere, at = Endpoint(url="http://host:1", model="m"), {"rate": 1.0, "timeout_s": 1.0, "seed": 0}
     monkeypatch.setattr(guidellm, "program", lambda: None)
     with pytest.raises(BadInput, match="make load sets it up, or write load=own"):
         guidellm.load(nowhere, questions(1), **at)  # type: ignore[arg-type]
     monkeypatch.setattr(guidellm, "program", lambda: "/bin/false")
-    with pytest.raises(BadInput, match="sends text"):
-        guidellm.load(nowhere, [Question(prompt=[1, 2], new_tokens=2)], **at)  # type: ignore[arg-type]
     with pytest.raises(BadInput, match="wrote no report: exit code 1"):
         guidellm.load(nowhere, questions(1), **at)  # type: ignore[arg-type]
 

@@ -27,6 +27,9 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
+        if self.path == "/health":  # as llama.cpp's Python server
+            self.send_error(404)
+            return
         body = json.dumps({"data": [{"id": "planted"}]}).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))

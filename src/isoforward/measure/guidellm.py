@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypedDict
@@ -35,6 +35,7 @@ class Info(TypedDict):
 
 
 class Request(TypedDict):
+    request_args: str | None  # JSON, of what was sent; of a failure it may not be there
     info: Info
     output_metrics: dict[str, int] | None
     output_tokens: int | None
@@ -61,11 +62,9 @@ def program() -> str | None:
 def load(
     endpoint: Endpoint, questions: Sequence[Question], *, rate: float, timeout_s: float, seed: int
 ) -> tuple[str, list[Answer]]:
-    """Its version, and an answer for each question; BadInput where it cannot run."""
+    """Its version, and an answer for each question, whose prompt is text; BadInput where it cannot run."""
     if (found := program()) is None:
         raise BadInput(f"load=guidellm: no guidellm here; make load sets it up, {OWN}")
-    if not all(isinstance(question.prompt, str) for question in questions):
-        raise BadInput(f"load=guidellm sends text, and a checkpoint's prompts are tokens; leave out checkpoint=, {OWN}")
     for _ in range(TRIES):
         report = ran(found, endpoint, questions, rate=rate, timeout_s=timeout_s, seed=seed)
         if (answers := answers_of(report, questions, timeout_s)) is not None:
@@ -83,6 +82,7 @@ def ran(
         "target": root_of(endpoint.url).removesuffix("/v1"),
         "model": endpoint.model,
         "request_format": "/v1/completions",
+        "validate_backend": False,  # by /health, which not every server has: a first request was answered already
         "timeout": timeout_s,
         "extras": {"body": body},
     }
@@ -121,15 +121,17 @@ def answers_of(report: Report, questions: Sequence[Question], timeout_s: float) 
     due = [one["info"]["timings"]["targeted_start"] for one in requests]
     if any(each is not None and each < began for each in due):
         return None
-    answers = [answer_of(one, began, timeout_s, questions[0].new_tokens) for one in requests]
+    lengths = {str(question.prompt): question.prompt_tokens for question in questions}
+    answers = [answer_of(one, began, timeout_s, questions[0].new_tokens, lengths) for one in requests]
     answers.sort(key=lambda answer: answer.due_s)
     last_s = max((answer.due_s for answer in answers), default=0.0)
     return answers + [Answer(due_s=last_s, failure="not sent")] * (len(questions) - len(answers))
 
 
-def answer_of(request: Request, began: float, timeout_s: float, asked: int) -> Answer:
+def answer_of(request: Request, began: float, timeout_s: float, asked: int, lengths: Mapping[str, int]) -> Answer:
     """A stream that broke off counts as completed there. Its last piece is missing, which has the server's count; of a
-    server that counts nothing an answer is whole with as many pieces as were asked for.
+    server that counts nothing an answer is whole with as many pieces as were asked for, and a prompt as long as `lengths`
+    say, in tokens.
     """
     info = request["info"]
     names = ("targeted_start", "first_token_iteration", "last_token_iteration", "request_end")
@@ -148,10 +150,11 @@ def answer_of(request: Request, began: float, timeout_s: float, asked: int) -> A
         failure = f"not done within {timeout_s:g} s"
     if failure:
         return Answer(due_s=due_s, end_s=due_s if end is None else end, failure=failure)
+    prompt = json.loads(request["request_args"] or "{}").get("body", {}).get("prompt", "")
     return Answer(
         due_s=due_s,
         token_s=tuple(np.linspace(first or 0.0, last or 0.0, written).tolist()),
         end_s=end or 0.0,
-        prompt_tokens=int(request["prompt_tokens"] or 0),
+        prompt_tokens=int(request["prompt_tokens"] or lengths.get(prompt, 0)),
         new_tokens=written,
     )
