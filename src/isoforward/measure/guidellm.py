@@ -130,8 +130,8 @@ def answers_of(report: Report, questions: Sequence[Question], timeout_s: float) 
 
 def answer_of(request: Request, began: float, timeout_s: float, asked: int, lengths: Mapping[str, int]) -> Answer:
     """A stream that broke off counts as completed there. Its last piece is missing, which has the server's count; of a
-    server that counts nothing an answer is whole with as many pieces as were asked for, and a prompt as long as `lengths`
-    say, in tokens.
+    server that counts nothing an answer is whole with as many pieces as were asked for, and a prompt as long as
+    `lengths` say, in tokens.
     """
     info = request["info"]
     names = ("targeted_start", "first_token_iteration", "last_token_iteration", "request_end")
