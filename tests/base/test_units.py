@@ -53,6 +53,8 @@ def test_sizes_go_by_1024_and_counts_by_1000() -> None:
         (3e9, "flop/s", "3.00 GFLOP/s"),
         (2.0, "joule", "2.00 J"),
         (3.0, "token", "3.00 token"),
+        (29_900.0, "differing logits", "29.9 k differing logits"),
+        (0.0, "in 1000", "0 in 1000"),
     ],
 )
 def test_a_quantity_is_said_by_the_unit_of_its_row(value: float | None, unit: str, said: str) -> None:

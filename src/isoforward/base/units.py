@@ -58,4 +58,6 @@ def quantity(value: float | None, unit: str) -> str:
         return seconds(value)
     if unit == "byte":
         return size(value)
+    if " " in unit:  # words, which no prefix belongs to
+        return f"{count(value)} {unit}"
     return count(value, {"flop": "FLOP", "byte/s": "B/s", "flop/s": "FLOP/s", "joule": "J"}.get(unit, unit))
