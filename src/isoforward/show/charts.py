@@ -37,6 +37,18 @@ PHASE_COLOURS = dict.fromkeys(BESIDE + WHOLES, "#8A9099") | {
 LIGHT = {"paper": "#ffffff", "ink": "#1b1f24", "muted": "#59636e", "line": "#d5dae0", "other": "#a3abb3"}
 DARK = {"paper": "#14171b", "ink": "#e9ecef", "muted": "#9da7b1", "line": "#353c44", "other": "#6f7882"}
 PAPER, INK, MUTED, LINE, OTHER = (f"var(--{name})" for name in LIGHT)  # the page's, by day or by night
+PURPOSE_COLOURS = {  # of memory, after the phase that needs it
+    "weights": BLUE,
+    "cast weights": YELLOW,
+    "activations": SKY,
+    "logits and loss": PINK,
+    "gradients": RED,
+    "optimizer state": ORANGE,
+    "KV cache": GREEN,
+    "kernels": MUTED,
+    "other": OTHER,
+    "unexplained": LINE,
+}
 INK_ON = dict.fromkeys((BLUE, RED, GREEN), "#ffffff") | {LINE: INK, MUTED: PAPER}
 BASELINE = {"grid": False, "domain": True, "domainColor": LINE}
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"

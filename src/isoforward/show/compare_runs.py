@@ -34,10 +34,9 @@ def side_by_side(runs: Runs, most: int) -> list[Section]:
     sections = [Section(heading="What differs", lede=" ".join(unlike(refused)), table=differences(runs), open=True)]
     if len(compared) == len(runs):
         doubted = "; ".join(dict.fromkeys(warning for _, one in compared for warning in one.warnings))
+        held = phase_charts.memory([(name, one.results) for name, one in compared])
         sections.append(pictured("Both lives of each run", phase_charts.two_lives(compared), doubted))
-        sections.append(
-            pictured("Memory of each run", phase_charts.memory([(name, one.results) for name, one in compared]))
-        )
+        sections.append(pictured("Memory of each run", held))
         entries = [of_lines(one) for _, one in compared]
     else:
         entries = [of_rows(results) for _, results in runs]

@@ -102,7 +102,9 @@ def report(entity: str, project: str, experiment: str | None = None) -> Report:
         parts = arranged(sections())
     else:
         runs = {experiment: And(Tags().isin([experiment]))}
-        parts = arranged({"Answer": answered(reports)})
+        page = reports.MediaBrowser(title="report.html", media_keys=["report"])
+        rows = reports.WeavePanelSummaryTable(table_name="rows")
+        parts = arranged({"Answer": [page, rows, *map(custom, CHARTS)]})
     blocks: list[object] = [reports.TableOfContents()]
     for name, panels in parts.items():
         runsets = [reports.Runset(name=kind, filters=chosen) for kind, chosen in runs.items()]
@@ -114,14 +116,6 @@ def report(entity: str, project: str, experiment: str | None = None) -> Report:
         description="What training adds to the forward pass, and what serving costs.",
         blocks=blocks,
     )
-
-
-def answered(reports: ModuleType) -> list[object]:
-    return [
-        reports.MediaBrowser(title="report.html", media_keys=["report"]),
-        reports.WeavePanelSummaryTable(table_name="rows"),
-        *(custom(chart) for chart in CHARTS),
-    ]
 
 
 def arranged(parts: dict[str, list[Any]]) -> dict[str, list[Any]]:

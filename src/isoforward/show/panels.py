@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from isoforward.base.errors import BadInput
 from isoforward.base.results import Results, select
@@ -60,15 +60,14 @@ def summary(results: Results) -> dict[str, float | bool]:
     return {name: value for name, value in figures.items() if value is not None}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Chart:
+class Chart(NamedTuple):
     """A picture that a run logs with its points, and that the workspace shows for all runs: same key, same fields."""
 
     key: str
     title: str
     vega: str  # a chart that every W&B server knows
     columns: tuple[str, ...]
-    points: Callable[[Results], Points] = field(repr=False)
+    points: Callable[[Results], Points]
     x_name: str | None = None
 
     @property
@@ -119,42 +118,11 @@ def break_even(results: Results) -> Points:
 
 
 BAR, LINES = "wandb/bar/v0", "wandb/lineseries/v0"
+CACHE, BREAK_EVEN = ("context", "cache", "time_s"), ("served_tokens", "life", "cost")
 CHARTS = (
-    Chart(
-        key="two_lives",
-        title="time of one token by phase, both lives (s)",
-        vega=BAR,
-        columns=("phase", "time_per_token_s"),
-        points=two_lives,
-    ),
-    Chart(
-        key="ladder",
-        title="what each rung from inference to training costs (s)",
-        vega=BAR,
-        columns=("rung", "time_s"),
-        points=ladder,
-    ),
-    Chart(
-        key="ledger",
-        title="what fills the memory at its peak (bytes)",
-        vega=BAR,
-        columns=("category", "bytes"),
-        points=ledger,
-    ),
-    Chart(
-        key="cache",
-        title="one more token, with a KV cache and without (s)",
-        vega=LINES,
-        columns=("context", "cache", "time_s"),
-        points=cache,
-        x_name="tokens before it",
-    ),
-    Chart(
-        key="break_even",
-        title="when serving overtakes training",
-        vega=LINES,
-        columns=("served_tokens", "life", "cost"),
-        points=break_even,
-        x_name="tokens served",
-    ),
+    Chart("two_lives", "time of one token by phase, both lives (s)", BAR, ("phase", "time_per_token_s"), two_lives),
+    Chart("ladder", "what each rung from inference to training costs (s)", BAR, ("rung", "time_s"), ladder),
+    Chart("ledger", "what fills the memory at its peak (bytes)", BAR, ("category", "bytes"), ledger),
+    Chart("cache", "one more token, with a KV cache and without (s)", LINES, CACHE, cache, "tokens before it"),
+    Chart("break_even", "when serving overtakes training", LINES, BREAK_EVEN, break_even, "tokens served"),
 )

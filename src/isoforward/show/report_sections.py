@@ -120,19 +120,14 @@ def figure(row: Row | None, doubted: Mapping[str, str], divisor: float = 1.0) ->
 
 def both_lives(run: BothLives) -> list[Section]:
     doubted = "; ".join(run.warnings)
-    ledger = phase_charts.memory([("", run.results)])
-    sections = [
+    return [
         pictured("Where the time of a token goes", phase_charts.two_lives([("", run)]), doubted),
         Section(heading="Every phase", table=phase_table(run), csv=download("phases", phase_records(run)), open=True),
+        pictured("Where the memory goes", phase_charts.memory([("", run.results)])),
+        pictured("What a KV cache is for", phase_charts.cache(run.results), doubted),
+        pictured("When serving overtakes training", phase_charts.break_even(run), doubted),
+        pictured("How near the machine's limits", phase_charts.roofline(run), doubted),
     ]
-    for heading, picture in (
-        ("Where the memory goes", ledger),
-        ("What a KV cache is for", phase_charts.cache(run.results)),
-        ("When serving overtakes training", phase_charts.break_even(run)),
-        ("How near the machine's limits", phase_charts.roofline(run)),
-    ):
-        sections.append(pictured(heading, picture, "" if picture is ledger else doubted))
-    return sections
 
 
 def pictured(heading: str, chart: Chart | str, doubted: str = "") -> Section:
@@ -240,10 +235,10 @@ def any_rows(experiment: str, results: Results, most: int) -> list[Section]:
         most = max(most // len(groups), 10)
     sections = []
     alone = replace(results, rows=tuple(own))
-    if (change := ratio_charts.changes(experiment, alone)) is None and (whole := step_charts.steps(experiment, alone)):
-        sections.append(pictured(spoken(f"{experiment}: steps"), whole, doubted.get(experiment, "")))
-    if change:
-        sections.append(pictured(spoken(f"{experiment}: what changes"), change, doubted.get(experiment, "")))
+    change = ratio_charts.changes(experiment, alone)
+    if picture := change or step_charts.steps(experiment, alone):
+        heading = spoken(f"{experiment}: {'what changes' if change else 'steps'}")
+        sections.append(pictured(heading, picture, doubted.get(experiment, "")))
     for (quantity, _, per, convention), rows in groups.items():
         varying = row_charts.telling(rows)
         told = "".join((f" per {per}", f", {convention} convention" if convention else ""))

@@ -8,17 +8,8 @@ from functools import partial
 from isoforward.base import units
 from isoforward.base.results import Row
 from isoforward.show.charts import (
-    BLUE,
-    GREEN,
-    LINE,
-    MUTED,
-    ORANGE,
-    OTHER,
     PHASE_COLOURS,
-    PINK,
-    RED,
-    SKY,
-    YELLOW,
+    PURPOSE_COLOURS,
     Bar,
     Chart,
     Part,
@@ -30,18 +21,6 @@ from isoforward.show.charts import (
     printable,
 )
 
-PURPOSE_COLOURS = {  # of memory, after the phase that needs it
-    "weights": BLUE,
-    "cast weights": YELLOW,
-    "activations": SKY,
-    "logits and loss": PINK,
-    "gradients": RED,
-    "optimizer state": ORANGE,
-    "KV cache": GREEN,
-    "kernels": MUTED,
-    "other": OTHER,
-    "unexplained": LINE,
-}
 ALIKE = {
     "parameters": "weights",
     "recomputed": "activations",

@@ -300,22 +300,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     quieten()
     from isoforward.show.dashboards import report, workspace
 
-    def made() -> Workspace | Report:
-        if asked.what == "workspace":
-            return workspace(asked.entity, asked.project)
-        return report(asked.entity, asked.project, asked.experiment)
-
     try:
-        print(save(made, f"{asked.what} of {asked.entity}/{asked.project}"))
+        made = workspace if asked.what == "workspace" else partial(report, experiment=asked.experiment)
+        print(save(made(asked.entity, asked.project), f"{asked.what} of {asked.entity}/{asked.project}"))
     except Refusal as refusal:
         to_stderr(f"error: {refusal}")
         return refusal.exit_code
     return 0
 
 
-def save(made: Callable[[], Workspace | Report], what: str) -> str:
+def save(dashboard: Workspace | Report, what: str) -> str:
     """Where it is to be seen."""
-    dashboard = made()
     import wandb
 
     try:
