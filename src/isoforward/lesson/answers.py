@@ -12,18 +12,25 @@ from isoforward.base.results import Results, Row, select
 from isoforward.base.vocabulary import TRAINING
 from isoforward.show.compare import cache_curve, memory_ledger
 
+At = Mapping[str, int | None]  # where it was measured
 
-class Answer(TypedDict):
-    """Of one question. `at` is where it was measured; `low` and `high` are there with an interval."""
+
+class Interval(TypedDict):
+    """None of what has none."""
+
+    low: float | None
+    high: float | None
+    interval: str | None
+
+
+class Answer(Interval):
+    """Of one question."""
 
     name: str
     unit: str
     value: float
-    low: float | None
-    high: float | None
-    interval: str | None
     provenance: str
-    at: Mapping[str, int | None]
+    at: At
 
 
 class Measured(TypedDict):
@@ -106,45 +113,25 @@ def compared(
     *,
     unit: str = "x",
     tokens: float | None = 1.0,
-    at: Mapping[str, int | None] | None = None,
+    at: At | None = None,
 ) -> Answer | None:
     """A ratio of times with its interval, of one token of the second, which takes `tokens` at a time."""
     if first is None or second is None or not tokens or not (first.samples and second.samples):
         return None
     found = results.judge(first, second).ratio
-    return {
-        "name": name,
-        "unit": unit,
-        "value": found.value * tokens,
-        "low": found.low * tokens,
-        "high": found.high * tokens,
-        "interval": f"{found.interval.kind}, {found.interval.confidence:.0%}, n = {found.n}",
-        "provenance": "measured",
-        "at": at or {},
-    }
+    interval = f"{found.interval.kind}, {found.interval.confidence:.0%}, n = {found.n}"
+    ends: Interval = {"low": found.low * tokens, "high": found.high * tokens, "interval": interval}
+    return {"name": name, "unit": unit, "value": found.value * tokens, **ends, "provenance": "measured", "at": at or {}}
 
 
 def quotient(
-    name: str,
-    first: float | None,
-    second: float | None,
-    provenance: str,
-    at: Mapping[str, int | None] | None = None,
-    unit: str = "x",
+    name: str, first: float | None, second: float | None, provenance: str, at: At | None = None, unit: str = "x"
 ) -> Answer | None:
     """Of two single numbers, so that there is no interval."""
     if not first or not second:
         return None
-    return {
-        "name": name,
-        "unit": unit,
-        "value": first / second,
-        "low": None,
-        "high": None,
-        "interval": None,
-        "provenance": provenance,
-        "at": at or {},
-    }
+    none: Interval = {"low": None, "high": None, "interval": None}
+    return {"name": name, "unit": unit, "value": first / second, **none, "provenance": provenance, "at": at or {}}
 
 
 def training_peak(results: Results) -> float | None:

@@ -51,19 +51,18 @@ def inference_bytes(
     length: int = 1,
     cached: int = 0,
     dtype: str = "bf16",
-    kv_dtype: str | None = None,
 ) -> Parts:
     """Least traffic of one forward that follows `cached` tokens: `length=1` is a decode step, `cached=0` prefill.
 
     Weights once, however many the sequences (Pope 2022, section 2); the rows of the tables that are looked up; every
     cached key and value, the new ones with them, read, and the new ones written. Activations are left out.
     """
-    C, tables, kv_dtype = config.width, 2 - config.architecture.rope, kv_dtype or dtype
+    C, tables = config.width, 2 - config.architecture.rope
     return Parts(
         weights=size_of(dtype) * (non_embedding_parameters(config) + config.vocabulary * C),
         embedding=size_of(dtype) * batch * length * tables * C,
-        kv_read=kv_bytes(config, batch=batch, length=cached + length, dtype=kv_dtype),
-        kv_written=kv_bytes(config, batch=batch, length=length, dtype=kv_dtype),
+        kv_read=kv_bytes(config, batch=batch, length=cached + length, dtype=dtype),
+        kv_written=kv_bytes(config, batch=batch, length=length, dtype=dtype),
     )
 
 

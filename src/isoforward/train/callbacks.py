@@ -60,13 +60,8 @@ class Watch(Callback):  # type: ignore[misc]
             return
         self.progress.update(self.task, completed=trainer.global_step)
         self.loss = module.loss.item() if trainer.global_step % 5 == 0 or index == 0 else self.loss
-        self.live.update(
-            Group(
-                self.progress,
-                self.numbers(trainer.global_step, module.pace),
-                bar_of(shares_of(module.recent, module.waits_s)),
-            )
-        )
+        shares = bar_of(shares_of(module.recent, module.waits_s))
+        self.live.update(Group(self.progress, self.numbers(trainer.global_step, module.pace), shares))
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         if trainer.sanity_checking:
@@ -76,16 +71,12 @@ class Watch(Callback):  # type: ignore[misc]
         line = self.numbers(trainer.global_step, module.pace)
         (self.live.console if self.live else self.console).print(line)
 
-    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        self.close()
-
-    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
-        self.close()
-
-    def close(self) -> None:
+    def close(self, *_: object) -> None:
         if self.live is not None:
             self.live.stop()
             self.live = None
+
+    on_train_end = on_exception = close
 
     def numbers(self, step: int, pace: Pace) -> Text:
         """tokens/s of all steps so far, without validation and checkpoints."""
@@ -159,14 +150,13 @@ class Trace(Callback):  # type: ignore[misc]
         if self.steps == self.WARM + self.STEPS:
             self.finish()
 
-    def on_train_end(self, *_: object) -> None:
-        self.finish()
-
-    def finish(self) -> None:
+    def finish(self, *_: object) -> None:
         if self.profile is not None:
             self.profile.stop()
             self.profile.export_chrome_trace(str(self.path))
             self.profile = None
+
+    on_train_end = finish
 
 
 def shares_of(laps: Iterable[Mapping[str, float]], waits_s: Iterable[float]) -> dict[str, float]:
