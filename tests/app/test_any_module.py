@@ -16,6 +16,7 @@ from torch import nn
 import isoforward
 from isoforward import compare_phases, read
 from isoforward.app import any_module
+from isoforward.base.disturbance import Disturbance
 from isoforward.base.errors import BadInput
 from isoforward.model.gpt import GPT
 from tests.conftest import tiny
@@ -35,6 +36,12 @@ class Slow(nn.Module):
         if y.requires_grad:
             y.register_hook(lambda gradient: time.sleep(self.backward_s))
         return y
+
+
+@pytest.fixture
+def undisturbed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No sample is taken again because the machine is busy with other tests."""
+    monkeypatch.setattr(Disturbance, "disturbed", False)
 
 
 X = torch.randn(8, 4)
@@ -148,6 +155,7 @@ MASK = torch.ones(8, 6)
 NORMED = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
 
 
+@pytest.mark.usefixtures("undisturbed")
 @pytest.mark.parametrize(
     ("model", "batch", "loss"),
     [
@@ -173,6 +181,7 @@ def test_any_batch_that_a_model_takes_is_measured(model: nn.Module, batch: Any, 
 OPTIMIZERS = ["Adadelta", "Adafactor", "Adagrad", "Adam", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD"]
 
 
+@pytest.mark.usefixtures("undisturbed")
 @pytest.mark.parametrize("name", [*OPTIMIZERS, "Muon"])
 def test_every_optimizer_of_torch_is_measured(name: str) -> None:
     model = nn.Linear(4, 4, bias=False)

@@ -67,6 +67,7 @@ def leave(_: TrainConfig) -> None:
     os._exit(7)
 
 
+@pytest.mark.usefixtures("processes_start_at_once")
 def test_a_follower_that_ended_is_named_where_a_collective_lost_its_partner() -> None:
     before, threads = dict(os.environ), torch.get_num_threads()
     with (
