@@ -43,6 +43,16 @@ def test_text_goes_to_stdout_and_figures_to_stderr(checkpoint: str, capsys: pyte
     assert "TTFT" in shown.err and "TPOT" in shown.err
 
 
+@pytest.mark.parametrize("how", [{}, {"exact": True}, {"draft": True}, {"exact": True, "draft": True}])
+def test_the_tokens_of_the_prompt_are_counted_however_it_is_served(
+    how: dict[str, bool], checkpoint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draft = checkpoint if how.get("draft") else None
+    asked = GenerateConfig(checkpoint=checkpoint, prompt="R", max_new_tokens=4, exact="exact" in how, draft=draft)
+    generate(asked)
+    assert "for 1 prompt token ·" in capsys.readouterr().err
+
+
 def test_streamed_or_not_the_text_is_the_same(checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
     texts = []
     for stream in (True, False):

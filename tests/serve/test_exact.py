@@ -109,6 +109,19 @@ def test_what_a_draft_proposes_is_verified_with_the_bits_of_training(
     assert differing(master, frozen, rows, prompts_of([length], 61), 33, passes) == 0
 
 
+def test_padding_to_whole_rows_is_no_position_that_a_pass_could_see() -> None:
+    _, frozen, rows = models(tiny(), torch.float32)
+    how: dict[str, Any] = {"max_new_tokens": 3, "sampling": Sampling(temperature=0), "exact": rows}
+    assert rows > 1
+    for passes in (forward_passes, partial(speculative_passes, draft=frozen, draft_tokens=1)):
+        assert next(passes(frozen, [[1]], **how)).context == 1
+    alone = list(forward_passes(frozen, [[1], [1, 2, 3]], **how))
+    assert [step.context for step in alone] == [3, 4, 5]
+    ends = {alone[0].tokens[1]}  # the longer row has ended, and the other is as long as itself alone
+    left = [step for step in forward_passes(frozen, [[1], [1, 2, 3]], **how, ends=ends) if step.rows == [0]]
+    assert [step.context for step in left] == [2, 3][: len(left)]
+
+
 def test_padding_that_is_read_again_beside_proposals_is_in_nobodys_way() -> None:
     master, frozen, rows = models(tiny(context=14), torch.float32)
     passes = partial(speculative_passes, draft=freeze(master), draft_tokens=12)

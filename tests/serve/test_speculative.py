@@ -102,6 +102,12 @@ def test_a_draft_that_is_the_model_itself_is_always_right(large: GPT) -> None:
         assert [len(step.tokens) for step in passes] == [1, 4, 4, 3]
 
 
+def test_a_pass_says_how_many_positions_it_could_see_proposals_among_them(large: GPT) -> None:
+    greedy = Sampling(temperature=0)
+    passes = speculative_passes(large, [[1, 2]], draft=large, draft_tokens=3, max_new_tokens=12, sampling=greedy)
+    assert [step.context for step in passes] == [2, 3 + 3, 7 + 3, 11 + 2]
+
+
 def test_both_caches_hold_what_the_text_says_after_refused_proposals(large: GPT, small: GPT) -> None:
     """Logits of every pass against the full forward over the text so far."""
     text = [1, 2]

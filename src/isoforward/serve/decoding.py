@@ -174,6 +174,7 @@ def forward_passes(
     longest = max(lengths)
     if exact:
         longest = padded_length(longest, exact, model.config.context)
+    spare = longest - max(lengths)  # padding of every row
     device = model.embedding.weight.device
     padding = None
     if min(lengths) < longest or exact:
@@ -208,7 +209,7 @@ def forward_passes(
         scores = sampling.penalised(logits, tokens)
         chosen = sampling.choose(scores, generator)
         ids = chosen.tolist()
-        seen, spent_s = tokens.shape[1], time.perf_counter() - start
+        seen, spent_s = tokens.shape[1] - spare, time.perf_counter() - start
         yield Pass(rows=rows, tokens=ids, context=seen, time_s=spent_s, logits=logits, scores=scores)
         tokens = torch.cat((tokens, chosen[:, None]), dim=1)
         full = model.config.context
@@ -220,4 +221,4 @@ def forward_passes(
             tokens, chosen, rows = tokens[keep], chosen[keep], [rows[i] for i in going]
             if past is not None:
                 past.keep(keep)
-                tokens = tokens[:, past.unpad() :]
+                tokens, spare = tokens[:, past.unpad() :], 0

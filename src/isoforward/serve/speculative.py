@@ -59,12 +59,12 @@ def speculative_passes(
         past = held.length > padding + exact
         room = min(draft_tokens, end_at - len(text) - 1) if past else 0
         proposals, chances = propose(draft, text[padding:], drafted, room, sampling, generator)
-        context = max(0, held.length - padding)
         if exact and held.length:
             held.rewind(held.length - (held.length - len(text) - room) % exact)
         logits = verify(model, ids_of(model, [*text[held.length :], *proposals]), held)[0, -room - 1 :]  # (room + 1, V)
         refuse_non_finite(model, logits)
         gained = accept(sampling.probabilities(logits), chances, proposals, generator)
+        seen = len(text) - padding + room
         held.length = len(text) + len(gained) - 1
         drafted.length = min(drafted.length, held.length - padding)
         text += gained
@@ -72,7 +72,7 @@ def speculative_passes(
         gained = gained if last is None else gained[: last + 1]
         spent_s, logits = time.perf_counter() - start, logits[: len(gained)]
         rows = [0] * len(gained)
-        yield Pass(rows=rows, tokens=gained, context=context, time_s=spent_s, logits=logits, scores=logits)
+        yield Pass(rows=rows, tokens=gained, context=seen, time_s=spent_s, logits=logits, scores=logits)
         if last is not None:
             return
 
