@@ -22,6 +22,7 @@ import math
 import random
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ from isoforward.serve.decoding import room_for
 from isoforward.serve.endpoint import Refused, Takes, first_taken
 
 QUANTILES = {"p50": 0.50, "p95": 0.95, "p99": 0.99}
+MOST_CAUSES = 3  # that rows and the answer give for failures
 WORDS = ("the", "of", "and", "to", "in", "a", "is", "that", "for", "it", "was", "with", "be", "by", "on", "not", "he")
 TIMES: dict[str, Callable[[Answer], list[float]]] = {  # by quantity: of one answer
     "time to first token": lambda one: [one.ttft_s],
@@ -65,7 +67,7 @@ TIMES: dict[str, Callable[[Answer], list[float]]] = {  # by quantity: of one ans
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Serving(ExperimentConfig):
     endpoint: str = ""
-    served_model: str | None = None  # None: the first that the server names
+    served_model: str | None = None  # None: the one that the server names
     rates: list[float] = dataclasses.field(default_factory=lambda: [0.5, 1.0, 2.0, 4.0])  # requests a second
     requests: int = 60  # at each rate
     load: str = "auto"  # or guidellm, or own: guidellm where it is found and prompts are text
@@ -144,14 +146,15 @@ def rows(answers: Sequence[Answer], config: Serving, rate: float, by: str = "own
     at: dict[str, Any] = {"rate": rate, "requests": len(answers), "load": by}
     good = [answer for answer in answers if not answer.failure]
     failed = len(answers) - len(good)
-    reasons = ", ".join(sorted({answer.failure for answer in answers if answer.failure}))
-    yield told("failed", failed / len(answers), **at, outcome=reasons[:200] or "every request was answered")
+    causes = Counter(answer.failure for answer in answers if answer.failure).most_common(MOST_CAUSES)
+    reasons = ", ".join(cause for cause, _ in causes)
+    yield told("failed", failed / len(answers), **at, outcome=reasons or "every request was answered")
     for quantity, of in TIMES.items():
         times = [time_s for answer in good for time_s in of(answer)]
         for name, wanted in QUANTILES.items():
             found, more = quantile(times, failed, wanted), {**at, "quantile": name}
             if math.isinf(found):
-                why = f"{failed} of {len(answers)} requests failed: {reasons[:200]}" if failed else "no answer had two"
+                why = f"{failed} of {len(answers)} requests failed: {reasons}" if failed else "no answer had two"
                 yield told(quantity, None, per="sequence", provenance="unavailable", reason=why, **more)
             elif name == "p50" and not failed and len(times) >= 5:
                 kept: Any = {**derived_fields(times), "samples": tuple(times[: config.requests])}
@@ -255,36 +258,49 @@ def answer(results: Results) -> str:
     rates = list(dict.fromkeys(row.setting("rate") for row in select(results, quantity="failed")))
     good = {rate: only(results, quantity="goodput", rate=rate) for rate in rates}
     best = max(rates, key=lambda rate: good[rate].number)
-    first, last = rates[0], rates[-1]
-
-    def at(rate: float, quantity: str, name: str) -> str:
-        found = only(results, quantity=quantity, rate=rate, quantile=name)
-        return "never" if found.value is None else units.seconds(found.value)
-
-    failed = only(results, quantity="failed", rate=last).number
+    goal, rate = good[best].conditions["goal"], units.digits(good[best].number)
     tokens = only(results, quantity="served tokens", phase="decode", rate=best).number
-    said = (
-        f"At {first:g} requests a second the first token comes after {at(first, 'time to first token', 'p50')} (p95 "
-        f"{at(first, 'time to first token', 'p95')}) and the others every "
-        f"{at(first, 'time per output token', 'p50')}; at {last:g} after {at(last, 'time to first token', 'p50')} (p95 "
-        f"{at(last, 'time to first token', 'p95')}), {failed:.0%} of requests failing. Most requests met "
-        f"{good[best].conditions['goal']} at {best:g} a second: {units.digits(good[best].number)} a second, "
-        f"{units.digits(tokens)} tokens/s"
-    )
+    first, *others = dict.fromkeys((rates[0], rates[-1]))
+    said = f"At {first:g} requests a second {waits(results, first)}"
+    said += "".join(f"; at {other:g} {waits(results, other)}" for other in others)
+    if not good[best].number:
+        said += f". No request met {goal}"
+    elif others:
+        said += f". Most requests met {goal} at {best:g} a second: {rate} a second, {units.digits(tokens)} tokens/s"
+    else:
+        said += f". {rate} a second met {goal}, with {units.digits(tokens)} tokens/s"
     if own := select(results, through="our own batch loop", quantity="time"):
         most = max(own, key=lambda row: row.setting("batch") / row.number)
-        rate = most.setting("batch") * most.setting("new_tokens") / most.number
-        said += f"; our own loop gives {units.digits(rate)} in batches of {most.conditions['batch']}"
+        own_rate = most.setting("batch") * most.setting("new_tokens") / most.number
+        said += f"; our own loop gives {units.digits(own_rate)} in batches of {most.conditions['batch']}"
     if met := select(results, quantity="break-even"):
         cheapest = min(met, key=lambda row: -row.number)
         said += f"; {units.count(cheapest.number)} served tokens take as long as training did"
     return said + "."
 
 
+def waits(results: Results, rate: float) -> str:
+    """For a first token and those after it, as far as enough requests were answered, and why others were not."""
+
+    def time_of(quantity: str, quantile: str) -> str | None:
+        value = only(results, quantity=quantity, rate=rate, quantile=quantile).value
+        return None if value is None else units.seconds(value)
+
+    failed = only(results, quantity="failed", rate=rate)
+    failing = f"{failed.number:.0%} of requests fail" + (f" ({failed.conditions['outcome']})" if failed.number else "")
+    first, late = (time_of("time to first token", quantile) for quantile in ("p50", "p95"))
+    if first is None:
+        return failing
+    said = f"the first token comes after {first}" + (f" (p95 {late})" if late else "")
+    if (later := time_of("time per output token", "p50")) is not None:
+        said += f" and the others every {later}"
+    return f"{said}, and {failing}"
+
+
 def main(config: Serving) -> None:
     endpoint = Endpoint(url=config.endpoint, model=config.served_model or "")
     if config.served_model is None:  # some servers load what they did not list
-        endpoint = dataclasses.replace(endpoint, model=models(endpoint, timeout_s=min(config.timeout, 10.0))[0])
+        endpoint = dataclasses.replace(endpoint, model=only_model(endpoint, min(config.timeout, 10.0)))
     untrained = dataclasses.replace(config, data=dataclasses.replace(config.data, batch=1, length=1))
     case = case_of(untrained, "serving", rows=config.batches) if config.checkpoint else None
     with asking(config, answer) as run:
@@ -301,6 +317,15 @@ def main(config: Serving) -> None:
             run.say("our own batch loop, and a queueing model")
             run.add(queue_rows(case, config.rates))
             run.measure(case, bench, config.batches)
+
+
+def only_model(endpoint: Endpoint, timeout_s: float) -> str:
+    """BadInput where the server names several: which of them is meant nobody can know."""
+    first, *others = models(endpoint, timeout_s=timeout_s)
+    if others:
+        named = " or ".join(f"served_model={name}" for name in (first, *others[:3]))
+        raise BadInput(f"endpoint={endpoint.url} serves {1 + len(others)} models; write {named}")
+    return first
 
 
 def warmed_up(endpoint: Endpoint, config: Serving, case: Case | None) -> Endpoint:

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from experiments.serving import Serving, idle, loaded, main, quantile, questions, rows, warmed_up
+from experiments.serving import Serving, answer, idle, loaded, main, only_model, quantile, questions, rows, warmed_up
 from isoforward.app.command_line import run
 from isoforward.base.config import MeasureConfig
+from isoforward.base.errors import BadInput
 from isoforward.base.results import only, read, select
 from isoforward.data.tokenizer import Tokenizer
 from isoforward.formats.export import export
@@ -18,6 +19,7 @@ from isoforward.measure.case import Case
 from isoforward.measure.load import Answer, Endpoint, Question
 from isoforward.model.gpt import GPT
 from isoforward.serve.endpoint import EVERYTHING
+from tests import planted as planted_rows
 from tests.conftest import tiny
 from tests.measure.test_load import endpoint  # noqa: F401 - the planted server
 
@@ -70,6 +72,37 @@ def test_the_break_even_is_the_tokens_served_in_trainings_time_and_only_where_th
 def test_idle_is_the_time_in_which_nobody_waited() -> None:
     first = Answer(due_s=1.0, end_s=3.0)
     assert idle([first, Answer(due_s=2.0, end_s=4.0), Answer(due_s=6.0, end_s=8.0)]) == pytest.approx(3 / 8)
+
+
+def told_of(*loads: list[Answer], **more: Any) -> str:
+    placed = [row for n, answers in enumerate(loads, 1) for row in rows(answers, config(**more), float(n))]
+    return answer(planted_rows.results_of(placed))
+
+
+def test_a_goal_that_no_request_met_is_said_so_and_a_single_rate_is_said_once() -> None:
+    good = [planted(n) for n in range(10)]
+    assert told_of(good, ttft=0.01) == (
+        "At 1 requests a second the first token comes after 100 ms (p95 100 ms) and the others every 50.0 ms, "
+        "and 0% of requests fail. No request met TTFT 0.01 s, TPOT 0.1 s."
+    )
+    once = told_of(good)
+    assert once.endswith("fail. 1.08 a second met TTFT 1 s, TPOT 0.1 s, with 5.38 tokens/s.")
+    assert "; at 2 the first token comes after 100 ms" in told_of(good, good)
+
+
+def test_where_most_requests_fail_the_sentence_says_why_and_no_time_is_never() -> None:
+    failing = [planted(n, failure="status 429: rate limit" if n > 2 else "") for n in range(10)]
+    few = [planted(n, failure="status 429: rate limit" if n > 8 else "") for n in range(10)]
+    said = told_of(few, failing)
+    assert "comes after 100 ms and the others every 50.0 ms, and 10% of requests fail (status 429: rate limit)" in said
+    assert "; at 2 70% of requests fail (status 429: rate limit). Most requests met" in said
+    assert "never" not in said
+
+
+def test_which_of_several_models_is_asked_for(endpoint: Endpoint) -> None:  # noqa: F811
+    with pytest.raises(BadInput, match="serves 2 models; write served_model=a or served_model=b"):
+        only_model(Endpoint(url=f"{endpoint.url}/two", model=""), 5.0)
+    assert only_model(endpoint, 5.0) == "planted"
 
 
 def test_no_two_prompts_are_the_same() -> None:

@@ -30,8 +30,17 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/health":  # as llama.cpp's Python server
             self.send_error(404)
             return
-        body = json.dumps({"data": [{"id": "planted"}]}).encode()
-        self.send_response(200)
+        planted: dict[str, tuple[int, bytes]] = {
+            "locked": (401, b'{"error": {"message": "Missing bearer"}}'),
+            "elsewhere": (404, b'{"detail": "Not Found"}'),
+            "page": (200, b"<html>hello</html>"),
+            "none": (200, b'{"data": []}'),
+            "two": (200, b'{"data": [{"id": "a"}, {"id": "b"}]}'),
+        }
+        self.answer(*planted.get(self.path.split("/")[1], (200, b'{"data": [{"id": "planted"}]}')))
+
+    def answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -45,6 +54,9 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         if behaviour == "refuse" or (behaviour == "strict" and "ignore_eos" in asked):
             self.send_error(503 if behaviour == "refuse" else 422)
+            return
+        if behaviour == "explain":
+            self.answer(500, b'{"error": {"message": "CUDA out of\\nmemory"}}')
             return
         if behaviour == "drop":
             return
@@ -61,6 +73,9 @@ class Handler(BaseHTTPRequestHandler):
             return
         if behaviour == "error":
             self.send(b'data: {"error": {"message": "out of memory"}}\n\n')
+            return
+        if behaviour == "garble":
+            self.send(b"data: {not json\n\n")
             return
         for n in range(0 if behaviour == "empty" else asked["max_tokens"]):
             if behaviour in ("break", "cut") and n == 2:
@@ -116,9 +131,11 @@ def test_where_the_server_does_not_count_our_count_is_taken(endpoint: Endpoint) 
 @pytest.mark.parametrize(
     ("behaviour", "said"),
     [
-        ("refuse", "status 503"),
+        ("refuse", "status 503: Service Unavailable"),
+        ("explain", "status 500: CUDA out of memory"),
+        ("garble", "the stream is no JSON: '{not json'"),
         ("drop", "connection lost"),
-        ("error", "an error in the stream"),
+        ("error", "an error in the stream: out of memory"),
         ("empty", "an answer without a token"),
         ("break", "the stream ended before the answer"),
         ("cut", "the stream ended before the answer"),
@@ -152,6 +169,22 @@ def test_the_path_may_end_in_v1_or_have_more_before_it() -> None:
 
 def test_the_server_names_its_models(endpoint: Endpoint) -> None:
     assert models(endpoint, timeout_s=5) == ["planted"]
+
+
+@pytest.mark.parametrize(
+    ("below", "said"),
+    [
+        ("locked", "answers /locked/v1/models with status 401: Missing bearer"),
+        ("elsewhere", "with status 404: Not Found; write served_model=NAME"),
+        ("page", "is no server of OpenAI's kind: /page/v1/models gives '<html>hello</html>'"),
+        ("none", "names no model under /none/v1/models; write served_model=NAME"),
+    ],
+)
+def test_a_server_that_names_no_model_is_refused_in_its_own_words(endpoint: Endpoint, below: str, said: str) -> None:
+    with pytest.raises(BadInput) as refusal:
+        models(Endpoint(url=f"{endpoint.url}/{below}", model=""), timeout_s=5)
+    assert str(refusal.value).startswith(f"endpoint={endpoint.url}/{below} ")
+    assert said in str(refusal.value)
 
 
 def test_arrivals_are_poisson() -> None:

@@ -19,7 +19,8 @@ from typing import TypedDict
 from urllib.parse import urlsplit
 
 from isoforward.base.errors import BadInput
-from isoforward.serve.endpoint import EVERYTHING, Takes, root_of
+from isoforward.formats.untrusted import shown
+from isoforward.serve.endpoint import EVERYTHING, Takes, root_of, told_by
 
 LONGEST_LINE = 2**20  # bytes: more without an end of line is no stream of tokens
 DONE = "done"  # no more than that a stream says it ends: llama.cpp's does so too when the next request interrupts it
@@ -100,19 +101,32 @@ class Refused(Exception):
 
 def models(endpoint: Endpoint, *, timeout_s: float) -> list[str]:
     """That the server says it has; BadInput where it does not answer."""
-    connection = endpoint.connect(timeout_s)
+    connection, path = endpoint.connect(timeout_s), endpoint.path("models")
     try:
-        connection.request("GET", endpoint.path("models"))
+        connection.request("GET", path)
         response = connection.getresponse()
-        content = json.loads(response.read(LONGEST_LINE)) if response.status == 200 else {}
-        found = [str(each["id"]) for each in content.get("data", [])]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, http.client.HTTPException) as error:
-        raise BadInput(f"endpoint={endpoint.url} does not answer as OpenAI's kind: {error or type(error)}") from error
+        content = response.read(LONGEST_LINE)
+    except (OSError, http.client.HTTPException) as error:
+        raise BadInput(f"endpoint={endpoint.url} does not answer: {error or type(error).__name__}") from error
     finally:
         connection.close()
+    itself = "write served_model=NAME for a server that does not list its models"
+    if response.status != 200:
+        way_out = f"; {itself}" if response.status == 404 else ""
+        raise BadInput(f"endpoint={endpoint.url} answers {path} with {refusal_of(response, content)}{way_out}")
+    try:
+        found = [str(each["id"]) for each in json.loads(content)["data"]]
+    except (ValueError, KeyError, TypeError) as error:
+        told = shown(content.decode("utf-8", "replace"))
+        raise BadInput(f"endpoint={endpoint.url} is no server of OpenAI's kind: {path} gives {told}") from error
     if not found:
-        raise BadInput(f"endpoint={endpoint.url} names no model under {endpoint.path('models')}")
+        raise BadInput(f"endpoint={endpoint.url} names no model under {path}; {itself}")
     return found
+
+
+def refusal_of(response: http.client.HTTPResponse, content: bytes) -> str:
+    """The status, and why, in the server's own words."""
+    return f"status {response.status}: {told_by(content) or response.reason}"
 
 
 def ask(endpoint: Endpoint, question: Question, *, began: float, due_s: float, timeout_s: float) -> Answer:
@@ -168,7 +182,7 @@ def events(
     connection.request("POST", endpoint.path("completions"), json.dumps(body), {"Content-Type": "application/json"})
     response = connection.getresponse()
     if response.status != 200:
-        raise Refused(f"status {response.status}")
+        raise Refused(refusal_of(response, response.read(LONGEST_LINE)))
     left = b""
     while True:
         remaining = deadline - time.perf_counter()
@@ -188,9 +202,12 @@ def events(
                 if content == b"[DONE]":
                     yield {"choices": [{"finish_reason": DONE}]}
                     return
-                event = json.loads(content)
+                try:
+                    event = json.loads(content)
+                except ValueError:
+                    raise Refused(f"the stream is no JSON: {shown(content.decode('utf-8', 'replace'))}") from None
                 if "error" in event:
-                    raise Refused("an error in the stream")
+                    raise Refused(f"an error in the stream: {told_by(content) or shown(event['error'])}")
                 yield event
 
 

@@ -18,11 +18,12 @@ from urllib.parse import urlsplit
 
 from isoforward.base.errors import BadInput
 from isoforward.data.tokenizer import Tokenizer
-from isoforward.formats.untrusted import shown
+from isoforward.formats.untrusted import harmless, shown
 
 CONNECT_S = 10.0  # to the list of models
 ANSWER_S = 120.0  # to one answer
 LONGEST = 2**24  # bytes of an answer
+LONGEST_SENTENCE = 150  # characters of what a server says of a failure
 PLAIN = {"top_k": 0, "min_p": 0.0, "repeat_penalty": 1.0}  # llama.cpp's own are others: nothing is cut
 
 
@@ -74,6 +75,17 @@ def root_of(url: str) -> str:
     return f"{url.rstrip('/').removesuffix('/v1').rstrip('/')}/v1"
 
 
+def told_by(content: bytes) -> str:
+    """The server's own sentence in an answer that is no completion, where it has one; for one line of a message."""
+    try:
+        found = json.loads(content)
+    except ValueError:
+        return ""
+    for key in ("error", "message", "detail"):  # OpenAI's, older vLLM's, FastAPI's
+        found = found.get(key, found) if isinstance(found, dict) else found
+    return harmless(" ".join(found.split()))[:LONGEST_SENTENCE] if isinstance(found, str) else ""
+
+
 class Endpoint:
     """Every failure is a BadInput that names `url`, which root_of reads."""
 
@@ -93,7 +105,8 @@ class Endpoint:
             with urllib.request.urlopen(request, timeout=timeout_s) as answer:
                 return json.loads(answer.read(LONGEST))
         except urllib.error.HTTPError as refusal:
-            told = shown(refusal.read(300).decode("utf-8", "replace"))
+            content = refusal.read(LONGEST)
+            told = told_by(content) or shown(content.decode("utf-8", "replace"))
             raise Refused(f"endpoint={self.url} refuses /{path} with {refusal.code}: {told}") from refusal
         except (OSError, http.client.HTTPException, ValueError) as error:  # a ValueError: no JSON
             why = getattr(error, "reason", None) or error
