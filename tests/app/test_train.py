@@ -107,6 +107,27 @@ def test_a_run_that_took_all_its_steps_is_not_gone_on_with(
     assert "nothing to resume" in capsys.readouterr().out
 
 
+def test_a_finished_run_that_is_named_is_left_as_it_is(config: TrainConfig) -> None:
+    train(config)
+    run = Path(config.run_dir)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for named in (run, *run.glob("checkpoints/last-*.ckpt")):
+        with pytest.raises(BadInput, match=r"is finished \(6 of 6 steps\).* larger trainer\.max_steps"):
+            train(planned(config, resume=str(named)))
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+def test_a_run_that_died_after_its_last_step_is_validated_when_it_goes_on(config: TrainConfig) -> None:
+    train(config)
+    run = Path(config.run_dir)
+    (loss,) = select(read(run / "results.jsonl"), quantity="loss")
+    (run / DONE).unlink()
+    train(planned(config, resume=str(run)))
+    (again,) = select(read(run / "results.jsonl"), quantity="loss")
+    assert again.value == loss.value
+    assert "not validated" not in card_of(config)
+
+
 def test_the_same_weights_have_the_same_loss_whatever_the_batch(config: TrainConfig, tmp_path: Path) -> None:
     found = []
     for batch in (2, 12):

@@ -34,4 +34,4 @@ def test_what_is_not_known_is_unavailable_with_a_reason_and_no_number() -> None:
     unknown = replace(OUTCOME, loss=None, tokens_per_s=None)
     assert {row.provenance for row in unknown.rows("here", text="abc")} == {"unavailable"}
     assert unknown.numbers() == {"steps": 1200.0}
-    assert unknown.told_loss() == "not judged"
+    assert unknown.told_loss() == "not validated"

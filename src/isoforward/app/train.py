@@ -48,7 +48,7 @@ from isoforward.train.distributed import followers, rank, refuse_what_cannot_be_
 from isoforward.train.fit import TIME, fit
 from isoforward.train.lightning_module import LitGPT
 from isoforward.train.outcome import Outcome
-from isoforward.train.stopping import refuse_another, refuse_other_tokens, to_resume
+from isoforward.train.stopping import refuse_another, refuse_finished, refuse_other_tokens, to_resume
 
 
 def fresh_or_loaded(config: TrainConfig, corpus: Corpus, dtype: torch.dtype) -> GPT:
@@ -114,6 +114,7 @@ def train(config: TrainConfig) -> None:
     if checkpoint is not None:
         config = as_it_began(dataclasses.replace(config, run_dir=str(checkpoint.parent.parent)))
         refuse_another(config)
+        refuse_finished(checkpoint, config)
     device = best_device(config.trainer.accelerator).where
     refuse_what_cannot_be_shared(config)
     least = config.model

@@ -126,6 +126,9 @@ def fit(
             raise
         said = shown(str(error).strip().partition("\n")[0])
         raise Integrity(f"{checkpoint} is whole, but this training cannot go on from it: {said}") from error
+    if "validation_loss" not in trainer.callback_metrics and signals.received is None:
+        trainer.callbacks = []  # all steps were taken before this start: no state is newer than what is kept
+        trainer.validate(module, validation, verbose=False)
     if plan.strategy == "fsdp" or config.compile:
         module.model = whole(module.model)
     loss, rate = trainer.callback_metrics.get("validation_loss"), module.pace.steps_per_s()

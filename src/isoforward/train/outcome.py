@@ -14,7 +14,7 @@ from isoforward.train.pace import told_loss
 class Outcome:
     steps: int  # taken, those before a resume among them
     tokens_per_step: int
-    loss: float | None  # nats a token of the text held out, after the last step; None where it was not judged
+    loss: float | None  # nats a token of the text held out, after the last step; None where it was not validated
     judged_tokens: int
     bytes_per_token: float | None  # of those
     tokens_per_s: float | None
@@ -43,7 +43,7 @@ class Outcome:
 
     def told_loss(self) -> str:
         if self.loss is None:
-            return "not judged"
+            return "not validated"
         return told_loss(self.loss, self.bits_per_byte) + f", perplexity {self.perplexity:.4g}"
 
     def told_steps(self) -> str:
@@ -54,7 +54,7 @@ class Outcome:
         """`text` is what the corpus is known by."""
         about: RowFields = {"life": "training", "phase": "run", "environment": environment}
         about["conditions"] = {"step": self.steps, "text": text, "held_out_tokens": self.judged_tokens}
-        yield known(self.loss, "it was not judged", about, "loss", per="token")
+        yield known(self.loss, "it was not validated", about, "loss", per="token")
         if self.bits_per_byte is not None:
             yield row_of("train", about, quantity="bits_per_byte", per="run", value=self.bits_per_byte)
         few = "a single step, which loads libraries, tells no rate"

@@ -22,7 +22,7 @@ from isoforward.base.errors import BadInput, Integrity
 from isoforward.base.storage import DONE, TEXT_LIMIT, TIME_IS_UP
 from isoforward.base.terminal import say
 from isoforward.data.tokenizer import Tokenizer
-from isoforward.formats.checkpoint_file import newest_good, verify
+from isoforward.formats.checkpoint_file import load, newest_good, verify
 from isoforward.formats.untrusted import shown
 
 MAY_DIFFER = ("run_dir", "tracking", "trainer.resume", "trainer.progress", "trainer.max_time", "trainer.profiler")
@@ -186,6 +186,19 @@ def to_resume(config: TrainConfig, console: Console) -> Path | None:
     if found is None:
         raise BadInput(f"trainer.resume={wanted} holds no good checkpoint")
     return found
+
+
+def refuse_finished(checkpoint: Path, config: TrainConfig) -> None:
+    """Nothing is left to train from the last state of a run that is done: its results would only be lost."""
+    run, named = checkpoint.parent.parent, checkpoint.parent.glob("last-*.ckpt")
+    if not (run / DONE).exists() or (run / TIME_IS_UP).exists():
+        return
+    steps = load(checkpoint, only=("global_step",)).get("global_step", 0)
+    if steps >= max((int(path.stem.removeprefix("last-")) for path in named), default=0):
+        raise BadInput(
+            f"{run} is finished ({steps:,} of {config.trainer.max_steps:,} steps), and is left as it is; "
+            "to train for longer, begin a run with a larger trainer.max_steps"
+        )
 
 
 def refuse_another(config: TrainConfig) -> None:
