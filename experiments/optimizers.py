@@ -73,8 +73,9 @@ def answer(results: Results) -> str:
     told = []
     for name in NAMES:
         state = only(results, quantity="state", optimizer=name).number
-        updates = [r for r in select(results, quantity="time", phase="optimizer") if r.conditions["optimizer"] == name]
-        wholes = [r for r in select(results, quantity="time", phase="step") if r.conditions["optimizer"] == name]
+        updates, wholes = (
+            select(results, quantity="time", phase=phase, optimizer=name) for phase in ("optimizer", "step")
+        )
         shares = [update.number / whole.number for update, whole in zip(updates, wholes, strict=True)]
         last = select(results, quantity="loss", optimizer=name)[-1]
         told.append(

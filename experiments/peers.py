@@ -30,14 +30,13 @@ from isoforward.base import units
 from isoforward.base.config import ExperimentConfig
 from isoforward.base.errors import BadInput
 from isoforward.base.results import Results, Row, RowFields, only
-from isoforward.base.subprocesses import Failed
 from isoforward.base.vocabulary import TRAINING
 from isoforward.formats.export import export, freeze
 from isoforward.formats.gguf_writing import write_gguf
 from isoforward.measure.benchmark import Measured, Part, Work, part_by_part, timed
 from isoforward.measure.case import Case, batch_of, frozen_of, identity_row, master_of
 from isoforward.measure.memory import HONEST_MALLOC, account
-from isoforward.measure.passes import Bench, call_apart
+from isoforward.measure.passes import Bench, call_apart, measured_or_refused
 from isoforward.measure.train_and_serve import Training
 from isoforward.measure.transformers_lives import audit, optimizer_of
 from isoforward.model.gpt import GPT
@@ -205,9 +204,7 @@ def memory_rows(case: Case, weights: str) -> Iterator[Row]:
     """The highest peak of any phase, each life and each peer in a process of its own."""
     wrapped = dataclasses.replace(case, model=dataclasses.replace(case.model, source="transformers", path=weights))
     for life, phase, per in (("training", "step", "step"), ("generation", "run", "sequence")):
-        own = account(case, life)
-        if isinstance(own, Failed):
-            raise BadInput(f"the memory of {life} could not be measured: {own.reason}")
+        own = measured_or_refused(account(case, life), f"the memory of {life}")
         theirs = call_apart(audit, wrapped, life, threads=case.threads, env=HONEST_MALLOC, what="memory")
         for peer, found in ((OURS, own.measured), (THEIRS, theirs)):
             about: RowFields = {"life": "training" if life == "training" else "inference", "phase": phase, "per": per}

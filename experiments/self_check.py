@@ -39,7 +39,7 @@ from isoforward.base.config import ExperimentConfig, ModelConfig, TrackingConfig
 from isoforward.base.device import device_of
 from isoforward.base.results import Results, Row, RowFields, only, select
 from isoforward.base.stopwatch import Stopwatch
-from isoforward.base.vocabulary import PHASES
+from isoforward.base.vocabulary import PHASES, Condition
 from isoforward.measure.benchmark import Measured, Pair, Part, Work, measure, phased, timed
 from isoforward.measure.case import Case, batch_of, frozen_of, master_of
 from isoforward.measure.flops import FlopCounter, Scope, by_phase, layers_of
@@ -107,6 +107,14 @@ class BothLives:
         logits = steps.prefill(self.frozen, self.tokens[:1, : self.case.prompt], self.cache, phase=phase)
         steps.decode(self.frozen, logits.argmax(-1, keepdim=True), self.cache, phase=phase)
 
+    def part(self, phase: str, *, quantity: str = "time", **more: Condition) -> Part:
+        own = {"life": life_of(phase), "phase": phase, "per": "step", "quantity": quantity}
+        return Part(**own, conditions=self.case.training(**more))
+
+    def phased(self, run: Callable[[steps.Phase], object], *, quantity: str = "time", **more: Condition) -> Work:
+        parts = {phase: self.part(phase, quantity=quantity, **more) for phase in PHASES}
+        return phased(self.case.clock, parts, run)
+
     def run_with(self, work: Callable[[], object], planted_in: str, phase: steps.Phase) -> None:
         self.run(planting(work, planted_in, phase))
 
@@ -173,23 +181,18 @@ class Planted:
     """Both lives of the little model with each kind of work planted in each phase, beside the same with nothing."""
 
     def __init__(self, lives: BothLives, alone: Mapping[str, Callable[[], object]]) -> None:
-        self.case = lives.case
-        self.alone = {kind: timed(self.case.clock, self.part("alone", kind, "-"), work) for kind, work in alone.items()}
+        self.lives, case = lives, lives.case
+        self.alone: dict[str, Work] = {}
         self.plants: dict[tuple[str, str], tuple[Work, Work]] = {}
         for kind, work in alone.items():
+            part = dataclasses.replace(case.step("framework", plant=kind, planted_in="-"), quantity="own time")
+            self.alone[kind] = timed(case.clock, part, work)
             for phase in PHASES:
-                parts = {each: self.part(each, kind, phase) for each in PHASES}
-                without = {each: self.part(each, "nothing", f"{kind} {phase}") for each in PHASES}
-                planted = partial(lives.run_with, work, phase)
+                planted, nowhere = partial(lives.run_with, work, phase), f"{kind} {phase}"
                 self.plants[kind, phase] = (
-                    phased(self.case.clock, parts, planted),
-                    phased(self.case.clock, without, lives.run),
+                    lives.phased(planted, quantity="own time", plant=kind, planted_in=phase),
+                    lives.phased(lives.run, quantity="own time", plant="nothing", planted_in=nowhere),
                 )
-
-    def part(self, phase: str, plant: str, planted_in: str) -> Part:
-        life, where = ("training", "framework") if phase == "alone" else (life_of(phase), phase)
-        conditions = self.case.training(plant=plant, planted_in=planted_in)
-        return Part(life=life, phase=where, per="step", conditions=conditions, quantity="own time")
 
     @property
     def works(self) -> list[Work]:
@@ -208,11 +211,13 @@ class Planted:
             more = {
                 phase: [(each[n] - each[n + len(PHASES)]) / alone_s for each in pairs] for n, phase in enumerate(PHASES)
             }
-            elsewhere = max(more.keys() - {planted_in}, key=lambda phase: abs(median(more[phase])))
-            for phase in (planted_in, elsewhere):
-                conditions = self.case.training(plant=kind, planted_in=planted_in)
-                part = Part(life=life_of(phase), phase=phase, per="step", conditions=conditions)
-                yield derived(self.case, part, more[phase], quantity="added time")
+            for phase in there_and_elsewhere({phase: median(samples) for phase, samples in more.items()}, planted_in):
+                part = self.lives.part(phase, plant=kind, planted_in=planted_in)
+                yield derived(self.lives.case, part, more[phase], quantity="added time")
+
+
+def there_and_elsewhere(found: Mapping[str, float], planted_in: str) -> tuple[str, str]:
+    return planted_in, max(found.keys() - {planted_in}, key=lambda phase: abs(found[phase]))
 
 
 def planted_works(device: str) -> dict[str, Callable[[], object]]:
@@ -230,10 +235,6 @@ def exactly(lives: BothLives) -> Iterator[Row]:
     """FLOPs of a planted product, and bytes of a planted tensor that stays, beyond what is there without them."""
     kept: list[torch.Tensor] = []
     matrix = torch.ones(SIDE, SIDE, device=lives.case.device)
-    about: dict[str, RowFields] = {
-        "flops": {"convention": "model", "provenance": "counted"},
-        "retained": {"provenance": "counted"},
-    }
     counts: dict[str, Callable[[str], Mapping[str, int]]] = {
         "flops": partial(lives.flops, partial(torch.mm, matrix, matrix)),
         "retained": partial(lives.retained, lambda: kept.append(matrix.clone())),
@@ -243,12 +244,10 @@ def exactly(lives: BothLives) -> Iterator[Row]:
         for planted_in in PHASES:
             with_ = count(planted_in)
             more = {phase: float(with_.get(phase, 0) - without.get(phase, 0)) for phase in PHASES}
-            elsewhere = max(more.keys() - {planted_in}, key=lambda phase: abs(more[phase]))
-            for phase in (planted_in, elsewhere):
-                fields: RowFields = {"life": life_of(phase), "phase": phase, "per": "step", "quantity": quantity}
-                fields["value"] = more[phase]
-                conditions = lives.case.training(planted_in=planted_in)
-                yield lives.case.row(about[quantity], fields, conditions=conditions)
+            for phase in there_and_elsewhere(more, planted_in):
+                how: RowFields = {"provenance": "counted", "convention": "model" if quantity == "flops" else None}
+                about = lives.part(phase, planted_in=planted_in).about
+                yield lives.case.row(about, how, quantity=quantity, value=more[phase])
 
 
 def life_of(phase: str) -> str:
@@ -299,9 +298,7 @@ def one_longer(lives: BothLives, longer: str) -> tuple[Work, Work]:
         return timed(case.clock, case.step("step", longer="yes"), longer_step), bare
 
     def work(label: str, more: Callable[[], object]) -> Work:
-        of = {name: case.training(longer=label) for name in PHASES}
-        parts = {name: Part(life=life_of(name), phase=name, per="step", conditions=of[name]) for name in PHASES}
-        return phased(case.clock, parts, partial(lives.run_with, more, longer))
+        return lives.phased(partial(lives.run_with, more, longer), longer=label)
 
     bare = work("no", partial(spin, 0.0))
     phase_s = bare.run(10)[list(PHASES).index(longer)]

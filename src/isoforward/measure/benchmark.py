@@ -316,11 +316,6 @@ def half_widths(estimates: Sequence[Estimate]) -> list[float]:
     return [half / whole_s if whole_s else 0.0 for half in halves]
 
 
-def _known(estimates: Sequence[Estimate], precision: float) -> bool:
-    reached = all(estimate.interval.reached for estimate in estimates)
-    return reached and max(half_widths(estimates)) <= precision
-
-
 def _judged(block: Block, pair: Pair, margin: float) -> Judgement:
     first, second = (block.samples[part] for part in pair)
     turned = pair[0] in block.works[-1].parts
@@ -331,11 +326,11 @@ def _judged(block: Block, pair: Pair, margin: float) -> Judgement:
 
 
 def _settled(block: Block, plan: MeasureConfig) -> bool:
-    known = all(
-        _known([summarise(block.samples[part], look=block.look) for part in work.parts], plan.precision)
-        for work in block.works
-    )
-    return known and all(_judged(block, pair, plan.margin).settled for pair in block.pairs)
+    for work in block.works:
+        estimates = [summarise(block.samples[part], look=block.look) for part in work.parts]
+        if not all(one.interval.reached for one in estimates) or max(half_widths(estimates)) > plan.precision:
+            return False
+    return all(_judged(block, pair, plan.margin).settled for pair in block.pairs)
 
 
 def _progress(

@@ -18,7 +18,6 @@ from functools import partial
 import torch
 
 from isoforward.base.device import device_of
-from isoforward.base.errors import BadInput
 from isoforward.base.memory_readers import Memory, why_unreadable
 from isoforward.base.results import Row, RowFields
 from isoforward.base.subprocesses import Failed, run_isolated
@@ -26,6 +25,7 @@ from isoforward.base.vocabulary import Condition
 from isoforward.formats.export import freeze
 from isoforward.measure.case import Case, unavailable
 from isoforward.measure.memory_ledger import Ledger, generate, inference_ledger, training_ledger
+from isoforward.measure.passes import measured_or_refused
 from isoforward.model import steps
 from isoforward.model.adapters import adapt
 from isoforward.model.gpt import GPT, KVCache
@@ -194,7 +194,5 @@ def account_rows(case: Case, life: str) -> list[Row]:
     """Measured now, or a row that says why the system does not tell. BadInput where the process failed."""
     if why := why_unreadable(case.device):
         return [case.row(held_in(case, life), unavailable(why), phase=WHOLE[life])]
-    found = account(case, life)
-    if isinstance(found, Failed):
-        raise BadInput(f"the memory of {life} could not be measured: {found.reason}")
+    found = measured_or_refused(account(case, life), f"the memory of {life}")
     return list(memory_rows(case, life, found))

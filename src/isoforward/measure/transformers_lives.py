@@ -139,7 +139,7 @@ def memory_rows(case: Case, life: str) -> Iterator[Row]:
 
 def audit(case: Case, life: str) -> dict[str, int]:
     """Above what the process holds when one such model has run and is gone, libraries and kernel buffers among it."""
-    live = {"training": training, "forward": forward, "generation": generation}[life]
+    live = training if life == "training" else partial(serving, alone=life == "generation")
     memory = device_of(case.device).memory
     live(case)(steps.unmeasured)
     gc.collect()
@@ -160,15 +160,9 @@ def training(case: Case) -> Run:
     return lambda phase: step(phase=phase)
 
 
-def forward(case: Case) -> Run:
-    return serving(case, new_tokens=0)
-
-
-def generation(case: Case) -> Run:
-    return serving(replace(case, batch=1, length=case.prompt), new_tokens=case.new_tokens)
-
-
-def serving(case: Case, *, new_tokens: int) -> Run:
+def serving(case: Case, *, alone: bool) -> Run:
+    """A generation from one prompt `alone`, or training's batch in one forward."""
+    case, new_tokens = (replace(case, batch=1, length=case.prompt), case.new_tokens) if alone else (case, 0)
     model = master_of(case).eval().requires_grad_(False)
     tokens, _ = batch_of(case)
     cache = WrappedCache(model) if new_tokens else None
