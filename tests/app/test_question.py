@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from isoforward.app.question import FRESH_VOCABULARY, at_most, case_of, wrapped_case
+from isoforward.app.question import FRESH_VOCABULARY, Asking, at_most, case_of, wrapped_case
 from isoforward.base.config import DataConfig, ExperimentConfig, MeasureConfig, ModelConfig
 from isoforward.base.errors import BadInput
+from isoforward.base.results import Verdict, read, row_of
 from isoforward.formats.export import export
 from isoforward.model.gpt import GPT
 from tests.conftest import tiny
@@ -54,3 +55,15 @@ def test_an_experiment_that_takes_our_forward_apart_says_so(tmp_path: Path) -> N
 )
 def test_what_measuring_takes_at_most_is_said(plan: MeasureConfig, said: str) -> None:
     assert at_most(plan) == said
+
+
+def test_rows_hold_where_they_were_noted_and_nothing_is_written_before_them(tmp_path: Path) -> None:
+    run = Asking(tmp_path)
+    run.note()
+    assert not run.results.exists()
+    row = row_of("layers", {"life": "training", "phase": "run", "per": "run"}, quantity="memory", value=1.0)
+    run.add([row])
+    run.add((), Verdict(experiment="layers", trusted=True))
+    found = read(run.results)
+    (where,) = found.environments
+    assert [found.rows[0].environment, found.verdicts[0].environment] == [where, where]
