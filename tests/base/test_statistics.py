@@ -194,6 +194,7 @@ def test_what_is_undecided_says_what_could_be_seen_and_what_would_decide() -> No
 def test_five_pairs_decide_nothing() -> None:
     five = judged([math.log(2)] * 5)
     assert (five.outcome, five.factor) == ("undecided", 2.0)
+    assert five.sentence().startswith("too few rounds: ")  # and not undecided, beside an interval that excludes 1
     assert judged([math.log(2)] * 6).outcome == "slower"
     assert judged([0.0] * 5).outcome == "undecided"
 

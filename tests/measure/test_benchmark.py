@@ -14,7 +14,18 @@ from isoforward.base.device import device_of
 from isoforward.base.disturbance import Reading
 from isoforward.base.errors import BadInput
 from isoforward.base.stopwatch import Stopwatch
-from isoforward.measure.benchmark import LONGEST_S, SHORTEST_S, Part, Work, blocks_of, measure, phased, timed
+from isoforward.measure.benchmark import (
+    LONGEST_S,
+    SHORTEST_S,
+    Part,
+    Work,
+    _progress,
+    blocks_of,
+    measure,
+    phased,
+    timed,
+)
+from isoforward.measure.trust import findings
 
 FIXED = MeasureConfig(repeats=40, warmup=1)
 
@@ -105,6 +116,15 @@ def test_noise_beyond_the_budget_is_left_undecided_at_the_stated_confidence() ->
     found = measure([one, other], [pair], MeasureConfig(budget=0.3), seed=0, look=still).judgement(pair)
     assert found.outcome == "undecided"
     assert found.needed_s is not None and found.needed_s > 0
+
+
+def test_the_live_line_counts_known_times_as_the_verdict_does() -> None:
+    plan = MeasureConfig(repeats=7, precision=0.05)
+    works = [planted("forward", 1.0, noise=0.001, seed=1), planted("loss", 1.0, noise=0.5, seed=2)]
+    found = measure(works, [], plan, seed=0, look=still)
+    told, shown = findings(found), _progress(found.blocks, plan, found.disturbance, found.busiest)
+    assert (shown.known, shown.asked) == (told.times - len(told.imprecise), told.times) == (1, 2)
+    assert shown.worst == told.imprecise[0].half_width
 
 
 def readings(disturbed: Callable[[int], bool]) -> Callable[[], Reading]:

@@ -9,7 +9,7 @@ from isoforward.base.results import Environment, Results, Row, Verdict
 
 def row(life: str, phase: str, value: float, *, quantity: str = "time", **changes: Any) -> Row:
     per = "step" if life == "training" else "token"
-    samples = (value,) * 5 if quantity == "time" else ()
+    samples = (value,) * 6 if quantity == "time" else ()
     fields: dict[str, Any] = {"unit": "s", "per": per, "conditions": {"tokens": 10}, "samples": samples} | changes
     return Row(experiment="planted", life=life, phase=phase, quantity=quantity, value=value, **fields)
 

@@ -26,7 +26,7 @@ def test_a_figure_says_where_it_comes_from_and_whether_it_is_doubted() -> None:
     doubted = {"planted": "the machine was busy"}
     cell = figure(measured, doubted)
     assert (cell.text, cell.origin, cell.doubt) == ("500 ms", "measured", True)
-    assert "median of 5 samples" in cell.hint and "the machine was busy" in cell.hint
+    assert "median of 6 samples" in cell.hint and "the machine was busy" in cell.hint
     assert not figure(replace(counted, provenance="counted"), doubted).doubt
 
 

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from isoforward.base.results import Results, Row
 from isoforward.base.vocabulary import Condition
+from isoforward.show.compare import with_ends
 from isoforward.show.tables import against_forward, fewest, shared, show_rows
 from tests import planted
 
@@ -76,6 +77,14 @@ def test_a_ratio_is_shown_only_where_it_differs_from_one(slower: float, noise: f
     pairs = [planted.timed("training", "forward", "step", samples)]
     pairs.append(planted.timed("inference", "forward", "step", [1.0] * 8))
     assert against_forward(planted.results_of(pairs).judge(*pairs)) == told
+
+
+def test_a_ratio_of_too_few_rounds_is_said_to_be_one() -> None:
+    pairs = [planted.timed("training", "forward", "step", [2.0, 2.1, 1.9, 2.0, 2.05])]
+    pairs.append(planted.timed("inference", "forward", "step", [1.0] * 5))
+    judged = planted.results_of(pairs).judge(*pairs)
+    assert (judged.outcome, against_forward(judged)) == ("undecided", "too few rounds")
+    assert with_ends(judged.ratio) == "2.00x (too few rounds, 1.90x to 2.10x)"
 
 
 def test_columns_are_the_fewest_conditions_that_tell_rows_of_a_phase_apart() -> None:

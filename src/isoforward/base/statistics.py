@@ -129,6 +129,12 @@ class Judgement:
         return self.outcome in ("faster", "slower")
 
     @property
+    def told(self) -> str:
+        """The outcome in words: no interval of so few rounds could have decided, wherever it lies."""
+        few = self.outcome == "undecided" and not self.ratio.interval.reached
+        return "too few rounds" if few else self.outcome
+
+    @property
     def settled(self) -> bool:
         """Whether measuring may stop before the budget is spent.
 
@@ -150,7 +156,7 @@ class Judgement:
         if self.needed_s is not None:
             more += f", {_short(self.needed_s)} s more"
         seen = f"this run could have seen {_short(100 * self.visible)} %"
-        return f"undecided: {low_x} to {high_x} ({seen}, deciding needs {more})"
+        return f"{self.told}: {low_x} to {high_x} ({seen}, deciding needs {more})"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -146,9 +146,9 @@ class Block:
 class Progress:
     """What a live line shows."""
 
-    known: int  # of the times and comparisons asked for
+    known: int  # times, as the verdict counts them
     asked: int
-    worst: float | None  # relative half-width of the least precise time
+    worst: float | None  # half-width of the least precise of the other times, relative to the whole it is a part of
     left_s: float
     disturbance: Disturbance  # so far
     busiest: tuple[str, float]  # as of Measured
@@ -239,7 +239,7 @@ def measure(
                 shown = elapsed_s
                 so_far = disturbance.between(before, look())
                 by = disturbance.busiest(usage, disturbance.process_times_s()) if so_far.disturbed else ("", 0.0)
-                show(_progress(blocks, active, plan, so_far, by))
+                show(_progress(blocks, plan, so_far, by))
     except KeyboardInterrupt:
         stopped = True
     return Measured(
@@ -335,18 +335,22 @@ def _settled(block: Block, plan: MeasureConfig) -> bool:
 
 def _progress(
     blocks: Sequence[Block],
-    active: Sequence[Block],
     plan: MeasureConfig,
     so_far: Disturbance,
     busiest: tuple[str, float],
 ) -> Progress:
-    widths = [
-        summarise(samples).precision for block in active if block.n >= FEWEST for samples in block.samples.values()
-    ]
+    parts = {part for block in blocks for part in block.parts}
+    known: dict[Part, bool] = {}
+    halves: dict[Part, float] = {}
+    placed = [(work, block) for block in blocks if block.n >= FEWEST for work in block.works]
+    for work, block in placed:
+        estimates = [summarise(block.samples[part], look=block.look) for part in work.parts]
+        for part, estimate, half in zip(work.parts, estimates, half_widths(estimates), strict=True):
+            known[part], halves[part] = half <= plan.precision and estimate.interval.reached, half
     return Progress(
-        known=len(blocks) - len(active),
-        asked=len(blocks),
-        worst=max(widths, default=None),
+        known=sum(known.values()),
+        asked=len(parts),
+        worst=max((half for part, half in halves.items() if not known[part]), default=None),
         left_s=max(0.0, plan.budget - so_far.elapsed_s) if plan.repeats is None else 0.0,
         disturbance=so_far,
         busiest=busiest,

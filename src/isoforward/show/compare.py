@@ -108,7 +108,8 @@ class BothLives:
 
 
 def with_ends(ratio: Ratio) -> str:
-    return f"{units.times(ratio.value)} ({units.times(ratio.low)} to {units.times(ratio.high)})"
+    few = "" if ratio.interval.reached else "too few rounds, "
+    return f"{units.times(ratio.value)} ({few}{units.times(ratio.low)} to {units.times(ratio.high)})"
 
 
 def open_account(residual: Row, step_s: float) -> bool:

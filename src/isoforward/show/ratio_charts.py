@@ -77,7 +77,7 @@ def mark(change: Change, *, named: bool) -> Record:
         "series": f"{phase}, {printable(str(change.row.conditions.get(change.kind)))}" if named else phase,
         "phase": change.row.phase,
         "colour": PHASE_COLOURS[change.row.phase],
-        "told": f"{change.found.outcome}: {change.found.sentence()}",
+        "told": (f"{change.found.outcome}: " if change.found.differs else "") + change.found.sentence(),
     }
 
 

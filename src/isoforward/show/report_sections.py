@@ -157,8 +157,8 @@ def judged(found: Judgement, origin: str, doubted: str = "") -> Cell:
     """A ratio with its interval where it differs from 1; else that it does not, or that this is not known."""
     ratio, interval = found.ratio, found.ratio.interval
     ends = f"{units.times(ratio.low)} to {units.times(ratio.high)}"
-    below = {"equal": f"equal within {found.margin:.0%}", "undecided": f"undecided, {ends}"}.get(found.outcome, ends)
-    hint = [origin, found.outcome, f"interval: {row_charts.kind_of(interval.kind, interval.confidence)}", doubted]
+    below = {"equal": f"equal within {found.margin:.0%}", "undecided": f"{found.told}, {ends}"}.get(found.outcome, ends)
+    hint = [origin, found.told, f"interval: {row_charts.kind_of(interval.kind, interval.confidence)}", doubted]
     return told(origin, doubted, text=units.times(ratio.value), below=below, hint="; ".join(filter(None, hint)))
 
 

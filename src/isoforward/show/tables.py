@@ -148,7 +148,7 @@ def spoken(point: tuple[int, Row]) -> str:
 
 
 def against_forward(found: Judgement) -> str:
-    return units.times(found.ratio.value) if found.differs else found.outcome
+    return units.times(found.ratio.value) if found.differs else found.told
 
 
 def cells(one: Line) -> list[str]:
