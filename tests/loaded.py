@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PASSED_ON = (signal.SIGINT, signal.SIGTERM)
 USED = """
-    pytest lightning.pytorch altair vl_convert jinja2 torch.utils.flop_counter antlr4
+    pytest lightning.pytorch vl_convert jinja2 torch.utils.flop_counter antlr4
     isoforward.app.train isoforward.app.generate isoforward.attach.measurement isoforward.show.phases
 """
 
