@@ -23,10 +23,29 @@ def test_import_writes_an_export_and_says_what_it_cannot(tmp_path: Path, capsys:
     (tmp_path / "from" / "manifest.json").unlink()
     assert main(["import", str(tmp_path / "from"), str(tmp_path / "to")]) == 0
     assert torch.equal(logits(load(tmp_path / "to")), logits(trained()))
-    assert main(["import", str(tmp_path / "nowhere"), str(tmp_path / "to")]) == 2
+    assert main(["import", str(tmp_path / "nowhere"), str(tmp_path / "again")]) == 2
     (tmp_path / "to" / "model.safetensors").write_bytes(b"")
     assert main(["import", str(tmp_path / "to"), str(tmp_path / "again")]) == 3
     assert "nowhere" in capsys.readouterr().err
+
+
+def test_a_run_is_its_export_and_nothing_is_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, out = tmp_path / "run", tmp_path / "model.gguf"
+    export(trained(), run / "export", tokenizer=Tokenizer.from_characters(["abc"]))
+    assert main(["gguf", str(run), str(out)]) == 0
+    written = out.read_bytes()
+    for command in ("gguf", "import"):
+        assert main([command, str(run), str(out)]) == 2
+        assert f"{out} is there already; choose another place" in capsys.readouterr().err
+    assert out.read_bytes() == written
+
+
+def test_help_says_what_both_places_are(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("gguf", "import"):
+        with pytest.raises(SystemExit, match="0"):
+            main([command, "--help"])
+        shown = " ".join(capsys.readouterr().out.split())
+        assert "to write; it must not be there yet" in shown and "GGUF file" in shown
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])

@@ -86,8 +86,12 @@ def test_an_imported_base_stays_what_it_was_and_the_adapter_is_served_merged_bes
     assert torch.equal(beside(tokens), load(last, kernels="reference")(tokens))
     assert not torch.equal(beside(tokens), load(base_export, kernels="reference")(tokens))
     torch.testing.assert_close(beside(tokens), load(run, kernels="reference")(tokens), atol=1e-5, rtol=1e-4)
-    with pytest.raises(Integrity, match="belongs to another base"):
+    assert torch.equal(beside(tokens), load(base_export, lora=run, kernels="reference")(tokens))  # a run's own
+    with pytest.raises(Integrity, match=r"belongs to another base.*merged already: leave out lora=") as refusal:
         load(run, lora=run / "adapter")
+    assert "sha" not in str(refusal.value) and len(str(refusal.value)) < 400
+    with pytest.raises(BadInput, match=r"lora=.*/nowhere does not exist"):
+        load(base_export, lora=run / "nowhere")
 
 
 def test_a_run_on_a_checkpoint_writes_down_the_sizes_that_it_trained(on_base: TrainConfig) -> None:

@@ -6,18 +6,25 @@ import argparse
 import sys
 from pathlib import Path
 
-from isoforward.base.errors import Refusal
+from isoforward.base.errors import BadInput, Refusal
 from isoforward.base.terminal import print_what_can_be_encoded
 from isoforward.formats.export import export
 from isoforward.formats.gguf_tokenizer import why_not
 from isoforward.formats.gguf_writing import write_gguf
-from isoforward.formats.loading import load_export
+from isoforward.formats.loading import export_of, load_export
 
 COMMANDS = {
-    "import": ("DIRECTORY_OR_GGUF", "Turns a Transformers directory or a GGUF file into an export."),
+    "import": (
+        "DIRECTORY_OR_GGUF",
+        "a Transformers directory, a safetensors file beside its config.json, or a GGUF file",
+        "the directory",
+        "Turns a Transformers directory or a GGUF file into an export, which every command takes as checkpoint=.",
+    ),
     "gguf": (
         "EXPORT",
-        "Writes an export, or anything that import takes, as one GGUF file for llama.cpp. Weights keep their dtype, "
+        "an export, a run's directory, or anything that import takes",
+        "the file",
+        "Writes an export as one GGUF file for llama.cpp. Weights keep their dtype, "
         "norms and biases are in fp32. The tokenizer goes along where llama.cpp reads text as it does.",
     ),
 }
@@ -27,14 +34,15 @@ def main(arguments: list[str] | None = None) -> int:
     print_what_can_be_encoded()
     parser = argparse.ArgumentParser(prog="isoforward", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (source, about) in COMMANDS.items():
+    for name, (source, takes, gives, about) in COMMANDS.items():
         command = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
-        command.add_argument("source", type=Path, metavar=source)
-        command.add_argument("out", type=Path, metavar="OUT")
+        command.add_argument("source", type=Path, metavar=source, help=takes)
+        command.add_argument("out", type=Path, metavar="OUT", help=f"{gives} to write; it must not be there yet")
     asked = parser.parse_args(arguments)
     reason = None
     try:
-        model, tokenizer = load_export(asked.source)
+        refuse_taken(asked.out)
+        model, tokenizer = load_export(export_of(asked.source))
         if asked.command == "import":
             export(model, asked.out, tokenizer=tokenizer, about={"imported_from": asked.source.name})
         else:
@@ -47,6 +55,12 @@ def main(arguments: list[str] | None = None) -> int:
     if reason:
         print(f"without its tokenizer, which llama.cpp does not have: {reason}. It takes token ids alone")
     return 0
+
+
+def refuse_taken(out: Path) -> None:
+    """Weights are not written over others without being asked to."""
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise BadInput(f"{out} is there already; choose another place, or remove it first")
 
 
 if __name__ == "__main__":

@@ -100,6 +100,15 @@ def joined(config: ModelConfig, path: str, layer: AdaptedLinear) -> tuple[Tensor
     return a, torch.cat(a_head_each(config, b.t()), dim=-1).t() if path.endswith("qkv") else b
 
 
+def find_adapter(lora: str | Path) -> Path:
+    """What `lora` means: the adapter in a run's directory, or else what it names itself."""
+    path = Path(lora)
+    if not path.exists():
+        raise BadInput(f"lora={lora} does not exist")
+    inside = path / "adapter"
+    return inside if (inside / "manifest.json").is_file() else path
+
+
 def read_manifest(directory: Path) -> dict[str, object]:
     path = directory / "manifest.json"
     if not path.is_file():
@@ -126,10 +135,12 @@ def add_adapter(model: GPT, directory: Path) -> GPT:
         raise Integrity(f"{directory / 'manifest.json'} has no settings of an adapter")
     if about.get("base") == "int8":
         hold_in_int8(model)
-    if (there := fingerprint(without_adapter(model))) != manifest.get("base"):
+    if fingerprint(without_adapter(model)) != manifest.get("base"):
+        trained = shown(manifest.get("precision"))
+        how = "" if trained == shown(model.precision) else f" in {trained}, and these are in {model.precision}"
         raise Integrity(
-            f"lora={directory} belongs to another base: it was trained beside weights {shown(manifest.get('base'))}, "
-            f"in {shown(manifest.get('precision'))}, and these are {there}, in {model.precision}"
+            f"lora={directory} belongs to another base: it was trained beside other weights{how}. A run's export has "
+            "its adapter merged already: leave out lora=, or write checkpoint=BASE, which the adapter was trained on"
         )
     try:
         adapt(model, AdapterConfig(**about))

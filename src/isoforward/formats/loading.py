@@ -37,6 +37,12 @@ def load(path: Path, *, dtype: torch.dtype | None = None, device: torch.device |
     return build(find(path, verify=True), dtype=dtype, device=device).eval().requires_grad_(False)
 
 
+def export_of(path: Path) -> Path:
+    """The export in a run's directory; anything else is `path` itself."""
+    inside = path / "export"
+    return inside if (inside / "config.json").is_file() and not (path / "config.json").is_file() else path
+
+
 def load_export(
     path: Path, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
 ) -> tuple[GPT, Tokenizer]:

@@ -19,10 +19,10 @@ from isoforward.base.errors import BadInput, Integrity
 from isoforward.data.chat import Message, chat_text
 from isoforward.data.tokenizer import Tokenizer
 from isoforward.formats import checkpoint_file
-from isoforward.formats.adapter_format import adapter_precision, add_adapter
+from isoforward.formats.adapter_format import adapter_precision, add_adapter, find_adapter
 from isoforward.formats.checkpoint_file import is_checkpoint
 from isoforward.formats.export import allocate, freeze, unfilled
-from isoforward.formats.loading import hub_hint, is_gguf, load_export, load_tokenizer
+from isoforward.formats.loading import export_of, hub_hint, is_gguf, load_export, load_tokenizer
 from isoforward.formats.untrusted import ORIGIN, checked, shown
 from isoforward.model.adapters import adapt
 from isoforward.model.gpt import GPT
@@ -165,10 +165,8 @@ def find_export(checkpoint: str | Path) -> Path:
     if not path.exists():
         hint = "; train one with: python train.py" if "latest" in path.parts else hub_hint(path)
         raise BadInput(f"checkpoint={checkpoint} does not exist{hint}")
-    if path.is_dir():
-        for directory in (path, path / "export"):
-            if (directory / "config.json").is_file():
-                return directory
+    path = export_of(path)
+    if path.is_dir() and not (path / "config.json").is_file():
         files = sorted(file.name for file in path.iterdir() if is_gguf(file))
         hint = f"; take its {files[0]}: checkpoint={path / files[0]}" if files else ""
         raise BadInput(f"checkpoint={checkpoint} holds no export (config.json, model.safetensors) and no export/{hint}")
@@ -234,10 +232,11 @@ def load(
                 f"device={device}": device != "cpu",
             }
         )
+    lora = None if lora is None else find_adapter(lora)
     if lora is not None and precision == "int8":
         raise BadInput("lora= is served in the precision it was trained in; leave out precision=int8")
     if lora is not None and precision == "auto":
-        precision = adapter_precision(Path(lora))
+        precision = adapter_precision(lora)
     if precision == "int8":
         refuse_unquantisable(torch.device(device))
     dtype = torch.float32 if precision == "int8" else DTYPES.get(precision)
@@ -246,7 +245,7 @@ def load(
     else:
         model, tokenizer = load_export(path, dtype=dtype, device=device)
     if lora is not None:
-        add_adapter(model, Path(lora))
+        add_adapter(model, lora)
     if precision == "int8":
         quantise(model)
     elif kernels == "auto" and not (compile or exact):
