@@ -98,6 +98,8 @@ def test_what_a_command_waited_for_a_processor_is_known(monkeypatch: pytest.Monk
         (["nosuch", "true"], "A: nosuch cannot be run: No such file"),
         (["true", "false"], "B: false ended with code 1; only success is timed"),
         (["", "true"], "A is empty"),
+        (["/tmp", "/no/such/run"], "/no/such/run does not exist, and is no command"),
+        (["no-such-run", "/tmp"], "no-such-run does not exist, and is no command"),
         (["/tmp", "true"], "one is a run, the other a command"),
         (["true", "true", "phase=step"], "phase: no such key"),
         (["true", "true", "x"], "quote a command as one argument"),
@@ -173,6 +175,13 @@ def test_unlike_places_unlike_work_and_single_processes_are_refused(tmp_path: Pa
         judge.judge_runs(one, other_phase(tmp_path / "c"), {}, 0.03)
     with pytest.raises(BadInput, match=r"measure\.processes=5"):
         judge.judge_runs(one, run(tmp_path / "d", 1.0, interval="order statistics"), {}, 0.03)
+
+
+def test_a_run_without_times_is_said_to_have_none(tmp_path: Path) -> None:
+    one, empty = run(tmp_path / "a", 1.0), tmp_path / "b"
+    write(empty / "results.jsonl", [PLACE])
+    with pytest.raises(BadInput, match="has no times: nothing was measured in it; measure its model with phase_costs"):
+        judge.judge_runs(one, empty, {}, 0.03)
 
 
 def other_phase(where: Path) -> Path:

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -170,13 +171,17 @@ def judge_runs(first: Path, second: Path, wanted: dict[str, str], margin: float)
 def time_in(results: Results, wanted: dict[str, str], where: Path) -> Row:
     """The one time that is as `wanted`; the training step, or the only one, where nothing is."""
     times = select(results, quantity="time")
+    if not times:
+        raise BadInput(
+            f"{where} has no times: nothing was measured in it; measure its model with phase_costs checkpoint={where}"
+        )
     fields = Row.__dataclass_fields__
     for key, value in wanted.items():
         times = [r for r in times if str(getattr(r, key) if key in fields else r.conditions.get(key)) == value]
     if not wanted and len(times) > 1:
         times = select(times, life="training", phase="step") or times
     if not times:
-        raise BadInput(f"{where} has no such time; it has {phases(select(results, quantity='time')) or 'none'}")
+        raise BadInput(f"{where} has no such time; it has {phases(select(results, quantity='time'))}")
     try:
         return only(times)
     except BadInput as several:
@@ -256,6 +261,9 @@ def judged(first: str, second: str, settings: Sequence[str]) -> Judged:
             raise BadInput("measure.repeats: runs are measured already; leave this key out")
         return judge_runs(Path(first), Path(second), wanted, plan.margin)
     if any(runs):
+        other = second if runs[0] else first
+        if shutil.which(words_of("A" if runs[1] else "B", other)[0]) is None:
+            raise BadInput(f"{other} does not exist, and is no command either")
         raise BadInput(f"{first} and {second}: one is a run, the other a command; give two of a kind")
     if wanted:
         raise BadInput(f"{next(iter(wanted))}: no such key; commands take {', '.join(f'measure.{k}' for k in KEYS)}")
