@@ -105,9 +105,9 @@ def run(arguments: list[str], directory: str, variables: dict[str, str]) -> None
     os.chdir(directory)
     os.environ.clear()
     os.environ.update(variables)
-    if encoding := variables.get("PYTHONIOENCODING"):
-        sys.stdout.reconfigure(encoding=encoding)  # type: ignore[union-attr]  # typing has it a TextIO
-        sys.stderr.reconfigure(encoding=encoding, errors="backslashreplace")  # type: ignore[union-attr]
+    encoding, _, errors = variables.get("PYTHONIOENCODING", "").partition(":")
+    sys.stdout.reconfigure(encoding=encoding or None, errors=errors or None)  # type: ignore[union-attr]  # a TextIO here
+    sys.stderr.reconfigure(encoding=encoding or None, errors="backslashreplace")  # type: ignore[union-attr]
     sys.path[:1] = filter(None, variables.get("PYTHONPATH", "").split(os.pathsep))
     first, *rest = arguments
     if first == "-P":

@@ -59,7 +59,8 @@ class Watch(Callback):  # type: ignore[misc]
         if self.live is None:
             return
         self.progress.update(self.task, completed=trainer.global_step)
-        self.loss = module.loss.item() if trainer.global_step % 5 == 0 or index == 0 else self.loss
+        if trainer.global_step % 5 == 0 or math.isnan(self.loss):  # reading it waits for the device
+            self.loss = module.loss.item()
         shares = bar_of(shares_of(module.recent, module.waits_s))
         self.live.update(Group(self.progress, self.numbers(trainer.global_step, module.pace), shares))
 
@@ -160,12 +161,13 @@ class Trace(Callback):  # type: ignore[misc]
 
 
 def shares_of(laps: Iterable[Mapping[str, float]], waits_s: Iterable[float]) -> dict[str, float]:
-    """Of the time of the recent steps and of their waits for data, by phase."""
+    """Of the time of the recent steps and of their waits for data, by phase; none before a step was timed."""
     times: Counter[str] = Counter({"data": sum(waits_s)})
     for lap in laps:
         times.update(lap)
-    whole = times.pop("step", 0.0) + times["data"]
-    return {phase: times[phase] / whole for phase in ("data", *PHASES) if whole and phase in times}
+    stepped = times.pop("step", 0.0)
+    whole = stepped + times["data"]
+    return {phase: times[phase] / whole for phase in ("data", *PHASES) if stepped and phase in times}
 
 
 def bar_of(shares: Mapping[str, float]) -> Text:
