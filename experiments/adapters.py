@@ -32,6 +32,7 @@ from isoforward.app.question import asking, at_most, case_of
 from isoforward.base import units
 from isoforward.base.checks import at_least
 from isoforward.base.config import AdapterConfig, DataConfig, ExperimentConfig, TrainConfig, TrainerConfig
+from isoforward.base.errors import BadInput
 from isoforward.base.results import Results, Row, RowFields, only, select
 from isoforward.base.terminal import say
 from isoforward.data.corpus import Corpus, prepare
@@ -66,8 +67,11 @@ class Adapters(ExperimentConfig):
         at_least("ranks", len(self.ranks), 1)
         for rank in self.ranks:
             at_least("ranks", rank, 1)
-        if self.steps:
-            at_least("steps", self.steps, MARKS)
+        if 0 < self.steps < MARKS:
+            raise BadInput(
+                f"steps={self.steps} are too few to see learning; write steps={MARKS} or more, or 0 for none"
+            )
+        at_least("steps", self.steps, 0)
         at_least("lora_lr", self.lora_lr, 0)
 
 

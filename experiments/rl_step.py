@@ -89,8 +89,11 @@ class RlStep(ExperimentConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of("reward", self.reward, tuple(REWARDS))
-        if self.steps:
-            at_least("steps", self.steps, 2 * ENDS)
+        if 0 < self.steps < 2 * ENDS:
+            raise BadInput(
+                f"steps={self.steps} are too few to see learning; write steps={2 * ENDS} or more, or 0 for none"
+            )
+        at_least("steps", self.steps, 0)
         for key, given in {"checkpoint=": self.checkpoint, "model.path=": self.model.path}.items():
             if given is not None:
                 raise BadInput(f"{key} has a tokenizer of its own, and rewards here judge digits; leave it out")
@@ -118,7 +121,11 @@ def sweep(shape: Shape, context: int) -> list[Shape]:
 
 
 def learn(case: Case, shape: Shape, reward: str, steps: int, seeds: list[int]) -> list[Row]:
-    found = [rewards_of(dataclasses.replace(case, seed=seed), shape, REWARDS[reward], steps) for seed in seeds]
+    found = []
+    for number, seed in enumerate(seeds, 1):
+        found.append(rewards_of(dataclasses.replace(case, seed=seed), shape, REWARDS[reward], steps))
+        spent = units.seconds(found[-1][1][-1])
+        print(f"seed {seed}, {number} of {len(seeds)}: {steps} steps in {spent}", file=sys.stderr, flush=True)
     about: RowFields = {"life": "training", "phase": "run", "quantity": "reward", "per": "sequence"}
     rows = []
     for seed, (means, spent_s) in zip(seeds, found, strict=True):
@@ -232,7 +239,7 @@ def main(config: RlStep) -> None:
     with asking(config, answer) as run:
         learned: list[Row] = []
         if config.steps:
-            run.say(f"learning for {config.steps} steps under each of {len(config.seeds)} seeds")
+            run.say(f"learning for {config.steps} steps under each of {len(config.seeds)} seeds, beside measure.budget")
             asked = (config.shape, config.reward, config.steps, config.seeds)
             learned = call_apart(learn, case, *asked, threads=case.threads, what="learning")
         run.say(f"measuring rl_step{at_most(config.measure)}")

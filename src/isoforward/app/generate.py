@@ -19,8 +19,6 @@ from isoforward.serve.inference import InferenceModule, load
 
 def generate(config: GenerateConfig) -> None:
     prompts = read_prompts(config)
-    if config.compile:
-        say("the first decode pass compiles the step, for half a minute where nothing is kept from before")
     module = load(
         config.checkpoint,
         precision=config.precision,
@@ -31,6 +29,8 @@ def generate(config: GenerateConfig) -> None:
         exact=config.exact,
         lora=config.lora,
     )
+    if config.compile:
+        say("the first decode pass compiles the step, for half a minute where nothing is kept from before")
     ids = [encoded(module, prompt, config) for prompt in prompts]
     if config.logprobs or config.prompts_file is not None:
         batch(module, prompts, ids, config)
