@@ -8,7 +8,7 @@
     python generate.py checkpoint=DIR chat=true prompt="Who was Yorick?" in the model's own chat template
     python generate.py prompt="ROMEO:" logprobs=true                     a JSON line a token, with its log-probability
     python generate.py checkpoint=BIG draft=SMALL draft_tokens=4         a smaller model proposes, BIG decides
-    python generate.py exact=true logprobs=true                             the bits of training's forward, at a price
+    python generate.py prompt="ROMEO:" exact=true logprobs=true          the bits of training's forward, at a price
 
 checkpoint is an export, a run directory or a training checkpoint. Text goes to stdout, figures to stderr.
 temperature=0 takes the likeliest token. top_k and top_p narrow the choice; repetition_penalty=1.2 makes tokens that

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from importlib.metadata import version
+from textwrap import fill
 
 from isoforward.app.scripts import SCRIPTS, questions, read_script, scripts
 from isoforward.base.errors import did_you_mean
@@ -40,12 +41,17 @@ def usage() -> str:
     for question in questions():
         chapters.setdefault(question.chapter, {})[question.name] = question.about
     width = max(len(name) for commands in chapters.values() for name in commands)
-    lines = ["usage: isoforward COMMAND [key=value ...]      isoforward COMMAND --help for its keys"]
+    lines = ["usage: isoforward COMMAND [key=value ...]", "       isoforward COMMAND --help for its keys"]
+    hang = " " * (width + 4)
     for chapter, commands in chapters.items():
+        named = commands.items()
         lines += [
             "",
             *([chapter] if chapter else []),
-            *(f"  {name:{width}}  {about}" for name, about in commands.items()),
+            *(
+                fill(f"{name:{width}}  {about}", 80, initial_indent="  ", subsequent_indent=hang)
+                for name, about in named
+            ),
         ]
     return "\n".join(lines)
 

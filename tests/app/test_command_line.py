@@ -27,7 +27,10 @@ def test_a_sweep_takes_no_run_dir(
     [
         ("optim.lr=null", "error: optim.lr=null: it takes a value; leave the key out for its default"),
         ("~optim.lr", "error: ~optim.lr: no key of this group can be taken out; leave it away for its default"),
-        ("adapter.targets=none", "error: adapter.targets takes a list; write 'adapter.targets=[A,B]'"),
+        (
+            "adapter.targets=none",
+            "error: adapter.targets takes a list; write 'adapter.targets=[A]' or 'adapter.targets=[A,B]'",
+        ),
     ],
 )
 def test_what_no_key_takes_is_said_in_words_of_the_command(
@@ -56,7 +59,7 @@ def test_every_end_has_its_code_and_no_traceback(
         raise raised
 
     assert run(end, GenerateConfig, [], script=scripts()["generate"]) == code
-    assert len(capsys.readouterr().err.splitlines()) == (code != 130)
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -82,6 +85,13 @@ def test_help_may_stand_between_keys_and_the_version_is_this_projects(capsys: py
     assert "seed: 7" in capsys.readouterr().out
     assert run(lambda config: pytest.fail("it ran"), TrainConfig, ["--version"], script=scripts()["train"]) == 0
     assert capsys.readouterr().out.startswith("isoforward ")
+
+
+def test_help_fits_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        run(lambda config: pytest.fail("it ran"), TrainConfig, ["--help"], script=scripts()["train"])
+    prose = capsys.readouterr().out.partition("Keys (key=value)")[0].splitlines()
+    assert max(len(line) for line in prose if not line.startswith("    ")) <= 80
 
 
 def test_who_reads_no_further_is_not_told_of_it(

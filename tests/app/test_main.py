@@ -24,6 +24,7 @@ def test_every_script_and_every_question_is_a_command_with_a_line_of_help(capsys
         (line,) = (line for line in shown.splitlines() if line.startswith(f"  {name} "))
         assert len(line.split()) > 4
     assert "python" not in shown
+    assert max(map(len, shown.splitlines())) <= 80
 
 
 @pytest.mark.parametrize(("typed", "meant"), [("trian", "train"), ("phase_cost", "phase_costs"), ("reports", "report")])

@@ -11,7 +11,7 @@ from isoforward.app.command_line import run
 from isoforward.app.run_directory import claim
 from isoforward.app.scripts import scripts
 from isoforward.base.config import TrainConfig
-from isoforward.base.errors import BadInput, NonFinite
+from isoforward.base.errors import BadInput, NonFinite, Stopped
 from isoforward.base.storage import DONE
 
 
@@ -38,6 +38,16 @@ def test_runs_that_begin_in_the_same_second_have_a_directory_each(
         assert f"run_dir: {third}" in (third / "config.yaml").read_text()
     with pytest.raises(BadInput, match="in use"), claim(config, resuming=True), claim(config, resuming=True):
         pytest.fail("two go on with it")
+
+
+def test_ctrl_c_says_what_became_of_the_directory(tmp_path: Path) -> None:
+    config = TrainConfig(run_dir=str(tmp_path / "run"))
+    with pytest.raises(Stopped, match=r"stopped before it was done; run_dir=.* is free again"), claim(config):
+        raise KeyboardInterrupt
+    with pytest.raises(Stopped, match="run has what was written until then") as stopped, claim(config) as directory:
+        (directory / "results.jsonl").touch()
+        raise KeyboardInterrupt
+    assert stopped.value.exit_code == 130
 
 
 def test_a_directory_that_holds_something_else_is_not_taken(

@@ -15,6 +15,7 @@ from functools import cache
 from importlib.metadata import version
 from itertools import zip_longest
 from pathlib import Path
+from textwrap import fill
 from typing import Any, TypeVar
 
 import hydra
@@ -34,7 +35,7 @@ from isoforward.app.unread import refuse_what_is_not_read
 from isoforward.base.checks import unknown
 from isoforward.base.config import KERNELS_VARIABLE
 from isoforward.base.datasheets import lookup
-from isoforward.base.errors import BadInput, Refusal, StorageFailed
+from isoforward.base.errors import BadInput, Refusal, Stopped, StorageFailed
 from isoforward.base.hardware import follow_quota
 from isoforward.base.terminal import print_what_can_be_encoded
 
@@ -80,9 +81,11 @@ def register(script: Path, schema: type) -> str:
     groups = [{group: option} for group, option in CHOSEN.items() if group in keys]
     own = [command] if (conf_directory() / f"{command}.yaml").is_file() else []
     quiet = [{f"override hydra/{log}": "none"} for log in ("job_logging", "hydra_logging")]
-    about = read_script(script).help.replace("$", "$$").replace("${", "\\${")  # of string.Template, then of OmegaConf
+    about = (
+        narrow(read_script(script).help).replace("$", "$$").replace("${", "\\${")
+    )  # of string.Template, then of OmegaConf
     chosen = sorted((keys & GROUPS.keys()) | ({"recipe"} if "trainer" in keys else set()))
-    listed = "\n".join(f"{group}: {', '.join(options_of(group))}" for group in chosen)
+    listed = "\n".join(narrow(f"{group}: {', '.join(options_of(group))}", hang="  ") for group in chosen)
     options = f"Groups (group=option)\n\n{listed}\n\n" if chosen else ""
     started = "${now:%Y-%m-%d}_${now:%H-%M-%S}"
     node: dict[str, object] = {
@@ -99,6 +102,17 @@ def register(script: Path, schema: type) -> str:
         node["run_dir"] = f"runs/{started}_{command}"
     store.store(name=f"{command}_command", node=node)
     return f"{command}_command"
+
+
+def narrow(text: str, hang: str = "") -> str:
+    """Paragraphs of 80 columns; examples, which are indented, stay as they are."""
+    paragraphs = text.split("\n\n")
+    return "\n\n".join(
+        each
+        if re.search("^ ", each, re.M)
+        else fill(each, 80, subsequent_indent=hang, break_on_hyphens=False, break_long_words=False)
+        for each in paragraphs
+    )
 
 
 def option(group: str, name: str) -> Any:
@@ -156,7 +170,7 @@ def explain(error: Exception, schema: type) -> BadInput:
     elif key and "does not support deletion" in first:
         first = f"~{key[1]}: no key of this group can be taken out; leave it away for its default"
     elif key and "is not a ListConfig" in first:
-        first = f"{key[1]} takes a list; write '{key[1]}=[A,B]'"
+        first = f"{key[1]} takes a list; write '{key[1]}=[A]' or '{key[1]}=[A,B]'"
     if key and not first.lstrip("~").startswith(key[1]):
         first = f"{key[1]}: {first}"
     if "parsing override" in text or "no viable alternative" in text or "mismatched input" in text:
@@ -256,7 +270,7 @@ def run(
         longest = max(arguments, key=len).partition("=")[0]
         return complain(BadInput(f"{longest}: no number is that large"))
     except KeyboardInterrupt:
-        return 130
+        return complain(Stopped(signal.SIGINT, "stopped by Ctrl-C"))
     except BrokenPipeError:
         write_no_more()
         return 130

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from isoforward.app.sweeps import InDirectory
-from isoforward.base.errors import BadInput
+from isoforward.base.errors import BadInput, Stopped
 from isoforward.base.locks import locked
 from isoforward.base.storage import DONE, remove, sha256_of, write_text
 
@@ -35,10 +36,14 @@ def claim(config: InDirectory, *, resuming: bool = False) -> Iterator[Path]:
         remove(directory / DONE)
         try:
             yield directory
-        except BadInput:
-            if not resuming and {path.name for path in directory.iterdir()} <= {kept.name, LOCK}:
+        except (BadInput, KeyboardInterrupt) as error:
+            nothing = not resuming and {path.name for path in directory.iterdir()} <= {kept.name, LOCK}
+            if nothing:
                 remove(kept)
-            raise
+            if isinstance(error, BadInput):
+                raise
+            left = f"run_dir={directory} is free again" if nothing else f"{directory} has what was written until then"
+            raise Stopped(signal.SIGINT, f"stopped before it was done; {left}") from None
         write_text(directory / DONE, sha256_of(kept))
 
 

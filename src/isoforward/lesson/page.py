@@ -151,8 +151,11 @@ def first_known(module: InferenceModule, texts: tuple[str, ...]) -> str:
     return module.tokenizer.decode(range(min(8, module.tokenizer.vocabulary)))
 
 
+ABOUT = "Writes both lives of a run's own model as one page, which needs no network: isoforward lesson runs/latest"
+
+
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="isoforward lesson", description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="isoforward lesson", description=ABOUT, allow_abbrev=False)
     parser.add_argument(
         "checkpoint", nargs="?", default="runs/latest", metavar="CHECKPOINT", help="a run, an export or a checkpoint"
     )
