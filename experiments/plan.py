@@ -35,7 +35,7 @@ from isoforward.base.results import Results, Row, RowFields, at_most_one, only, 
 from isoforward.base.vocabulary import Condition
 from isoforward.plan import economics
 from isoforward.plan.planning import Figure, OnPaper, Plan, peak
-from isoforward.plan.subject import Known, Serving, Setup, Subject
+from isoforward.plan.subject import Known, NotCounted, Serving, Setup, Subject
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -163,14 +163,16 @@ def rows(plan: Plan, config: PlanConfig) -> Iterator[Row]:
 def training_rows(plan: Plan, config: PlanConfig) -> Iterator[Row]:
     try:
         held = plan.training_bytes(plan.setup)
-    except BadInput as refusal:  # of an architecture that asks its data what to do next
+    except NotCounted as refusal:
         yield unavailable(plan, "training", "step", "memory", "step", str(refusal))
         return
     for phase, size in held.items():
         yield told(plan, "training", phase, "memory", "step", peak(size))
     whole = plan.training_peak(plan.setup)
     fits = plan.fits(whole)
-    yield told(plan, "training", "step", "memory", "step", whole, fits=fits)
+    yield told(
+        plan, "training", "step", "memory", "step", whole, fits=fits, state_dtype=plan.subject.state_dtype(plan.setup)
+    )
     step = plan.clock.step(plan.subject, plan.setup)
     yield told(plan, "training", "step", "time", "step", step)
     tokens = config.tokens or 20 * plan.subject.parameters
@@ -202,7 +204,7 @@ def serving_rows(plan: Plan, config: PlanConfig) -> Iterator[Row]:
     at: dict[str, Any] = {key: getattr(serving, key) for key in ("users", "prompt", "new_tokens")}
     try:
         held = plan.serving_bytes()
-    except BadInput as refusal:
+    except NotCounted as refusal:
         yield unavailable(plan, "inference", "decode", "memory", "sequence", str(refusal), **at)
         return
     for phase, size in held.items():
@@ -243,6 +245,8 @@ def screen(console: "Console", results: Results) -> None:
         made = f"{at['precision']}, {at['optimizer']}, {at['strategy']}, accumulate {at['accumulate']}"
         more = "" if at["adapter"] == "full" else f", {at['adapter']}"
         lines.append(f"training {how}: {made}, checkpointing {at['checkpointing']}{more}")
+        if (state := state_dtype(results)) is not None:
+            lines.append(f"weights, gradients and optimizer state in {state}")
     if served := select(results, life="inference", phase="decode", quantity="memory"):
         size = served[0].conditions
         lines.append(f"serving {size['users']} users of {size['prompt']} + {size['new_tokens']} tokens")
@@ -251,8 +255,26 @@ def screen(console: "Console", results: Results) -> None:
     if changed := changed_rows(results):
         console.print()
         console.print(remedy_table(results, changed))
+    elif unfit(results):
+        console.print(f"\n{nothing_fits(results)}", style="dim", markup=False, highlight=False)
     for reason in dict.fromkeys(row.reason for row in results.rows if row.reason):
         console.print(f"unavailable: {reason}", style="dim", markup=False, highlight=False)
+
+
+def state_dtype(results: Results) -> Condition:
+    held = select(results, life="training", phase="step", quantity="memory", change=None)
+    return held[0].conditions.get("state_dtype") if held else None
+
+
+def unfit(results: Results) -> bool:
+    """Training, with no change that makes it fit."""
+    held = select(results, life="training", phase="step", quantity="memory")
+    return len(held) == 1 and held[0].value is not None and held[0].conditions["fits"] != "yes"
+
+
+def nothing_fits(results: Results) -> str:
+    batch = select(results, life="training", phase="step", quantity="memory")[0].conditions["batch"]
+    return f"nothing makes training fit on the devices that batch={batch} can be shared by; a larger batch takes more"
 
 
 def changed_rows(results: Results) -> list[Row]:
@@ -297,6 +319,8 @@ def label(row: Row) -> str:
 def amount(row: Row, value: float | None) -> str:
     if value is None:
         return ""
+    if row.quantity == "users that fit":
+        return f"{value:,.0f}"
     if row.unit == "usd":
         return f"${value:,.2f}" if value < 100 else f"${value:,.0f}"
     if row.unit == "s" and value >= 2 * 86400:
@@ -327,6 +351,8 @@ def answer(results: Results) -> str:
         row = held[0]
         fits = {"yes": "fits", "no": "does not fit", "uncertain": "may not fit"}[str(row.conditions["fits"])]
         said.append(f"{name} {fits} {row.conditions['hardware']}: {units.size(row.number)} ± 10 % on each device")
+        if life == "training" and (state := state_dtype(results)) is not None:
+            said[-1] += f" (weights and optimizer state in {state})"
         said[-1] += training_said(results) if life == "training" else serving_said(results)
     return ". ".join(said) + "."
 
@@ -339,6 +365,8 @@ def training_said(results: Results) -> str:
     paid = at_most_one(results, life="training", quantity="money", per="run")
     text += f" ({amount(paid, paid.value)})" if paid is not None and paid.value is not None else ""
     changes = [row.conditions["change"] for row in changed_rows(results)]
+    if unfit(results):
+        return f"{text}; {nothing_fits(results)}"
     return text + (f"; {changes[0]} makes it fit" if changes else "")
 
 
@@ -347,9 +375,10 @@ def serving_said(results: Results) -> str:
     prompt = only(results, phase="prefill", quantity="time")
     users = only(results, quantity="users that fit")
     rate = decode.setting("users") / decode.number
-    return (
-        f", a prompt takes {amount(prompt, prompt.value)} and decode gives {units.count(rate)} tokens/s; "
-        f"at most {users.value:,.0f} users"
+    return f", a prompt takes {amount(prompt, prompt.value)} and decode gives {units.count(rate)} tokens/s; " + (
+        f"at most {units.several(round(users.number), 'user')}"
+        if users.value
+        else "not one user fits: devices= takes more"
     )
 
 

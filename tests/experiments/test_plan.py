@@ -16,9 +16,9 @@ from experiments.plan import PlanConfig, main, plan_of, rows
 from isoforward.app.command_line import run
 from isoforward.base.config import ModelConfig
 from isoforward.base.datasheets import TABLE, save
-from isoforward.base.errors import BadInput
 from isoforward.base.results import only, read, select
 from isoforward.plan.published import MODELS
+from isoforward.plan.subject import NotCounted
 
 ROOT = Path(__file__).parents[2]
 LLAMA = MODELS["llama3-70b"]
@@ -85,6 +85,7 @@ def test_what_has_no_price_and_no_known_power_says_so(tmp_path: Path) -> None:
         (["optimizer=adamx"], "did you mean adam"),
         (["strategy=fspd"], "did you mean fsdp"),
         (["tokens=0"], "tokens"),
+        (["adapter=lora", "adapter.targets=[zz]"], "adapter.targets: 'zz' matches nothing"),
         (["price_per_hour=-1"], "price_per_hour=-1"),
         (["hardware=h1000"], "did you mean h100"),
         (["bach=4"], "did you mean batch"),
@@ -126,7 +127,7 @@ def test_what_cannot_be_counted_is_unavailable_with_its_reason(monkeypatch: pyte
     plan = plan_of(config)
 
     def refuse(*_: object, **__: object) -> None:
-        raise BadInput("training cannot be counted without data: it asks which experts")
+        raise NotCounted("training cannot be counted without data: it asks which experts")
 
     monkeypatch.setattr(type(plan.subject), "training", refuse)
     found = list(rows(plan, config))
@@ -142,3 +143,34 @@ def test_the_changes_that_make_it_fit_are_told_whole_at_80_columns(
     shown = capsys.readouterr().out
     assert "what makes training fit" in shown and "strategy=fsdp" in shown
     assert "…" not in shown
+
+
+def test_what_nothing_makes_fit_is_said(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    asked(tmp_path, "model=llama3_405b", "batch=8", "devices=8")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "nothing makes training fit on the devices that batch=8 can be shared by" in shown
+    assert "not one user fits" in shown and "at most 0" not in shown
+    answer = (tmp_path / "run" / "answer.txt").read_text()
+    assert "nothing makes training fit" in answer
+
+
+def test_users_are_counted_in_whole_ones(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    asked(tmp_path, "model=gpt2", "length=512")
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "users that fit" in line)
+    most = only(read(tmp_path / "run" / "results.jsonl"), quantity="users that fit").number
+    assert line.split()[-1] == f"{most:,.0f}"
+
+
+def test_a_plan_says_which_state_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Case: one config.json, planned as a family of ours and as any model of Transformers, twice apart."""
+    pytest.importorskip("transformers")
+    keys: dict[str, Any] = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 200}
+    keys |= {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    (tmp_path / "config.json").write_text(json.dumps(keys | {"max_position_embeddings": 128}))
+    for source, dtype in (("hf", "fp32"), ("transformers", "bf16")):
+        assert asked(tmp_path / source, f"model={source}", f"model.path={tmp_path}") == 0
+        assert f"weights, gradients and optimizer state in {dtype}" in capsys.readouterr().out
+        assert f"(weights and optimizer state in {dtype})" in (tmp_path / source / "run" / "answer.txt").read_text()

@@ -237,4 +237,5 @@ CONDITIONS = {
     "users": "sequences served at once",
     "fits": "whether the memory of the device is enough: yes, no or uncertain",
     "basis": "what a predicted time rests on",
+    "state_dtype": "of trained weights, their gradients and the optimizer's state",
 }

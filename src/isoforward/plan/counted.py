@@ -26,7 +26,7 @@ from isoforward.model import steps
 from isoforward.model.cost import UPDATES, Parts
 from isoforward.model.footprint import size_of
 from isoforward.plan.few_layers import Count, edges, extended, kinds_of, listed_kinds, on, repeats, shortened
-from isoforward.plan.subject import Amount, Serving, Setup
+from isoforward.plan.subject import Amount, NotCounted, Serving, Setup
 from isoforward.serve.inference import DTYPES
 from isoforward.serve.transformers_model import Wrapped, WrappedCache, described, settings_of, skeleton
 
@@ -104,6 +104,9 @@ class Counted:
     @property
     def choices(self) -> dict[str, tuple[str, ...]]:
         return {"checkpointing": ("none", "full"), "optimizer": tuple(OPTIMIZERS), "adapter": ("none",)}
+
+    def state_dtype(self, setup: Setup) -> str:
+        return setup.precision
 
     def training(self, setup: Setup, *, fused_norm: bool) -> dict[str, Parts]:
         if setup.optimizer not in OPTIMIZERS:
@@ -228,6 +231,6 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(names)
 
 
-def not_counted(what: str, error: Exception) -> BadInput:
+def not_counted(what: str, error: Exception) -> NotCounted:
     first = str(error).partition("\n")[0][:200]
-    return BadInput(f"{what} cannot be counted without data: {first}")
+    return NotCounted(f"{what} cannot be counted without data: {first}")

@@ -17,6 +17,10 @@ from isoforward.model.cost import Lengths, Parts
 STRATEGIES = {"ddp": 0, "fsdp": 3}  # as stages of ZeRO: nothing of the state is cut up, or all of it
 
 
+class NotCounted(BadInput):
+    """Of an architecture that asks its data what to do next: no key would mend that."""
+
+
 class Amount(NamedTuple):
     """Of one execution."""
 
@@ -107,6 +111,10 @@ class Subject(Protocol):
         """Values of `checkpointing`, `optimizer` and `adapter` that it can be trained with."""
         ...
 
+    def state_dtype(self, setup: Setup) -> str:
+        """Of trained weights, their gradients and the optimizer's state; activations are of `setup.precision`."""
+        ...
+
     def training(self, setup: Setup, *, fused_norm: bool) -> dict[str, Parts]:
         """Peak bytes of each phase: weights, gradients, optimizer, activations (with logits and temporaries)."""
         ...
@@ -156,6 +164,9 @@ class Known:
     @property
     def choices(self) -> dict[str, tuple[str, ...]]:
         return {"checkpointing": cost.CHECKPOINTING, "optimizer": tuple(cost.UPDATES), "adapter": ("none", "lora")}
+
+    def state_dtype(self, setup: Setup) -> str:
+        return "fp32"
 
     def training(self, setup: Setup, *, fused_norm: bool) -> dict[str, Parts]:
         peaks = footprint.training_peaks(
