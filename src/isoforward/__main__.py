@@ -10,7 +10,7 @@ import re
 import runpy
 import sys
 from collections.abc import Sequence
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from importlib.metadata import version
 from textwrap import fill
 
@@ -84,13 +84,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     path = known[command]
     sys.argv = [str(path), *rest]
     sys.path.insert(0, str(path.parent))  # as for any script: processes of its own cases find it by name
-    if "--help" not in rest:
-        runpy.run_path(str(path), run_name="__main__")
-        return 0
     shown = io.StringIO()
     try:
-        with redirect_stdout(shown):
+        with redirect_stdout(shown) if "--help" in rest else nullcontext():
             runpy.run_path(str(path), run_name="__main__")
+    except KeyboardInterrupt:  # while libraries load
+        print("error: stopped by Ctrl-C before it began", file=sys.stderr)
+        return 130
     finally:
         print(as_typed_here(shown.getvalue()), end="")
     return 0

@@ -53,6 +53,12 @@ def test_the_tokens_of_the_prompt_are_counted_however_it_is_served(
     assert "for 1 prompt token ·" in capsys.readouterr().err
 
 
+def test_what_is_refused_says_nothing_of_compiling(checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(BadInput, match="exact=true cannot be had with compile=true"):
+        generate(GenerateConfig(checkpoint=checkpoint, prompt="R", exact=True, compile=True))
+    assert capsys.readouterr().err == ""
+
+
 def test_streamed_or_not_the_text_is_the_same(checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
     texts = []
     for stream in (True, False):

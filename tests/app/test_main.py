@@ -41,6 +41,19 @@ def test_examples_are_shown_as_they_are_typed_here() -> None:
     )
 
 
+def test_ctrl_c_while_libraries_load_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command.runpy, "run_path", interrupted)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "argv", [*sys.argv])
+    assert command.main(["layers"]) == 130
+    assert capsys.readouterr() == ("", "error: stopped by Ctrl-C before it began\n")
+
+
 def test_a_command_runs_as_its_script_does(tmp_path: Path) -> None:
     done = typed(Path(sys.executable), ["-m", "isoforward", "train", "--help"], tmp_path)
     assert "isoforward train trainer.resume=auto" in done.stdout and "python train.py" not in done.stdout

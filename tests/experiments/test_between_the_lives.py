@@ -91,7 +91,7 @@ def test_an_rl_step_is_told_by_its_planted_shares() -> None:
         ({"reward": "count"}, "did you mean counting?"),
         ({"group": 1}, "group=1 must be a finite number of at least 2"),
         ({"new_tokens": 300}, r"prompt \+ new_tokens = 308 is longer than model.context=256; write model.context=308"),
-        ({"steps": 3}, "steps=3"),
+        ({"steps": 3}, "steps=3 are too few to see learning; write steps=20 or more, or 0 for none"),
         ({"checkpoint": "runs/latest"}, "rewards here judge digits"),
         ({"model": ModelConfig(source="hf", path="DIR")}, "model.path= has a tokenizer of its own"),
     ],

@@ -76,8 +76,8 @@ def read_prompts(config: GenerateConfig) -> list[str]:
 def one(module: InferenceModule, prompt: str, ids: list[int], config: GenerateConfig) -> None:
     passes: list[Pass] = []
     before = "" if config.chat else prompt  # of a chat the answer alone is shown
-    explain = config.explain.lower() == "true"
-    if config.explain.lower() == "html":
+    explain, as_page = (str(config.explain).lower() == way for way in ("true", "html"))
+    if as_page:
         from isoforward.lesson.page import refuse_unpackable
 
         refuse_unpackable(module)
@@ -103,7 +103,7 @@ def one(module: InferenceModule, prompt: str, ids: list[int], config: GenerateCo
     given = sum(len(step.tokens) for step in passes)
     if passes and given < config.max_new_tokens and passes[-1].context == module.model.config.context:
         say(f"the context of {module.model.config.context} tokens is full")
-    if config.explain.lower() == "html":
+    if as_page:
         from isoforward.lesson.page import write_generation
 
         say(f"page     {write_generation(module, config.checkpoint, prompt, passes, Path('generation.html'))}")

@@ -335,7 +335,7 @@ class GenerateConfig(Checked):
     seed: int = key(1234, within, 0, LARGEST_SEED)
     cache: bool = True
     stream: bool = True
-    explain: str = "false"  # true: every pass, line by line; html: the generation as a page, generation.html
+    explain: bool | str = False  # true: every pass, line by line; html: the generation as a page, generation.html
     logprobs: bool = False  # a JSON line a token, instead of text
     precision: str = key("auto", one_of, PRECISIONS)  # auto: as exported
     kernels: str = key("auto", one_of, KERNELS)
@@ -351,8 +351,8 @@ class GenerateConfig(Checked):
             raise BadInput(f"top_p={self.top_p} must lie in (0, 1]")
         if not 0 < self.repetition_penalty < math.inf:
             raise BadInput(f"repetition_penalty={self.repetition_penalty} must be a positive number; 1 is none")
-        explain, several = self.explain.lower(), self.prompts_file is not None
-        one_of("explain", explain, ("false", "true", "html"))  # Hydra reads true as a bool
+        explain, several = str(self.explain).lower(), self.prompts_file is not None
+        one_of("explain", explain, ("false", "true", "html"))
         if explain == "html" and (several or self.precision == "int8"):
             raise BadInput("explain=html shows one prompt on the exported weights: leave out prompts_file= and int8")
         if self.prompt is not None and several:
