@@ -47,7 +47,7 @@ def test_ctrl_c_while_libraries_load_is_no_traceback(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command.runpy, "run_path", interrupted)
+    monkeypatch.setattr("runpy.run_path", interrupted)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(sys, "argv", [*sys.argv])
     assert command.main(["layers"]) == 130
