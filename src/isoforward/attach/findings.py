@@ -16,7 +16,8 @@ from isoforward.attach.frozen import Call, time_frozen, time_serving
 from isoforward.attach.modes import distances
 from isoforward.attach.modules import compiled, innermost
 from isoforward.attach.ranks import COMMUNICATION, Ranks, gradients_averaged_s, sharded
-from isoforward.attach.sampling import TIMED, WHOLE
+from isoforward.attach.sampling import TIMED, WHOLE, Sampling
+from isoforward.base import units
 from isoforward.base.device import device_of
 from isoforward.base.disturbance import Disturbance
 from isoforward.base.environment import environment
@@ -46,6 +47,9 @@ class Watched:
     over: Disturbance
     flops: Mapping[str, int]  # by phase, of the step in which they were counted
     memory: Mapping[str, int]  # peak bytes, likewise
+    sampling: Sampling  # what was asked for, or
+    fixed: bool  # what a script cannot ask for otherwise
+    lead: Optimizer | None = None  # whose steps were to be counted
 
 
 def phases_of(watched: Watched, *, ended: bool, command: str = "") -> Phases:
@@ -177,9 +181,12 @@ class _Rows:
         figures: dict[str, Condition] = {"elapsed_s": over.elapsed_s, "lost_share": over.lost_share}
         figures |= {"steps": seen, "timed": len(self.timed)}
         reasons = []
-        if len(self.timed) < FEWEST:
+        if not self.timed:
+            reasons.append(self.why_none(seen))
+        elif len(self.timed) < FEWEST:
+            way_out = "" if self.watched.fixed or self.watched.sampling.every == 1 else " or every=1"
             few = f"{len(self.timed)} of {seen} steps were timed, too few for an interval"
-            reasons.append(f"{few}: train longer or every=1")
+            reasons.append(f"{few}: train longer{way_out}")
         if over.disturbed:
             waited = f"threads of this training waited {over.lost_share:.0%} of the time for a processor"
             reasons.append(f"{waited}: run again with fewer threads, or with less beside it")
@@ -190,6 +197,19 @@ class _Rows:
                 reasons.append(f"steps that were timed by phase took {ratio:.2f}x the time of those that were not")
         where = self.where.id
         return Verdict(experiment=NAME, trusted=not reasons, reasons=tuple(reasons), figures=figures, environment=where)
+
+    def why_none(self, steps: int) -> str:
+        account, lead = self.watched.account, self.watched.lead
+        if steps:
+            sampling = account.draws.sampling
+            first = sampling.warmup + sampling.count_flops
+            warm = f"the first {first} are left out as warm-up" if first else "none was drawn"
+            return f"of {units.several(steps, 'optimizer step')} {warm}: train longer"
+        if lead is not None and lead not in self.watched.optimizers and self.watched.optimizers:
+            return f"the {type(lead).__name__} that was named never stepped, and another optimizer did"
+        if account.backwards:
+            return f"no optimizer of torch.optim stepped after {account.backwards} calls of backward"
+        return "nothing was trained: no optimizer of torch.optim stepped, and backward was not called"
 
     def _part(self, life: str, phase: str) -> Part:
         return Part(life=life, phase=phase, per="step", conditions=self.conditions)

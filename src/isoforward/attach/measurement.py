@@ -46,7 +46,7 @@ class Measurement:
         """Without `roots` they are found once the first step is done, by the weights that its optimizers updated; which
         of them are called, in the second.
         """
-        self.before = look()
+        self.before, self.asked = look(), lead
         roots = list(roots)
         sampling = self.sampling if roots else replace(self.sampling, warmup=max(2, self.sampling.warmup))
         self.account = Account(self.clock or device_of(device(roots)), sampling)
@@ -73,13 +73,16 @@ class Measurement:
     def finish(self, path: Path, *, ended: bool, command: str = "") -> Phases:
         """Stops; rank 0 says on standard error what was found, and appends the rows to `path`, with a report beside it.
 
-        A W&B run that is open gets both. Where they cannot be written it says so: how the training ends stays its own.
+        Nothing is written where there are none. A W&B run that is open gets both. Where they cannot be written it says
+        so: how the training ends stays its own.
         """
         self.stop()
         phases = self.phases(ended=ended, command=command)
         if self.ranks.rank == 0:
             print(shown(phases), file=sys.stderr)
             found, page = phases.results, path.with_name("report.html")
+            if not found.rows:
+                return phases
             try:
                 phases.write(path)
                 print(write_report(found, page, headline=sentence(found), title=command or NAME), file=sys.stderr)
@@ -107,6 +110,9 @@ class Measurement:
             over=between(self.before, self.after),
             flops=self.flops,
             memory=self.memory,
+            sampling=self.sampling,
+            fixed=bool(command),
+            lead=self.asked,
         )
         return phases_of(watched, ended=ended, command=command)
 

@@ -80,5 +80,9 @@ def phase_costs(
     are several, else it is the first to step. Hooks are undone at the end. Weights and random state are what they would
     have been.
     """
+    if not isinstance(model, nn.Module | None):
+        raise BadInput(f"model is a {type(model).__name__}, and no torch.nn.Module: phase_costs(model, optimizer)")
+    if optimizer is not None and not callable(getattr(optimizer, "step", None)):
+        raise BadInput(f"optimizer is a {type(optimizer).__name__}, which has no step: phase_costs(model, optimizer)")
     sampling = Sampling(every=every, warmup=warmup, count_flops=flops)
     return StepCosts(Measurement(sampling, validation_by_mode=True), model, optimizer)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from math import ceil
 from statistics import median
 
+from isoforward.base.checks import at_least
 from isoforward.base.statistics import FEWEST
 
 TIMED, WHOLE, WARMUP, COUNTED = "timed", "whole", "warmup", "counted"
@@ -27,6 +28,10 @@ class Sampling:
     every: int = 4  # at most one of so many, at a place that is drawn: a fixed stride could fall in with the loop's own
     warmup: int = 3  # steps left out at the beginning
     count_flops: bool = True  # in one step after the warm-up, which is not timed
+
+    def __post_init__(self) -> None:
+        at_least("every", self.every, 1)
+        at_least("warmup", self.warmup, 0)
 
 
 class Draws:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 
 from isoforward.attach.account import IN_STEP
+from isoforward.attach.findings import CLOSED
 from isoforward.attach.modes import ALL, OTHERS
 from isoforward.base import units
 from isoforward.base.results import Results, Row, at_most_one, select
@@ -21,9 +22,10 @@ def shown(phases: Phases) -> str:
 def sentence(found: Results) -> str:
     step = at_most_one(found, life="training", phase="step", quantity="time")
     if step is None or step.value is None:
-        return "No optimizer step was timed: the training ended before one was whole."
+        why = found.verdicts[0].reasons[0] if found.verdicts and found.verdicts[0].reasons else "it failed before one"
+        return f"No training step was timed: {why}."
     takes = f"A training step takes {units.seconds(step.value)}{against_forward(found, step.value)}"
-    more = [part for part in (largest(found), rate(found, step.value), slowest(found)) if part]
+    more = [part for part in (largest(found, step.value), rate(found, step.value), slowest(found)) if part]
     return f"{'; '.join([takes, *more])}.{modes(found)}"
 
 
@@ -37,13 +39,16 @@ def against_forward(found: Results, step_s: float) -> str:
     return f", {ratio} its forward in inference ({units.seconds(forward.value)})"
 
 
-def largest(found: Results) -> str:
+def largest(found: Results, step_s: float) -> str:
+    """Of the step that is named; where those that were timed by phase took another time, of them."""
     parts = [row for row in select(found, life="training", quantity="time") if row.phase in IN_STEP]
     together = sum(value(row) for row in parts)
     if not together:
         return ""
     most = max(parts, key=value)
-    return f"{value(most) / together:.0%} of it is {most.phase}"
+    if abs(together / step_s - 1) <= CLOSED:
+        return f"{value(most) / step_s:.0%} of it is {most.phase}"
+    return f"of those timed by phase, {units.seconds(together)} each, {value(most) / together:.0%} is {most.phase}"
 
 
 def rate(found: Results, step_s: float) -> str:

@@ -156,9 +156,8 @@ def view(name: str, results: Results, *, most: int = MOST_ROWS, drawn: bool = Tr
             says.append(identity(compared))
             sections += both_lives(compared) if drawn else []
         else:
-            if compared:
-                kind = "doubt" if select(part, quantity="identity") else ""
-                says.append((kind, "Both lives are not compared:", f"{compared.removeprefix('not compared: ')}."))
+            if compared and select(part, quantity="identity"):  # else nobody meant to
+                says.append(("doubt", "Both lives are not compared:", f"{compared.removeprefix('not compared: ')}."))
             sections += any_rows(experiment, part, most) if drawn else []
     run = comparison_of(results)
     names = ", ".join(dict.fromkeys(row.experiment.replace("_", " ") for row in results.rows))
