@@ -217,6 +217,13 @@ def root_of_nothing(output: torch.Tensor, targets: torch.Tensor) -> torch.Tensor
         (frozen_linear(), (X, X), {}, "no parameter that is trained"),
         (Labelled(), {"input_ids": IDS}, {"loss": None}, "gives no loss of its own"),
         (Labelled(), {"input_ids": IDS, "labels": IDS * 0 - 100}, {"loss": None}, "loss of this batch is nan"),
+        (nn.Linear(5, 4), (X, X), {}, "batch: the model fails on these inputs: RuntimeError: mat1 and mat2"),
+        (
+            nn.Linear(4, 5),
+            (X, X),
+            {"loss": lambda out, y: (out - y).sum()},
+            "batch: the loss fails on what the model gives",
+        ),
         (nn.Linear(4, 4), "text", {}, "no tensor is in its inputs, a str"),
         (nn.Linear(4, 4), (X, X), {"optimizer": "LBFGS"}, "LBFGS runs forward and backward within its own step"),
     ],

@@ -147,7 +147,8 @@ def loss_of_the_model(output: object, batch: object) -> Tensor:
 def refuse_what_cannot_be_trained(
     model: nn.Module, inputs: object, targets: object, criterion: Callable[..., Tensor]
 ) -> None:
-    found = criterion(model(inputs), targets)
+    output = told_of("the model fails on these inputs", lambda: model(inputs))
+    found = told_of("the loss fails on what the model gives and these targets", lambda: criterion(output, targets))
     if not isinstance(found, Tensor) or found.numel() != 1:
         shape = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
         raise BadInput(f"loss: it gives {shape}, and a step needs one number; take its mean")
@@ -162,6 +163,16 @@ def refuse_what_cannot_be_trained(
             raise BadInput(f"the gradient of {name.removeprefix('model.')} is sparse, and torch takes no norm of such")
         if gradient is not None and not gradient.isfinite().all():
             raise BadInput(f"the gradient of {name.removeprefix('model.')} is not finite on this batch")
+
+
+def told_of(what: str, attempt: Callable[[], object]) -> object:
+    try:
+        return attempt()
+    except BadInput:
+        raise
+    except Exception as error:
+        first = str(error).strip().partition("\n")[0]
+        raise BadInput(f"batch: {what}: {type(error).__name__}: {first}") from error
 
 
 def row(part: Part, found: RowFields, environment_id: str) -> Row:
