@@ -47,3 +47,15 @@ def test_a_question_whose_rows_are_missing_or_doubled_is_left_out(recorded: Resu
     assert names(replace(recorded, rows=(*recorded.rows, *steps))) == everything - {"step_time", "optimizer", "decode"}
     assert names(replace(recorded, rows=())) == set()
     assert measured(None)["questions"] == []
+
+
+def test_each_question_stands_alone_since_any_may_be_left_out(recorded: Results) -> None:
+    asked = [TEXT[f"guess.{each['name']}"]["en"] for each in measured(recorded)["questions"]]
+    assert len(asked) == 10
+    assert not [each for each in asked if each.startswith("And ") or " that peak" in each or " those " in each]
+
+
+def test_one_thread_is_one(recorded: Results) -> None:
+    (where,) = recorded.environments.values()
+    one = replace(where, identity={"cpu": "X", "threads": 1})
+    assert measured(replace(recorded, environments={one.id: one}))["machine"] == "X, 1 thread"

@@ -171,5 +171,6 @@ def peaks(results: Results) -> dict[str, float] | None:
 def machine(results: Results) -> str:
     for environment in results.environments.values():
         told = environment.identity
-        return str(told.get("gpu") or f"{told.get('cpu')}, {told.get('threads')} threads")
+        threads = told.get("threads")
+        return str(told.get("gpu") or f"{told.get('cpu')}, {threads} {'thread' if threads == 1 else 'threads'}")
     return ""
