@@ -77,8 +77,12 @@ class Adapters(ExperimentConfig):
 
 def ways(case: Case, config: Adapters) -> list[Case]:
     lora = [AdapterConfig(name="lora", rank=rank, targets=config.targets) for rank in config.ranks]
-    for each in lora:
-        adapted_maps(case.model, each)  # refuses before anything is measured
+    narrow = adapted_maps(case.model, AdapterConfig(name="lora", rank=1, targets=config.targets))
+    width = min(min(each.inputs, each.outputs) for each in narrow)
+    if max(config.ranks) > width:  # before anything is measured
+        low = [rank for rank in config.ranks if rank <= width] or [width]
+        told = ",".join(map(str, low))
+        raise BadInput(f"ranks: {max(config.ranks)} is above the width of a map, {width}; write ranks=[{told}]")
     lora.append(dataclasses.replace(lora[0], base="int8"))
     parts = [dataclasses.replace(case, adapter=each) for each in (AdapterConfig(name="frozen"), *lora)]
     return [dataclasses.replace(case, labels={"adapter": FULL}), *parts]
