@@ -32,7 +32,7 @@ from isoforward.app.run_directory import claim
 from isoforward.app.telling import command_line, tell
 from isoforward.base import units
 from isoforward.base.checks import at_least
-from isoforward.base.config import ExperimentConfig, ModelConfig
+from isoforward.base.config import ExperimentConfig, MeasureConfig, ModelConfig
 from isoforward.base.errors import BadInput
 from isoforward.base.results import Results, Row, only, select, write
 from isoforward.base.terminal import say
@@ -168,9 +168,15 @@ def works_of(case: Case, model: GPT, tokens: Tensor, *, exact: bool) -> Iterator
 # A server
 
 
-def endpoint_rows(case: Case, url: str, tokenizer: Tokenizer, count: int, console: Console) -> Iterator[Row]:
-    """What the server samples after each prompt, and its greedy text; BadInput where it is none of these weights."""
+def reached(url: str, tokenizer: Tokenizer) -> Endpoint:
+    """Before anything is measured; BadInput where no answer comes that could be compared."""
     engine = Endpoint(url, tokenizer)
+    engine.probe()
+    return engine
+
+
+def endpoint_rows(case: Case, engine: Endpoint, count: int, console: Console) -> Iterator[Row]:
+    """What the server samples after each prompt, and its greedy text; BadInput where it is none of these weights."""
     master = master_of(case).eval()
     frozen = freeze(master)
     prompts = [text[: case.prompt] for text in texts_of(case, frozen, count)]
@@ -191,13 +197,13 @@ def endpoint_rows(case: Case, url: str, tokenizer: Tokenizer, count: int, consol
             raise
         stopped = refusal
     if not served.texts:
-        raise BadInput(f"endpoint={url} gives no token after any of {count} prompts")
+        raise BadInput(f"endpoint={engine.url} gives no token after any of {count} prompts")
     rows = list(rows_of(case, about, served, master, in_double(frozen)))
     mean = next(r.number for r in rows if r.quantity == "difference" and r.conditions.get("statistic") == "mean")
     if mean > ANOTHER:
         raise BadInput(
-            f"endpoint={url} serves another model than {case.export}: its tokens' log-probabilities are {mean:.2g} nat "
-            "from training's on average"
+            f"endpoint={engine.url} serves another model than {case.export}: its tokens' log-probabilities are "
+            f"{mean:.2g} nat from training's on average"
         )
     yield from rows
     if greedy.texts:
@@ -221,9 +227,9 @@ def answer(results: Results) -> str:
         for end in ("smallest", "largest")
     )
     told = [
-        f"Of {named(first)}, {share:.0%} of the log-probabilities are training's, in fp32; the largest difference is "
-        f"{first.value:.1e} nat. Furthest is {named(furthest)}: {furthest.value:.1e}, importance ratios {low:.4f} to "
-        f"{high:.4f}"
+        f"Rounded to fp32, {share:.0%} of the log-probabilities of {named(first)} are training's; before rounding the "
+        f"largest difference is {first.value:.1e} nat. Furthest is {named(furthest)}: {furthest.value:.1e}, importance "
+        f"ratios {units.near_one(low or 0.0)} to {units.near_one(high or 0.0)}"
     ]
     told += [f"the server's largest difference is {r.value:.1e} nat" for r in usual if "peer" in r.conditions]
     if exact:
@@ -259,11 +265,25 @@ def same_way(row: Row) -> dict[str, Any]:
     return {key: row.conditions[key] for key in ("way", "batch", "peer") if key in row.conditions}
 
 
+def refuse_cut(config: Mismatch, case: Case) -> None:
+    """Lengths that were asked for; those of the defaults are cut to the context."""
+    asked, usual = config.measure, MeasureConfig()
+    together = asked.prompt + asked.new_tokens
+    if (asked.prompt, asked.new_tokens) != (usual.prompt, usual.new_tokens) and together > case.model.context:
+        raise BadInput(
+            f"measure.prompt + measure.new_tokens = {together} is longer than the model's context of "
+            f"{case.model.context}; write less"
+        )
+
+
 def main(config: Mismatch) -> None:
     case = case_of(config, "mismatch", rows=BATCHES)
     if case.device != "cpu":
         raise BadInput(f"mismatch compares bits of kernels on a CPU, and here is {case.device}: hide it")
-    tokenizer = None if config.endpoint is None else load_tokenizer(Path(str(case.export)))
+    refuse_cut(config, case)
+    engine = None
+    if config.endpoint is not None:
+        engine = reached(config.endpoint, load_tokenizer(Path(str(case.export))))
     console = Console()
     with claim(config) as run_dir:
         results = run_dir / "results.jsonl"
@@ -274,10 +294,10 @@ def main(config: Mismatch) -> None:
         found = call_apart(comparisons, case, sequences, threads=case.threads, what="mismatch")
         write(results, [dataclasses.replace(each, environment=where) for each in found])
         refusal = None
-        if config.endpoint is not None and tokenizer is not None:
-            say(console, f"asking {units.count(sequences)} texts of {config.endpoint}")
+        if engine is not None:
+            say(console, f"asking {units.several(sequences, 'text')} of {config.endpoint}")
             try:
-                for each in endpoint_rows(case, config.endpoint, tokenizer, sequences, console):
+                for each in endpoint_rows(case, engine, sequences, console):
                     write(results, [dataclasses.replace(each, environment=where)])
             except BadInput as error:
                 refusal = error

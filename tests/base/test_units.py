@@ -52,10 +52,19 @@ def test_sizes_go_by_1024_and_counts_by_1000() -> None:
         (1024.0, "byte", "1.00 KiB"),
         (3e9, "flop/s", "3.00 GFLOP/s"),
         (2.0, "joule", "2.00 J"),
-        (3.0, "token", "3.00 token"),
+        (3.0, "token", "3 tokens"),
         (29_900.0, "differing logits", "29.9 k differing logits"),
         (0.0, "in 1000", "0 in 1000"),
     ],
 )
 def test_a_quantity_is_said_by_the_unit_of_its_row(value: float | None, unit: str, said: str) -> None:
     assert units.quantity(value, unit) == said
+
+
+def test_a_ratio_near_1_shows_its_distance() -> None:
+    found = [units.quantity(value, "x") for value in (1 + 3.2e-6, 1 - 4e-3, 1.0, 1.5)]
+    assert found == ["1 + 3.2e-06", "1 - 4.0e-03", "1.00 x", "1.50 x"]
+
+
+def test_tokens_that_are_whole_are_counted() -> None:
+    assert [units.quantity(value, "token") for value in (4.0, 1.0, 2.5)] == ["4 tokens", "1 token", "2.50 token"]

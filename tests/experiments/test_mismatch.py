@@ -1,6 +1,7 @@
 """The question, whole, on a model as small as it gets, and an endpoint that goes wrong."""
 
 from collections.abc import Iterator
+from typing import Any, cast
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from isoforward.model.gpt import GPT
 from isoforward.serve import decoding
 from isoforward.serve.compiled import one_more
 from isoforward.serve.decoding import Sampling, forward_passes
-from isoforward.serve.endpoint import Answer
+from isoforward.serve.endpoint import Answer, Endpoint
 from tests.conftest import lively, tiny
 from tests.planted import results_of
 
@@ -98,7 +99,7 @@ class Engine:
     """In place of a server: the checkpoint's own decoding, or another's, for so many answers."""
 
     def __init__(self, model: GPT, answers: int = 1000) -> None:
-        self.own, self.answers, self.model = model, answers, "king"
+        self.own, self.answers, self.model, self.url = model, answers, "king", "x"
 
     def complete(self, prompt: list[int], *, new_tokens: int, temperature: float, seed: int) -> Answer:
         self.answers -= 1
@@ -114,10 +115,9 @@ class Engine:
 
 def asked(case: Case, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Row], str]:
     """The rows that are kept, and the message."""
-    monkeypatch.setattr(mismatch, "Endpoint", lambda *_: engine)
     kept: list[Row] = []
     try:
-        kept.extend(mismatch.endpoint_rows(case, "x", TOKENIZER, 6, Console(quiet=True)))
+        kept.extend(mismatch.endpoint_rows(case, cast(Any, engine), 6, Console(quiet=True)))
     except BadInput as refusal:
         return kept, str(refusal)
     return kept, ""
@@ -165,6 +165,24 @@ def test_compiled_decode_is_not_asked_for() -> None:
         mismatch.Mismatch(compile=True)
 
 
-def test_no_server_is_one_message(case: Case) -> None:
+def test_no_server_is_one_message() -> None:
     with pytest.raises(BadInput, match="start the server"):
-        list(mismatch.endpoint_rows(case, "http://127.0.0.1:9/v1", TOKENIZER, 2, Console(quiet=True)))
+        mismatch.reached("http://127.0.0.1:9/v1", TOKENIZER)
+
+
+def test_another_tokenizer_is_known_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(engine: Endpoint, path: str, body: Any, timeout_s: float) -> Any:
+        if path == "models":
+            return {"data": [{"id": "king"}]}
+        return {"choices": [{"logprobs": {"tokens": ["zzz"], "token_logprobs": [-1.0]}}]}
+
+    monkeypatch.setattr(Endpoint, "asked", asked)
+    with pytest.raises(BadInput, match="another tokenizer than the checkpoint's: 'zzz' is a token there"):
+        mismatch.reached("http://x/v1", TOKENIZER)
+
+
+def test_more_tokens_than_the_context_are_refused_where_they_were_asked_for(case: Case) -> None:
+    context = case.model.context
+    with pytest.raises(BadInput, match=f"{context + 1} is longer than the model's context of {context}"):
+        mismatch.refuse_cut(mismatch.Mismatch(measure=MeasureConfig(prompt=context - 9, new_tokens=10)), case)
+    mismatch.refuse_cut(mismatch.Mismatch(), case)

@@ -8,6 +8,7 @@ TIME = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
 SIZE = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B"))
 COUNT = ((1e24, "Y"), (1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 
+NEAR = 0.01  # to 1
 SMALL = 1e-4  # a number below it is written with its power of ten
 
 
@@ -50,6 +51,12 @@ def times(value: float) -> str:
     return f"{digits(value)}x"
 
 
+def near_one(value: float) -> str:
+    """A ratio; by its distance from 1 where its digits would hide that."""
+    apart = value - 1
+    return digits(value) if not 0 < abs(apart) < NEAR else f"1 {'+' if apart > 0 else '-'} {abs(apart):.1e}"
+
+
 def quantity(value: float | None, unit: str) -> str:
     """By the unit of a row."""
     if value is None:
@@ -58,6 +65,10 @@ def quantity(value: float | None, unit: str) -> str:
         return seconds(value)
     if unit == "byte":
         return size(value)
+    if unit == "token" and value == int(value):
+        return several(int(value), unit)
+    if unit == "x" and 0 < abs(value - 1) < NEAR:
+        return near_one(value)
     if " " in unit:  # words, which no prefix belongs to
         return f"{count(value)} {unit}"
     return count(value, {"flop": "FLOP", "byte/s": "B/s", "flop/s": "FLOP/s", "joule": "J"}.get(unit, unit))

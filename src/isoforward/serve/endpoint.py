@@ -22,6 +22,7 @@ from isoforward.formats.untrusted import harmless, shown
 
 CONNECT_S = 10.0  # to the list of models
 ANSWER_S = 120.0  # to one answer
+PROBED = 8  # tokens, by which another tokenizer is mostly known
 LONGEST = 2**24  # bytes of an answer
 LONGEST_SENTENCE = 150  # characters of what a server says of a failure
 PLAIN = {"top_k": 0, "min_p": 0.0, "repeat_penalty": 1.0}  # llama.cpp's own are others: nothing is cut
@@ -95,8 +96,12 @@ class Endpoint:
         if not models:
             raise BadInput(f"endpoint={url} serves no model")
         self.model = field(models[0], "id", str)
-        some = [next(id for id in tokenizer.by_text.values() if id is not None)]
-        self.takes = first_taken(lambda way: self.ask(some, way, max_tokens=1))
+        self.some = [next(id for id in tokenizer.by_text.values() if id is not None)]
+        self.takes = first_taken(lambda way: self.ask(self.some, way, max_tokens=1))
+
+    def probe(self) -> None:
+        """A short answer is asked for and read: BadInput where it is none, or of another tokenizer."""
+        self.complete(self.some, new_tokens=PROBED, temperature=1.0, seed=0)
 
     def asked(self, path: str, body: Mapping[str, Any] | None, timeout_s: float) -> Any:
         data = None if body is None else json.dumps(body).encode()
