@@ -46,12 +46,13 @@ def of_quantity(quantity: str, rows: list[Row]) -> Table:
         table.add_column(name.replace("_", " "), overflow="ellipsis")
     for name in (*(["life"] if lives else []), "phase", *(["per"] if pers else [])):
         table.add_column(name, no_wrap=True)
-    for name in (quantity, "±"):
+    known = quantity == "time" or any(map(spread, rows[:MOST_ROWS]))
+    for name in (quantity, *(["±"] if known else [])):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows[:MOST_ROWS]:
         where = [plain(row.conditions.get(key)) for key in varying] + ([row.life] if lives else [])
         per = [row.per] if pers else []
-        table.add_row(*where, row.phase, *per, units.quantity(row.value, row.unit), spread(row))
+        table.add_row(*where, row.phase, *per, units.quantity(row.value, row.unit), *([spread(row)] if known else []))
     if len(rows) > MOST_ROWS:
         table.caption = f"and {len(rows) - MOST_ROWS} more, in the report"
     return table
