@@ -191,7 +191,7 @@ def to_resume(config: TrainConfig, console: Console) -> Path | None:
 def refuse_finished(checkpoint: Path, config: TrainConfig) -> None:
     """Nothing is left to train from the last state of a run that is done: its results would only be lost."""
     run, named = checkpoint.parent.parent, checkpoint.parent.glob("last-*.ckpt")
-    if not (run / DONE).exists() or (run / TIME_IS_UP).exists():
+    if (run / TIME_IS_UP).exists() or not (run / DONE).exists():  # in this order: another rank removes DONE first
         return
     steps = load(checkpoint, only=("global_step",)).get("global_step", 0)
     if steps >= max((int(path.stem.removeprefix("last-")) for path in named), default=0):
