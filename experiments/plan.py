@@ -274,7 +274,7 @@ def unfit(results: Results) -> bool:
 
 def nothing_fits(results: Results) -> str:
     batch = select(results, life="training", phase="step", quantity="memory")[0].conditions["batch"]
-    return f"nothing makes training fit on the devices that batch={batch} can be shared by; a larger batch takes more"
+    return f"nothing makes training fit on the devices that batch={batch} can be shared by; a larger batch= allows more"
 
 
 def changed_rows(results: Results) -> list[Row]:
@@ -378,7 +378,7 @@ def serving_said(results: Results) -> str:
     return f", a prompt takes {amount(prompt, prompt.value)} and decode gives {units.count(rate)} tokens/s; " + (
         f"at most {units.several(round(users.number), 'user')}"
         if users.value
-        else "not one user fits: devices= takes more"
+        else "not one user fits: write more devices="
     )
 
 
