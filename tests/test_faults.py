@@ -336,6 +336,7 @@ def test_row_15_a_run_does_not_go_on_with_other_tokens(tmp_path: Path) -> None:
     """A text of as many characters, one of them another: the vocabulary keeps its size."""
     train(tiny_run(tmp_path))
     (tmp_path / "text.txt").write_text(kill.TEXT.replace("q", "Q"))
+    (tmp_path / "runs" / "run" / DONE).unlink()
     with pytest.raises(Integrity, match=r"tokenizer\.json is not the tokenizer of this data"):
         train(tiny_run(tmp_path, resume=str(tmp_path / "runs" / "run")))
 

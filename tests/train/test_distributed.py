@@ -13,6 +13,7 @@ from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnv
 from isoforward.app.train import train
 from isoforward.base.config import DataConfig, OptimConfig, TrainConfig, TrainerConfig
 from isoforward.base.errors import BadInput
+from isoforward.base.subprocesses import Child
 from isoforward.formats import checkpoint_file
 from isoforward.train.distributed import environment, followers, free_port, rank, refuse_what_cannot_be_shared
 from tests.kill import TEXT, same
@@ -68,14 +69,16 @@ def leave(_: TrainConfig) -> None:
 
 
 @pytest.mark.usefixtures("processes_start_at_once")
-def test_a_follower_that_ended_is_named_where_a_collective_lost_its_partner() -> None:
+def test_a_follower_that_ended_is_named_where_a_collective_lost_its_partner(monkeypatch: pytest.MonkeyPatch) -> None:
     before, threads = dict(os.environ), torch.get_num_threads()
+    started: list[Child[None]] = []
+    monkeypatch.setattr(Child, "__enter__", lambda child: started.append(child) or child)
     with (
         pytest.raises(BadInput, match="a process of this run ended: ended with code 7 and said nothing"),
         followers(config(), None, leave),
     ):
         assert os.environ["RANK"] == "0"
-        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
+        os.waitid(os.P_PID, started[0].process.pid, os.WEXITED | os.WNOWAIT)
         raise RuntimeError("Connection closed by peer")
     assert (dict(os.environ), torch.get_num_threads()) == (before, threads)
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import socket
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -28,6 +29,8 @@ from isoforward.base.errors import BadInput
 from isoforward.base.subprocesses import Child, Failed
 from isoforward.model.adapters import adapt
 from isoforward.model.gpt import GPT
+
+ENDS_S = 1.0  # for a process to be seen to have ended, after its connections closed
 
 
 def rank() -> int:
@@ -106,6 +109,7 @@ def followers(config: TrainConfig, checkpoint: Path | None, train: Callable[[Tra
                 for child in children:
                     child.outcome()
             except RuntimeError as error:  # of a collective that lost its partner
+                wait_for_one(children)
                 if ended := [child.outcome() for child in children if not child.running]:
                     raise BadInput(f"a process of this run ended: {'; '.join(map(last_words, ended))}") from error
                 raise
@@ -115,6 +119,13 @@ def followers(config: TrainConfig, checkpoint: Path | None, train: Callable[[Tra
         os.environ.clear()
         os.environ.update(before)
         torch.set_num_threads(threads)
+
+
+def wait_for_one(children: Sequence[Child[None]]) -> None:
+    """Until one of them has ended: its connections close a little before that can be seen."""
+    until = time.monotonic() + ENDS_S
+    while all(child.running for child in children) and time.monotonic() < until:
+        time.sleep(0.02)
 
 
 def ranks(local: int) -> dict[str, str]:
