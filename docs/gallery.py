@@ -16,13 +16,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from isoforward.app.scripts import Script, questions
-from isoforward.base.results import Results, Verdict, read
+from isoforward.base.results import Results, Row, Verdict, at_most_one, only, read, select
 from isoforward.show.report import view
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDED, PICTURES, PAGE = ROOT / "docs" / "recorded", ROOT / "docs" / "pictures", ROOT / "experiments" / "README.md"
 KEPT = ("results.jsonl", "answer.txt")
 TABLES = (ROOT / "README.md", ROOT / "docs" / "questions.md")
+MISMATCH = ROOT / "docs" / "mismatch.md"
+ENGINES = {"mismatch_vllm": "vLLM 0.32 on a CPU", "mismatch_llama": "llama.cpp's server on a CPU"}
 OPENING = """\
 # Questions, and what one machine answered
 
@@ -48,9 +50,37 @@ def table() -> str:
     return "\n".join(["| question | |", "|---|---|", *(row for _, row in rows)])
 
 
-def with_table(text: str) -> str:
-    """The text of a page with its table of questions written anew."""
-    return re.sub(r"(?<=<!-- questions -->\n).*?(?=\n<!-- end of questions -->)", lambda _: table(), text, flags=re.S)
+def with_table(text: str, name: str, table: str) -> str:
+    """The text of a page with one of its tables written anew."""
+    return re.sub(rf"(?<=<!-- {name} -->\n).*?(?=\n<!-- end of {name} -->)", lambda _: table, text, flags=re.S)
+
+
+def ways_table(recorded: dict[str, Results]) -> str:
+    """How far each way of serving is from training, in fp32 and in bf16."""
+    fp32, bf16 = recorded["mismatch_vllm"], recorded["mismatch_bf16"]
+    rows = ["| served by | fp32: largest difference | bf16: largest difference | bf16: importance ratio |"]
+    rows.append("|---|---|---|---|")
+    for row in select(fp32, quantity="difference", statistic="largest"):
+        if (way := row.conditions["way"]) != "endpoint":
+            at = {"way": way, "batch": row.conditions["batch"]}
+            told = [
+                nats(only(run, quantity="difference", statistic="largest", **at))
+                for run in (fp32, bf16)
+                if at_most_one(run, quantity="difference", statistic="largest", **at)
+            ]
+            ends = [
+                at_most_one(bf16, quantity="importance ratio", statistic=end, **at) for end in ("smallest", "largest")
+            ]
+            ratio = " to ".join(f"{end.number:.3f}" for end in ends if end)
+            rows.append(f"| {way}, batch {at['batch']} | {' | '.join(told + [''] * (2 - len(told)))} | {ratio} |")
+    for name, engine in ENGINES.items():
+        served = only(recorded[name], quantity="difference", statistic="largest", way="endpoint")
+        rows.append(f"| {engine} | {nats(served)} | | |")
+    return "\n".join(rows)
+
+
+def nats(row: Row) -> str:
+    return "unavailable" if row.value is None else f"{row.value:.1e}" if row.value else "0"
 
 
 def draw(name: str, results: Results) -> None:
@@ -86,13 +116,15 @@ def judged(verdicts: Sequence[Verdict]) -> str:
 def entry(name: str, results: Results, asked: Script) -> str:
     place = next(iter(results.environments.values()))
     subject = name.removeprefix(asked.name).strip("_")
-    how = judged(results.verdicts) if measured(results) else "predicted: nothing was measured"
+    how = "predicted: nothing was measured"
+    if measured(results):
+        how = f"{machine(results)}: {judged(results.verdicts)}"
     parts = [
         f"### {asked.about}{f' ({subject})' if subject else ''}",
         wrapped((RECORDED / name / "answer.txt").read_text("utf-8")),
         f"![{asked.about}](../docs/pictures/{name}.svg)",
         f"```\n{place.command}\n```",
-        wrapped(f"*{place.created[:10]}, {machine(results)}: {how}.*"),
+        wrapped(f"*{place.created[:10]}, {how}.*"),
     ]
     return "\n\n".join(parts)
 
@@ -119,7 +151,8 @@ def write_pages() -> dict[str, bool]:
         draw(name, results)
     PAGE.write_text(page(recorded), "utf-8")
     for path in TABLES:
-        path.write_text(with_table(path.read_text("utf-8")), "utf-8")
+        path.write_text(with_table(path.read_text("utf-8"), "questions", table()), "utf-8")
+    MISMATCH.write_text(with_table(MISMATCH.read_text("utf-8"), "ways", ways_table(recorded)), "utf-8")
     return {
         name: all(verdict.trusted for verdict in results.verdicts)
         for name, results in recorded.items()

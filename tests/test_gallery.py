@@ -45,6 +45,7 @@ def test_every_recorded_run_can_be_recorded_anew(monkeypatch: pytest.MonkeyPatch
         "mismatch_llama",
         "mismatch_vllm",
         "serving",
+        "serving_llama",
     }  # other machines, weights, servers
     assert recorder.QUESTIONS.keys() >= RECORDED.keys() - elsewhere
     for script, *overrides in recorder.QUESTIONS.values():
@@ -59,8 +60,15 @@ def test_the_page_is_what_the_recorded_rows_make() -> None:
 @pytest.mark.parametrize("path", gallery.TABLES, ids=lambda path: path.name)
 def test_the_tables_of_questions_are_those_of_their_files(path: Path) -> None:
     text = path.read_text("utf-8")
-    assert gallery.with_table(text) == text
+    assert gallery.with_table(text, "questions", gallery.table()) == text
     assert gallery.table() in text
+
+
+def test_the_table_of_ways_of_serving_is_that_of_the_recorded_rows() -> None:
+    text, table = gallery.MISMATCH.read_text("utf-8"), gallery.ways_table(RECORDED)
+    assert table in text
+    assert gallery.with_table(text, "ways", table) == text
+    assert "| cached decode, exact, batch 1 | 0 | 0 | 1.000 to 1.000 |" in table
 
 
 def test_the_pictures_of_the_repository_are_small() -> None:
