@@ -234,7 +234,7 @@ def answer(results: Results) -> str:
     told += [f"the server's largest difference is {r.value:.1e} nat" for r in usual if "peer" in r.conditions]
     if exact:
         worst = max(r.number for r in exact)
-        told.append(f"exact=true is {worst:.1e} off" if worst else "exact=true gives training's bits everywhere")
+        told.append(f"under exact=true it is {worst:.1e}" if worst else "under exact=true all have training's bits")
     told += [f"{named(r)} is left out: {r.reason}" for r in asked if r.value is None]
     moved_by = {str(r.conditions["kernel"]): r.number for r in select(results, quantity="moved by a kernel")}
     if found := culprits(moved_by):

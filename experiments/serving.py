@@ -312,7 +312,7 @@ def main(config: Serving) -> None:
             asked = questions(config, case, config.seed + n, endpoint.takes)
             by, answers = loaded(endpoint, asked, config, rate, config.seed + n)
             run.add(rows(answers, config, rate, by))
-        run.add((), alone("serving", between(before, look())))
+        run.add((), alone("serving", between(before, look()), others_are_measured=True))
         if case is not None:
             run.say("our own batch loop, and a queueing model")
             run.add(queue_rows(case, config.rates))

@@ -43,5 +43,17 @@ def test_the_dearer_a_timed_step_the_fewer_are_timed() -> None:
         assert timed == 0.25 if cost * 0.25 <= BOUND else timed > 0.8 * BOUND / cost  # as many as that allows
 
 
+def test_setting_hooks_and_undoing_them_is_a_part_of_what_timing_costs() -> None:
+    draws = Draws(Sampling(every=4))
+    for _ in range(8):
+        draws.took(WHOLE, 0.02)
+        draws.took(TIMED, 0.02)
+    assert draws.interval() == 4
+    draws.changed(TIMED, 0.00029)
+    draws.changed(WHOLE, 0.00029)
+    draws.changed(COUNTED, 1.0)  # once
+    assert draws.interval() == 10  # 0.58 ms are 2.9 % of a step
+
+
 def test_one_in_one_is_taken_at_its_word() -> None:
     assert shares(1.0, every=1)[0] == 1.0  # there is no other step to hold it against

@@ -86,7 +86,7 @@ def rows(results: Results, quantity: str) -> list[Row]:
 
 def test_the_answer_says_what_the_rows_say(results: Results) -> None:
     told = mismatch.answer(results)
-    assert "Exact=true gives training's bits everywhere" in told
+    assert "Under exact=true all have training's bits" in told
     assert "Norms, activations and casts move none" in told
     moved = only(results, quantity="moved by a kernel", kernel="products").value
     assert moved is not None

@@ -41,7 +41,19 @@ def test_another_process_is_named_with_what_it_used() -> None:
 def test_the_hypervisor_is_told_from_other_processes() -> None:
     over = Disturbance(elapsed_s=40.0, run_delay_s=0.1, stolen_s=8.0)
     (reason,) = reasons(disturbance=over, disturbed=150)
-    assert reason.startswith("the hypervisor took 20% of the time")
+    assert reason.startswith("the hypervisor took 20.2% of the time")
+
+
+def test_little_stolen_time_does_not_hide_who_used_the_machine() -> None:
+    over = Disturbance(elapsed_s=40.0, run_delay_s=0.01, stolen_s=0.02, others_s=36.0)
+    (reason,) = reasons(disturbance=over, disturbed=0)
+    assert reason.startswith("other processes used 0.9 of")
+
+
+def test_a_little_waiting_is_told_by_its_share_of_the_time() -> None:
+    over = Disturbance(elapsed_s=40.0, run_delay_s=1.8, others_s=0.4)
+    (reason,) = reasons(disturbance=over, disturbed=30)
+    assert reason.startswith("other processes took 4.5% of the time")
 
 
 def test_a_quota_that_ran_out_is_named() -> None:
@@ -70,6 +82,13 @@ def test_at_most_two_reasons_are_given_and_stopping_comes_first() -> None:
 def test_a_training_that_ran_once_is_judged_by_what_else_ran() -> None:
     assert alone("speedrun", Disturbance(elapsed_s=100.0, others_s=1.0)).trusted
     assert not alone("speedrun", Disturbance(elapsed_s=100.0, others_s=60.0)).trusted
+
+
+def test_a_server_that_is_measured_disturbs_nothing() -> None:
+    busy = Disturbance(elapsed_s=100.0, others_s=90.0)
+    assert alone("serving", busy, others_are_measured=True).trusted
+    (reason,) = alone("serving", dataclasses.replace(busy, stolen_s=30.0), others_are_measured=True).reasons
+    assert reason.startswith("the hypervisor took 30.0% of the time")
 
 
 def test_what_several_processes_leave_open_takes_more_of_them() -> None:

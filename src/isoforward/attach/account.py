@@ -9,6 +9,7 @@ Of a step that is not timed by phase nothing is kept but the mark where it begin
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -152,7 +153,9 @@ class Account:
         self.stack.clear()
         self.kind, self.left = next(self.runs)
         self.by_phase = self.kind != WHOLE or not self.count  # at first, to learn which modules are called
+        began = time.perf_counter()
         self.between_runs(self.kind)
+        self.draws.changed(self.kind, time.perf_counter() - began)
 
     def _begin(self, start: Mark) -> None:
         self.stepped = self.fetched = False

@@ -1,6 +1,7 @@
 """Which steps are timed phase by phase: few enough that the training is hardly slowed, none at a fixed place.
 
-What it costs is measured as the training runs: by how much timed steps are longer than those that are not.
+What it costs is measured as the training runs: by how much timed steps are longer than those that are not, and how long
+it takes to set what times them and to undo it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from isoforward.base.checks import at_least
 from isoforward.base.statistics import FEWEST
 
 TIMED, WHOLE, WARMUP, COUNTED = "timed", "whole", "warmup", "counted"
-BOUND = 0.005  # of the time of all steps, that timing some of them may take: half of what watching may take in all
+BOUND = 0.003  # of the time of all steps, that timing some of them may take: a third of what watching may take in all
 JUDGED = 64  # timed steps, the last, that their cost is had from
 BESIDE = 8  # steps that were not timed by phase, the last before it, that each is held against
 
@@ -41,6 +42,7 @@ class Draws:
         self.sampling = sampling
         self.beside = deque[float](maxlen=BESIDE)
         self.ratios = deque[float](maxlen=JUDGED)
+        self.changes_s = deque[float](maxlen=2 * JUDGED)
 
     def runs(self) -> Iterator[tuple[str, int]]:
         """Kinds, and how many steps in a row are of each: only whole steps are ever more than one."""
@@ -59,10 +61,18 @@ class Draws:
         elif kind == TIMED and self.beside and (usual := median(self.beside)):
             self.ratios.append(seconds / usual)
 
+    def changed(self, kind: str, seconds: float) -> None:
+        """What it took to go over to steps of a kind."""
+        if kind in (TIMED, WHOLE):
+            self.changes_s.append(seconds)
+
     def interval(self) -> int:
         """Of so many steps one is timed, as far as is known what it costs."""
         return max(self.sampling.every, ceil(self.cost() / BOUND))
 
     def cost(self) -> float:
         """Of timing a step by phase, as a share of the step; 0 until enough were timed."""
-        return median(self.ratios) - 1.0 if len(self.ratios) >= FEWEST else 0.0
+        if len(self.ratios) < FEWEST:
+            return 0.0
+        there_and_back_s = 2 * median(self.changes_s) if self.changes_s else 0.0
+        return median(self.ratios) - 1.0 + there_and_back_s / median(self.beside)

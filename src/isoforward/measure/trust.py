@@ -114,11 +114,13 @@ def disturbed_by(found: Sequence[Findings]) -> str | None:
     return disturber(over, max((one.busiest for one in found), key=lambda busiest: busiest[1]))
 
 
-def alone(
-    experiment: str, over: Disturbance, *, environment: str = "", busiest: tuple[str, float] = ("", 0.0)
-) -> Verdict:
-    """Of work that cannot be repeated, such as a whole training: whether the machine left it alone."""
-    reasons = (disturber(over, busiest),) if over.disturbed or crowded(over) else ()
+def alone(experiment: str, over: Disturbance, *, environment: str = "", others_are_measured: bool = False) -> Verdict:
+    """Of work that cannot be repeated, such as a whole training: whether the machine left it alone.
+
+    `others_are_measured`: a server here is what the numbers are of, and disturbs them not.
+    """
+    others = crowded(over) and not others_are_measured
+    reasons = (disturber(over, ("", 0.0)),) if over.disturbed or others else ()
     return Verdict(
         experiment=experiment, trusted=not reasons, reasons=reasons, figures=shares(over), environment=environment
     )
@@ -147,24 +149,26 @@ def disturber(over: Disturbance, busiest: tuple[str, float]) -> str:
     if over.throttled:
         return f"the processor quota of this control group ran out in {over.throttled} periods: grant it more"
     who = disturbing(over, busiest)
-    if over.stolen_s > over.run_delay_s:
+    if crowded(over) and not stolen(over):
         return (
-            f"{who} took {over.stolen_s / over.elapsed_s:.0%} of the time: "
-            "run again at a quieter time, or with a larger measure.budget"
+            f"{who} used {others_cores(over):.1f} of {len(processors())} processors: "
+            "run again when they are done, or with a larger measure.budget"
         )
-    return (
-        f"{who} used {others_cores(over):.1f} of {len(processors())} processors: "
-        "run again when they are done, or with a larger measure.budget"
-    )
+    return f"{who} took {over.lost_share:.1%} of the time: run again at a quieter time, or with a larger measure.budget"
 
 
 def disturbing(over: Disturbance, busiest: tuple[str, float]) -> str:
     if over.throttled:
         return "the processor quota"
-    if over.stolen_s > over.run_delay_s:
+    if stolen(over):
         return "the hypervisor"
     name, time_s = busiest
     return "other processes" + (f" (mostly {name})" if name and time_s > 0.3 * over.others_s else "")
+
+
+def stolen(over: Disturbance) -> bool:
+    """Whether that is what it was disturbed by."""
+    return over.disturbed and over.stolen_s > over.run_delay_s
 
 
 def precision_missed(imprecise: Sequence[Imprecise], times: int, plan: MeasureConfig) -> str:
