@@ -4,8 +4,8 @@
     python experiments/attach_overhead.py model=gpt2
 
 A loop of plain PyTorch: a loader's batch, forward, loss, backward, clipping, optimizer. As many steps as `phase_costs`
-times one of here are one sample, so that it holds one step that is timed by phase; how many they are is found out
-first. Hooks are set and undone between the samples, not in their time.
+times one of here, once it has timed enough for a first look, are one sample, so that it holds one step that is timed by
+phase; how many they are is found out first. Hooks are set and undone between the samples, not in their time.
 
 :chapter: Trust
 :unread: measure.context measure.energy measure.new_tokens measure.prompt optim.clip optim.min_lr optim.schedule
@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 from isoforward.app.command_line import run
 from isoforward.app.question import ask
 from isoforward.attach.measurement import Measurement
-from isoforward.attach.sampling import Sampling
+from isoforward.attach.sampling import RARER, Sampling
 from isoforward.base import units
 from isoforward.base.config import ExperimentConfig
 from isoforward.base.results import Results, only
@@ -32,7 +32,7 @@ from isoforward.measure.passes import Bench
 from isoforward.model.optim import build
 
 WAYS = ("alone", "watched")
-LEARNED = 32  # steps from which it is known what timing one by phase takes
+LEARNED = 64  # steps from which it is known what timing one by phase takes
 ENDLESS = 10**9
 
 
@@ -60,7 +60,7 @@ def bench(case: Case) -> Bench:
     learning = watching(2)
     steps(LEARNED)
     learning.stop()
-    every = max(Sampling().every, learning.account.draws.interval())
+    every = max(RARER * Sampling().every, learning.account.draws.interval())
     attached: list[Measurement] = []
 
     def prepare(how: str, count: int) -> None:

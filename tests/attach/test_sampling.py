@@ -3,7 +3,7 @@
 from itertools import islice
 
 from isoforward.attach.account import Account
-from isoforward.attach.sampling import BOUND, COUNTED, TIMED, WARMUP, WHOLE, Draws, Sampling
+from isoforward.attach.sampling import BOUND, COUNTED, ENOUGH, RARER, TIMED, WARMUP, WHOLE, Draws, Sampling
 from tests.attach.planted_training import PlantedClock
 
 
@@ -40,7 +40,16 @@ def test_the_dearer_a_timed_step_the_fewer_are_timed() -> None:
     for cost in (0.0, 0.01, 0.1, 1.0):
         timed, spent = shares(cost)
         assert spent <= 1.1 * BOUND
-        assert timed == 0.25 if cost * 0.25 <= BOUND else timed > 0.8 * BOUND / cost  # as many as that allows
+        fewest = 1 / (4 * RARER)
+        assert timed == fewest if cost * fewest <= BOUND else timed > 0.8 * BOUND / cost  # as many as that allows
+
+
+def test_after_enough_timed_steps_there_are_fewer() -> None:
+    draws = Draws(Sampling(every=4))
+    for timed in range(ENOUGH):
+        assert draws.interval() == 4, timed
+        draws.took(TIMED, 0.02)
+    assert draws.interval() == 4 * RARER
 
 
 def test_setting_hooks_and_undoing_them_is_a_part_of_what_timing_costs() -> None:

@@ -18,6 +18,7 @@ from isoforward.base.statistics import FEWEST
 
 TIMED, WHOLE, WARMUP, COUNTED = "timed", "whole", "warmup", "counted"
 BOUND = 0.003  # of the time of all steps, that timing some of them may take: a third of what watching may take in all
+ENOUGH, RARER = 24, 4  # so many timed steps say most of it: from then on there are RARER times fewer
 JUDGED = 64  # timed steps, the last, that their cost is had from
 BESIDE = 8  # steps that were not timed by phase, the last before it, that each is held against
 
@@ -26,7 +27,8 @@ BESIDE = 8  # steps that were not timed by phase, the last before it, that each 
 class Sampling:
     """Which steps are timed phase by phase. The others have their whole timed, with few hooks."""
 
-    every: int = 4  # at most one of so many, at a place that is drawn: a fixed stride could fall in with the loop's own
+    every: int = 4  # at most one of so many, and later of RARER times as many, at a place that is drawn: a fixed stride
+    # could fall in with the loop's own
     warmup: int = 3  # steps left out at the beginning
     count_flops: bool = True  # in one step after the warm-up, which is not timed
 
@@ -43,6 +45,7 @@ class Draws:
         self.beside = deque[float](maxlen=BESIDE)
         self.ratios = deque[float](maxlen=JUDGED)
         self.changes_s = deque[float](maxlen=2 * JUDGED)
+        self.timed = 0
 
     def runs(self) -> Iterator[tuple[str, int]]:
         """Kinds, and how many steps in a row are of each: only whole steps are ever more than one."""
@@ -58,8 +61,10 @@ class Draws:
     def took(self, kind: str, seconds: float) -> None:
         if kind == WHOLE:
             self.beside.append(seconds)
-        elif kind == TIMED and self.beside and (usual := median(self.beside)):
-            self.ratios.append(seconds / usual)
+        elif kind == TIMED:
+            self.timed += 1
+            if self.beside and (usual := median(self.beside)):
+                self.ratios.append(seconds / usual)
 
     def changed(self, kind: str, seconds: float) -> None:
         """What it took to go over to steps of a kind."""
@@ -68,7 +73,10 @@ class Draws:
 
     def interval(self) -> int:
         """Of so many steps one is timed, as far as is known what it costs."""
-        return max(self.sampling.every, ceil(self.cost() / BOUND))
+        every = self.sampling.every
+        if every > 1 and self.timed >= ENOUGH:
+            every *= RARER
+        return max(every, ceil(self.cost() / BOUND))
 
     def cost(self) -> float:
         """Of timing a step by phase, as a share of the step; 0 until enough were timed."""

@@ -58,11 +58,14 @@ class AdaptedLinear(FrozenLinear):
         pairs = self.pairs()
         down = F.linear(x, torch.cat([beside.a for beside in pairs.values()]).to(x.dtype))
         each = dict(zip(pairs, down.chunk(len(pairs), dim=-1), strict=True))
-        beside = [
-            F.linear(each[name], (self.scale * pairs[name].b).to(x.dtype)) if name in each else nothing(x, rows)
-            for name, rows in self.rows.items()
-        ]
-        return super().forward(x) + torch.cat(beside, dim=-1)
+        beside = torch.cat(
+            [
+                F.linear(each[name], (self.scale * pairs[name].b).to(x.dtype)) if name in each else nothing(x, rows)
+                for name, rows in self.rows.items()
+            ],
+            dim=-1,
+        )
+        return super().forward(x) + beside
 
     @torch.no_grad()
     def merged_weight(self, dtype: torch.dtype) -> Tensor:
