@@ -60,7 +60,7 @@ QUESTIONS = {
     "throughput": ["throughput", *precisely(5)],
     "adapters": ["adapters", *precisely(6, processes=8)],
     "rl_step": ["rl_step", *precisely(40, processes=3)],
-    "attach_overhead": ["attach_overhead", "measure.margin=0.01", *precisely(20)],
+    "attach_overhead": ["attach_overhead", "measure.margin=0.01", *precisely(16, processes=14)],
     "break_even": ["break_even", "model=llama3_8b", "hardware=h100", "tokens=15e12", "price_per_hour=2.5", *PLAIN],
     "plan": ["plan", "model=llama3_8b", "hardware=a100", "batch=2", "length=1024", "price_per_hour=2", *PLAIN],
     "lifetime": ["lifetime", "like=13e9", "price_per_hour=2", *PLAIN],
