@@ -93,9 +93,10 @@ def from_transformers(raw: Mapping[str, object], directory: Path = Path("DIRECTO
     if form is None or not isinstance(named, list) or not set(map(str, named)) <= set(form.architectures):
         refuse_contradictions(family, named)
         known = ", ".join(form.architectures[0] for form in FORMATS.values())
+        of_type = f" (model_type {shown(family)})" if isinstance(family, str) else ""
         as_it_is = f"isoforward phase_costs model=transformers model.path={shlex.quote(str(directory))}"
         raise BadInput(
-            f"architecture {shown(named or family)} (model_type {shown(family)}) is not one we implement: {known} are; "
+            f"architecture {shown(named or family)}{of_type} is not one we implement: {known} are; "
             f"to measure it as it is: {as_it_is}"
         )
     for key, allowed in form.fixed.items():
