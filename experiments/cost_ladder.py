@@ -23,11 +23,11 @@ from isoforward.app.question import asking, at_most, case_of
 from isoforward.base import units
 from isoforward.base.config import ExperimentConfig
 from isoforward.base.memory_readers import ProcessMemory
-from isoforward.base.results import Results, Row, RowFields, only
+from isoforward.base.results import Results, Row, RowFields, only, unavailable
 from isoforward.base.subprocesses import Failed, run_isolated
 from isoforward.measure import flops
 from isoforward.measure.benchmark import Measured, Part, timed
-from isoforward.measure.case import Case, batch_of, counted, master_of, unavailable
+from isoforward.measure.case import Case, batch_of, counted, master_of
 from isoforward.measure.memory import HONEST_MALLOC, PeakOf, tiny_like
 from isoforward.measure.passes import Bench, against_first
 from isoforward.model import steps

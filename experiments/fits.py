@@ -27,7 +27,7 @@ from isoforward.app.question import asking
 from isoforward.base.config import ModelConfig, OptimConfig, TrackingConfig
 from isoforward.base.device import device_of
 from isoforward.base.errors import BadInput
-from isoforward.base.results import Results, Row, RowFields, Verdict, only, row_of, select
+from isoforward.base.results import Results, Row, RowFields, Verdict, only, row_of, select, unavailable
 from isoforward.base.subprocesses import Failed, bound_memory, run_isolated
 from isoforward.measure.memory import HONEST_MALLOC, PeakOf, rehearse
 from isoforward.model import steps
@@ -197,7 +197,7 @@ def rows(trial: Trial) -> Iterator[Row]:
     at = {"layout": trial.name}
     for what in (predicted, seen):
         if isinstance(what, Failed):
-            missing: RowFields = {"value": None, "provenance": "unavailable", "reason": what.reason}
+            missing = unavailable(what.reason)
             yield row_of("fits", about, missing, quantity="memory", conditions=at)
             return
     yield row_of("fits", about, quantity="memory", value=float(predicted), provenance="predicted", conditions=at)

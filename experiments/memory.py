@@ -20,9 +20,9 @@ from isoforward.app.question import asking, case_of
 from isoforward.base import units
 from isoforward.base.config import ExperimentConfig, OptimConfig
 from isoforward.base.errors import BadInput
-from isoforward.base.results import Results, Row, only, select
+from isoforward.base.results import Results, Row, only, select, unavailable
 from isoforward.base.subprocesses import Failed
-from isoforward.measure.case import Case, unavailable
+from isoforward.measure.case import Case
 from isoforward.measure.memory import account, held_in, memory_rows
 
 

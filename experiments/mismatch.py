@@ -27,14 +27,14 @@ from rich.console import Console
 from torch import Tensor
 
 from isoforward.app.command_line import run
-from isoforward.app.question import at_most, case_of
+from isoforward.app.question import Asking, at_most, case_of
 from isoforward.app.run_directory import claim
-from isoforward.app.telling import command_line, tell
+from isoforward.app.telling import tell
 from isoforward.base import units
 from isoforward.base.checks import at_least
 from isoforward.base.config import ExperimentConfig, MeasureConfig, ModelConfig
 from isoforward.base.errors import BadInput
-from isoforward.base.results import Results, Row, only, select, write
+from isoforward.base.results import Results, Row, only, select
 from isoforward.base.terminal import say
 from isoforward.data.tokenizer import Tokenizer
 from isoforward.formats.export import freeze
@@ -55,7 +55,7 @@ from isoforward.measure.mismatch import (
     rows_of,
     serve,
 )
-from isoforward.measure.passes import Bench, call_apart, measure_apart
+from isoforward.measure.passes import Bench, call_apart
 from isoforward.measure.ways import BATCHES, EXACT, FEW, PROMPTS, exact_ways, usual_ways, way_rows
 from isoforward.model.cost import forward_flops
 from isoforward.model.gpt import GPT
@@ -284,24 +284,22 @@ def main(config: Mismatch) -> None:
     engine = None
     if config.endpoint is not None:
         engine = reached(config.endpoint, load_tokenizer(Path(str(case.export))))
-    console = Console()
     with claim(config) as run_dir:
-        results = run_dir / "results.jsonl"
-        say(console, f"measuring mismatch{at_most(config.measure)}")
-        where = measure_apart(case, bench, results=results, command=command_line())
+        question = Asking(run_dir)
+        question.say(f"measuring mismatch{at_most(config.measure)}")
+        question.measure(case, bench)
         sequences = config.compared(case.model)
-        say(console, f"comparing {sequences} x {case.new_tokens} tokens of each way of serving")
-        found = call_apart(comparisons, case, sequences, threads=case.threads, what="mismatch")
-        write(results, [dataclasses.replace(each, environment=where) for each in found])
+        question.say(f"comparing {sequences} x {case.new_tokens} tokens of each way of serving")
+        question.add(call_apart(comparisons, case, sequences, threads=case.threads, what="mismatch"))
         refusal = None
         if engine is not None:
-            say(console, f"asking {units.several(sequences, 'text')} of {config.endpoint}")
+            question.say(f"asking {units.several(sequences, 'text')} of {config.endpoint}")
             try:
-                for each in endpoint_rows(case, engine, sequences, console):
-                    write(results, [dataclasses.replace(each, environment=where)])
+                for each in endpoint_rows(case, engine, sequences, question.console):
+                    question.add([each])
             except BadInput as error:
                 refusal = error
-        tell(config, run_dir, console, answer)
+        tell(config, run_dir, question.console, answer)
         if refusal is not None:
             raise refusal
 

@@ -21,13 +21,13 @@ from isoforward.app.question import ask
 from isoforward.base.config import DataConfig, ExperimentConfig
 from isoforward.base.device import best_device
 from isoforward.base.errors import BadInput
-from isoforward.base.results import Results, Row, RowFields, only
+from isoforward.base.results import Results, Row, RowFields, only, unavailable
 from isoforward.data.batches import ValidationBatches
 from isoforward.data.corpus import prepare
 from isoforward.formats.export import freeze
 from isoforward.formats.loading import load_tokenizer
 from isoforward.measure.benchmark import Work
-from isoforward.measure.case import Case, batch_of, frozen_of, identity_row, master_of, unavailable, with_kernels
+from isoforward.measure.case import Case, batch_of, frozen_of, identity_row, master_of, with_kernels
 from isoforward.measure.passes import Bench, against_first
 from isoforward.measure.train_and_serve import Serving, Training
 from isoforward.model.gpt import GPT

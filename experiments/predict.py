@@ -31,11 +31,11 @@ from isoforward.base.checks import within
 from isoforward.base.config import ExperimentConfig, ModelConfig
 from isoforward.base.datasheets import Hardware, calibrated_here, lookup
 from isoforward.base.device import device_of
-from isoforward.base.results import Results, Row, RowFields, at_most_one, read, select
+from isoforward.base.results import Results, Row, RowFields, at_most_one, read, select, unavailable
 from isoforward.base.subprocesses import Failed
 from isoforward.base.vocabulary import Condition
 from isoforward.measure.benchmark import Work
-from isoforward.measure.case import Case, unavailable
+from isoforward.measure.case import Case
 from isoforward.measure.memory import Account, account
 from isoforward.measure.passes import Bench
 from isoforward.model import cost

@@ -36,10 +36,10 @@ from isoforward.base.config import ExperimentConfig, TrainConfig
 from isoforward.base.disturbance import between, look
 from isoforward.base.environment import environment
 from isoforward.base.errors import BadInput
-from isoforward.base.results import Record, Results, Row, RowFields, select, write
+from isoforward.base.results import Record, Results, Row, RowFields, select, unavailable, write
 from isoforward.base.vocabulary import Condition
 from isoforward.data.corpus import Corpus, prepare
-from isoforward.measure.case import Case, unavailable
+from isoforward.measure.case import Case
 from isoforward.measure.learning_curves import Point, held_out, learning_curve, loss_rows, middle, reached_s
 from isoforward.measure.passes import call_apart
 from isoforward.measure.trust import alone

@@ -8,27 +8,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from isoforward.base.config import MeasureConfig, ModelConfig
+from isoforward.base.config import ModelConfig
 from isoforward.base.environment import environment
 from isoforward.base.results import Row, read, write
 from isoforward.measure import both_lives, transformers_lives
 from isoforward.measure.case import Case
 from isoforward.measure.train_and_serve import bench
+from tests.measure.cases import SMALL
 
-OURS = Case(
-    experiment="x",
-    model=ModelConfig(layers=1, heads=2, width=16, context=32, vocab=32),
-    batch=2,
-    length=16,
-    measure=MeasureConfig(prompt=4, new_tokens=4),
-)
 WRAPPED = Case(experiment="x", model=ModelConfig(source="transformers", path="there", vocab=32))
 
 
 @pytest.mark.parametrize(
     ("case", "built", "beside"),
     [
-        (OURS, bench, ["training", "generation", "forward", "cold"]),
+        (SMALL, bench, ["training", "generation", "forward", "cold"]),
         (WRAPPED, transformers_lives.bench, ["wrapped training", "wrapped generation", "wrapped forward"]),
     ],
     ids=["ours", "wrapped"],
@@ -69,7 +63,7 @@ def test_each_phase_has_one_row_that_says_it_is_cold(monkeypatch: pytest.MonkeyP
         return first(case, life)
 
     monkeypatch.setattr(both_lives, "call_apart", call_apart)
-    rows = list(both_lives.cold_rows(OURS))
+    rows = list(both_lives.cold_rows(SMALL))
     assert len(apart) == 2
     assert [row.phase for row in rows] == ["forward", "loss", "backward", "optimizer", "prefill", "decode"]
     assert all(row.conditions["cold"] is True and row.interval is None and not row.samples for row in rows)

@@ -81,9 +81,8 @@ def register(script: Path, schema: type) -> str:
     groups = [{group: option} for group, option in CHOSEN.items() if group in keys]
     own = [command] if (conf_directory() / f"{command}.yaml").is_file() else []
     quiet = [{f"override hydra/{log}": "none"} for log in ("job_logging", "hydra_logging")]
-    about = (
-        narrow(read_script(script).help).replace("$", "$$").replace("${", "\\${")
-    )  # of string.Template, then of OmegaConf
+    about = narrow(read_script(script).help)
+    about = about.replace("$", "$$").replace("${", "\\${")  # of string.Template, then of OmegaConf
     chosen = sorted((keys & GROUPS.keys()) | ({"recipe"} if "trainer" in keys else set()))
     listed = "\n".join(narrow(f"{group}: {', '.join(options_of(group))}", hang="  ") for group in chosen)
     options = f"Groups (group=option)\n\n{listed}\n\n" if chosen else ""

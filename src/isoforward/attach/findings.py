@@ -21,7 +21,7 @@ from isoforward.base import units
 from isoforward.base.device import device_of
 from isoforward.base.disturbance import Disturbance
 from isoforward.base.environment import environment
-from isoforward.base.results import Comparison, Environment, Results, Row, RowFields, Verdict, row_of
+from isoforward.base.results import Comparison, Environment, Results, Row, RowFields, Verdict, row_of, unavailable
 from isoforward.base.statistics import FEWEST, ratio_unpaired, summarise
 from isoforward.base.vocabulary import Condition
 from isoforward.measure.benchmark import Part
@@ -101,7 +101,7 @@ class _Rows:
             except Exception as error:
                 reason = f"its forward fails in inference: {type(error).__name__}: {error}".partition("\n")[0]
         about = self._about("inference", "forward", "step")
-        return [row_of(NAME, about, quantity="time", value=None, provenance="unavailable", reason=reason)]
+        return [row_of(NAME, about, unavailable(reason), quantity="time")]
 
     def serving(self) -> Iterator[Row]:
         clock = self.watched.account.clock
@@ -136,7 +136,7 @@ class _Rows:
         if compiled(self.watched.roots):
             reason = "a compiled module dispatches no operators that could be counted"
             about = self._about("training", "step", "step")
-            yield row_of(NAME, about, how, value=None, provenance="unavailable", reason=reason)
+            yield row_of(NAME, about, how, unavailable(reason))
         elif self.watched.flops:
             for phase, count in self.watched.flops.items():
                 if phase in IN_STEP:

@@ -75,7 +75,7 @@ def phase_costs(
     """Times data, transfer, forward, loss, backward, clipping and optimizer of the training steps in its block.
 
     One step in `every`, drawn at random, is timed by phase, the others as a whole; fewer, where timing them would take
-    more than 0.5 % of the training. `warmup` steps are left out, and the operators of the next are counted if `flops`.
+    more than 0.3 % of the training. `warmup` steps are left out, and the operators of the next are counted if `flops`.
     `model` None is found by the weights that optimizers update; `optimizer` says whose steps are counted where there
     are several, else it is the first to step. Hooks are undone at the end. Weights and random state are what they would
     have been.

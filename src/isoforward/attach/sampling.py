@@ -27,8 +27,7 @@ BESIDE = 8  # steps that were not timed by phase, the last before it, that each 
 class Sampling:
     """Which steps are timed phase by phase. The others have their whole timed, with few hooks."""
 
-    every: int = 4  # at most one of so many, and later of RARER times as many, at a place that is drawn: a fixed stride
-    # could fall in with the loop's own
+    every: int = 4  # one of so many at most, at a place that is drawn: a fixed stride could fall in with the loop's own
     warmup: int = 3  # steps left out at the beginning
     count_flops: bool = True  # in one step after the warm-up, which is not timed
 

@@ -138,6 +138,10 @@ class RowFields(TypedDict, total=False):
     environment: str
 
 
+def unavailable(why: str) -> RowFields:
+    return {"value": None, "provenance": "unavailable", "reason": why}
+
+
 def row_of(experiment: str, *shared: RowFields, **fields: Unpack[RowFields]) -> Row:
     """What rows share, and what is a row's own: where a field is given twice, the last one holds."""
     merged: RowFields = {}

@@ -142,10 +142,6 @@ def counted(flops: float, convention: str = "model") -> RowFields:
     return {"quantity": "flops", "value": float(flops), "provenance": "counted", "convention": convention}
 
 
-def unavailable(why: str) -> RowFields:
-    return {"value": None, "provenance": "unavailable", "reason": why}
-
-
 def with_kernels(case: Case, *, rows: Sequence[int] = (1,)) -> Case:
     """The kernels that are the faster ones for it on this machine, measured where that is not known yet.
 

@@ -19,11 +19,11 @@ import torch
 
 from isoforward.base.device import device_of
 from isoforward.base.memory_readers import Memory, why_unreadable
-from isoforward.base.results import Row, RowFields
+from isoforward.base.results import Row, RowFields, unavailable
 from isoforward.base.subprocesses import Failed, run_isolated
 from isoforward.base.vocabulary import Condition
 from isoforward.formats.export import freeze
-from isoforward.measure.case import Case, unavailable
+from isoforward.measure.case import Case
 from isoforward.measure.memory_ledger import Ledger, generate, inference_ledger, training_ledger
 from isoforward.measure.passes import measured_or_refused
 from isoforward.model import steps

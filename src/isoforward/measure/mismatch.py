@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from isoforward.base.results import Row, RowFields
+from isoforward.base.results import Row, RowFields, unavailable
 from isoforward.base.vocabulary import Condition
 from isoforward.formats.export import freeze
 from isoforward.measure.case import Case
@@ -228,7 +228,7 @@ def row(case: Case, quantity: str, value: float, way: Mapping[str, Condition], *
 
 
 def missing_row(case: Case, quantity: str, why: object, way: Mapping[str, Condition], **more: Condition) -> Row:
-    return case.row(about(case, quantity, way, more), value=None, provenance="unavailable", reason=str(why))
+    return case.row(about(case, quantity, way, more), unavailable(str(why)))
 
 
 def about(case: Case, quantity: str, way: Mapping[str, Condition], more: Mapping[str, Condition]) -> RowFields:

@@ -13,12 +13,12 @@ from torch import Tensor
 from isoforward.base.checks import at_least
 from isoforward.base.errors import BadInput
 from isoforward.base.memory_readers import why_unreadable
-from isoforward.base.results import Row, RowFields
+from isoforward.base.results import Row, RowFields, unavailable
 from isoforward.base.subprocesses import Failed
 from isoforward.base.vocabulary import TRAINING, Condition
 from isoforward.formats.export import freeze
 from isoforward.measure.benchmark import Measured, Part, Work, phased, timed
-from isoforward.measure.case import Case, counted, master_of, unavailable
+from isoforward.measure.case import Case, counted, master_of
 from isoforward.measure.flops import FlopCounter, Scope, by_phase, layers_of
 from isoforward.measure.memory import Life, account_of
 from isoforward.measure.memory_ledger import Ledger

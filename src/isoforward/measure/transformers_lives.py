@@ -18,10 +18,10 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from isoforward.base.config import OptimConfig
 from isoforward.base.device import device_of
 from isoforward.base.errors import BadInput
-from isoforward.base.results import Row, RowFields
+from isoforward.base.results import Row, RowFields, unavailable
 from isoforward.base.vocabulary import CONVENTIONS, TRAINING
 from isoforward.measure.benchmark import Part
-from isoforward.measure.case import Case, batch_of, counted, identity_row, unavailable
+from isoforward.measure.case import Case, batch_of, counted, identity_row
 from isoforward.measure.flops import FlopCounter, Scope, by_phase, fused_attention
 from isoforward.measure.memory import HONEST_MALLOC, PeakOf, held_in
 from isoforward.measure.memory_ledger import generate

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from isoforward.base import units
 from isoforward.base.datasheets import Hardware, calibrated_here
 from isoforward.base.errors import Integrity
-from isoforward.base.results import Row, RowFields
+from isoforward.base.results import Row, RowFields, unavailable
 from isoforward.base.vocabulary import Condition
 from isoforward.measure.case import Case
 from isoforward.measure.operators import Operator, Work, deepened, record_serving, record_training
@@ -245,7 +245,7 @@ def predicted(hardware: Hardware, case: Case, *, pace: float = 1.0, **more: Cond
                 )
             else:
                 reason = f"the rate of {hardware.name} in {case.precision} is not known"
-                yield case.row(about, time, value=None, provenance="unavailable", reason=reason)
+                yield case.row(about, time, unavailable(reason))
             need = held[phase] + by.buffers_bytes.get(case.precision, {}).get(life, 0)
             large = (
                 (f"{units.size(need)} do not fit the {units.size(hardware.memory_bytes)} of {hardware.name}",)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from isoforward.base.results import Row, RowFields, row_of
+from isoforward.base.results import Row, RowFields, row_of, unavailable
 from isoforward.train.pace import told_loss
 
 
@@ -63,6 +63,6 @@ class Outcome:
 
 def known(value: float | None, why_not: str, about: RowFields, quantity: str, per: str) -> Row:
     if value is None:
-        missing: RowFields = {"value": None, "provenance": "unavailable", "reason": why_not}
+        missing = unavailable(why_not)
         return row_of("train", about, missing, quantity=quantity, per=per)
     return row_of("train", about, value=value, quantity=quantity, per=per)
